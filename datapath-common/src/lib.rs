@@ -1,0 +1,2 @@
+#![no_std]
+//! Types and logic that the eBPF programs and userspace share.

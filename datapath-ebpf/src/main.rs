@@ -1,0 +1,2 @@
+//! datapath-ebpf
+fn main() {}
