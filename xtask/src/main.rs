@@ -1,2 +1,41 @@
-//! xtask
-fn main() {}
+//! `cargo xtask`: everything one does with this tree beyond a plain `cargo build`.
+//!
+//! The dispatcher only parses and hands over; each subcommand is a module of its own, and what they share (running
+//! commands, setting the machine up) lies in [`cmd`] and [`setup`].
+#![forbid(unsafe_code)]
+
+mod build_ebpf;
+mod cmd;
+mod setup;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Build, run, test and benchmark Sluice")]
+struct Args {
+    #[command(subcommand)]
+    task: Option<Task>,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the eBPF programs into target/bpf/, installing the toolchain they need if it is missing
+    BuildEbpf(build_ebpf::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().task {
+        None => Ok(Args::command().print_help().is_ok()),
+        Some(Task::BuildEbpf(options)) => build_ebpf::run(&options).map(|_| true),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Setting the machine up: what a task needs and does not find, it installs, and says so.
+//!
+//! Everything here may be called again and again: what is present is not touched. System packages are installed only
+//! on Debian and its descendants and only as root; elsewhere one line says what to install. What can live inside the
+//! tree lies under `.cache/`.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::cmd;
+
+/// The one version of the linker that the objects are tested with.
+const BPF_LINKER: &str = "0.13.0";
+
+/// The eBPF toolchain: `rust-src`, LLVM's development files and `bpf-linker`. Returns the linker's path.
+pub(crate) fn ebpf_toolchain() -> Result<PathBuf> {
+    rust_src()?;
+    bpf_linker()
+}
+
+/// Installs those Debian packages of `packages` that are missing. `purpose` completes "… is needed for".
+pub(crate) fn debian_packages(packages: &[&str], purpose: &str) -> Result<()> {
+    let missing: Vec<&str> = packages.iter().copied().filter(|package| !is_installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !is_debian() {
+        bail!("{purpose} needs what Debian calls {list}: install it with your system's package manager");
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("{purpose} needs {list}: run `apt-get install {list}` as root");
+    }
+    let step = cmd::step(format!("installing {list} for {purpose}"));
+    apt_install(&missing).with_context(|| format!("{purpose} needs {list}, which apt-get could not install"))?;
+    step.done("installed");
+    Ok(())
+}
+
+/// The source of `core`, which is compiled for the bpf target.
+fn rust_src() -> Result<()> {
+    let sysroot = cmd::output(Command::new("rustc").current_dir(cmd::root()).args(["--print", "sysroot"]))?;
+    if Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file() {
+        return Ok(());
+    }
+    if cmd::find("rustup").is_none() {
+        bail!("the compiler in {} has no rust-src: install that component (rustup is not here)", sysroot.trim());
+    }
+    let step = cmd::step("adding rust-src to the toolchain");
+    cmd::run(Command::new("rustup").current_dir(cmd::root()).args(["component", "add", "rust-src"]))
+        .context("can't add rust-src: check the network, then `rustup component add rust-src`")?;
+    step.done("added");
+    Ok(())
+}
+
+/// `bpf-linker` of the pinned version, in the tree's own folder so that no other project's choice matters.
+fn bpf_linker() -> Result<PathBuf> {
+    let folder = cmd::root().join(".cache/bpf-linker");
+    let linker = folder.join("bin/bpf-linker");
+    if runs(&linker) {
+        return Ok(linker);
+    }
+    let major = rustc_llvm_major()?;
+    let prefix = llvm_prefix(major)?;
+    let step = cmd::step(format!("building bpf-linker {BPF_LINKER} with LLVM {major} (about a minute)"));
+    let mut install = cmd::cargo();
+    install
+        .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force", "--no-default-features"])
+        .args(["--features", &format!("llvm-{major}"), "--root"])
+        .arg(&folder)
+        // Its own build folder: the tree's target folder is for the tree.
+        .env("CARGO_TARGET_DIR", cmd::root().join("target/bpf-linker"))
+        .env("LLVM_PREFIX", &prefix);
+    cmd::run(&mut install).context("can't build bpf-linker")?;
+    if !runs(&linker) {
+        bail!("bpf-linker was built but {} does not run", linker.display());
+    }
+    // Some hundred megabytes that nothing needs again.
+    let _ = fs::remove_dir_all(cmd::root().join("target/bpf-linker"));
+    step.done("built");
+    Ok(linker)
+}
+
+/// Whether this linker is there, of the pinned version, and finds its libraries.
+fn runs(linker: &Path) -> bool {
+    let version = Command::new(linker).arg("--version").output();
+    version.is_ok_and(|out| out.status.success() && String::from_utf8_lossy(&out.stdout).trim().ends_with(BPF_LINKER))
+}
+
+/// The linker reads the compiler's bitcode, so its LLVM must not be older than the compiler's.
+fn rustc_llvm_major() -> Result<u32> {
+    let version = cmd::output(Command::new("rustc").current_dir(cmd::root()).arg("-vV"))?;
+    version
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: ")?.split('.').next()?.parse().ok())
+        .context("`rustc -vV` names no LLVM version: use the toolchain that rust-toolchain.toml pins")
+}
+
+/// Where LLVM's development files lie, after installing them if they are missing.
+fn llvm_prefix(major: u32) -> Result<PathBuf> {
+    if let Some(prefix) = env::var_os("LLVM_PREFIX") {
+        return Ok(prefix.into());
+    }
+    let package = format!("llvm-{major}-dev");
+    debian_packages(&[&package, "zlib1g-dev", "libzstd-dev", "libxml2-dev"], "bpf-linker").or_else(|error| {
+        // Another system may have the files without Debian's package names.
+        if installed_llvm(major).is_some() { Ok(()) } else { Err(error) }
+    })?;
+    installed_llvm(major).with_context(|| {
+        format!("no LLVM {major} found: install it with its development files and set LLVM_PREFIX to its folder")
+    })
+}
+
+fn installed_llvm(major: u32) -> Option<PathBuf> {
+    let debian = PathBuf::from(format!("/usr/lib/llvm-{major}"));
+    if debian.join("bin/llvm-config").is_file() {
+        return Some(debian);
+    }
+    [format!("llvm-config-{major}"), "llvm-config".into()].iter().find_map(|program| {
+        let ask = |what| cmd::output(Command::new(cmd::find(program)?).arg(what)).ok();
+        let fits = ask("--version")?.split('.').next()?.parse() == Ok(major);
+        fits.then(|| ask("--prefix")).flatten().map(|prefix| prefix.trim().into())
+    })
+}
+
+fn is_debian() -> bool {
+    cmd::find("apt-get").is_some() && cmd::find("dpkg-query").is_some()
+}
+
+fn is_installed(package: &str) -> bool {
+    let query = Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]).output();
+    query.is_ok_and(|out| out.status.success() && out.stdout == b"installed")
+}
+
+/// Tries with the package lists as they are, then with fresh ones: an old image's lists name files that are gone.
+fn apt_install(packages: &[&str]) -> Result<()> {
+    let mut install = apt_get();
+    install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
+    if cmd::quietly(&mut install) {
+        return Ok(());
+    }
+    cmd::output(apt_get().args(["update", "-qq"]))?;
+    cmd::output(&mut install).map(drop)
+}
+
+/// `apt-get` that asks nothing and waits for another one to finish.
+fn apt_get() -> Command {
+    let mut apt = Command::new("apt-get");
+    apt.env("DEBIAN_FRONTEND", "noninteractive").args(["-o", "DPkg::Lock::Timeout=300"]);
+    apt
+}
