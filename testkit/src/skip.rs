@@ -1,0 +1,137 @@
+//! What a test needs of the machine, and how one that can't have it is counted.
+//!
+//! Rust's test harness knows "passed", "failed" and "ignored at compile time", but not "can't run here". So a test
+//! names its needs in its first line; if one is missing it says `SKIPPED NAME: REASON`, appends the same to the file
+//! that `SLUICE_SKIP_LOG` names, and returns. `cargo xtask test` reads that file and takes such tests out of the
+//! passed ones.
+
+use std::{
+    env, fmt,
+    fs::OpenOptions,
+    io::{self, Write as _},
+    path::Path,
+    sync::OnceLock,
+};
+
+use crate::{netns::Netns, tools, workspace_root};
+
+/// The environment variable that names the file for lines `NAME<tab>REASON`.
+pub const SKIP_LOG: &str = "SLUICE_SKIP_LOG";
+
+/// Something that a machine may lack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// To make network namespaces and devices: root and iproute2.
+    Namespaces,
+    /// To load BPF programs: the right to, ring buffers, and the kernel's BTF.
+    Bpf,
+    /// Our own eBPF objects, built.
+    EbpfObject,
+    /// A program of the system or of `.cache/`.
+    Tool(&'static str),
+}
+
+/// Returns from the test, counted as skipped, unless the machine has all that is named.
+///
+/// `require!("name of the test"; Need::Namespaces, Need::Tool("ping"))`
+#[macro_export]
+macro_rules! require {
+    ($name:expr; $($need:expr),+ $(,)?) => {
+        if !$crate::skip::have($name, &[$($need),+]) {
+            return;
+        }
+    };
+}
+
+/// Returns from the test, counted as skipped, unless namespaces can be made and our eBPF programs loaded. A second
+/// argument is what the test returns then, if it returns something.
+#[macro_export]
+macro_rules! require_root_and_bpf {
+    ($name:expr $(, $result:expr)?) => {
+        if !$crate::skip::have($name, &[$crate::Need::Namespaces, $crate::Need::Bpf, $crate::Need::EbpfObject]) {
+            return $($result)?;
+        }
+    };
+}
+
+/// Whether the machine has all of `needs`; if not, `test` is reported as skipped.
+pub fn have(test: &str, needs: &[Need]) -> bool {
+    match needs.iter().find_map(|need| need.missing()) {
+        None => true,
+        Some(reason) => {
+            report(test, &reason);
+            false
+        }
+    }
+}
+
+impl Need {
+    /// Why the machine can't give this; `None` if it can.
+    pub fn missing(self) -> Option<String> {
+        static NAMESPACES: OnceLock<Option<String>> = OnceLock::new();
+        static BPF: OnceLock<Option<String>> = OnceLock::new();
+        match self {
+            Self::Namespaces => NAMESPACES.get_or_init(no_namespaces).clone(),
+            Self::Bpf => BPF.get_or_init(no_bpf).clone(),
+            Self::EbpfObject => (!workspace_root().join("target/bpf/tc.o").is_file())
+                .then(|| "the eBPF programs are not built (cargo xtask build-ebpf)".into()),
+            Self::Tool(name) => tools::find(name).is_none().then(|| format!("{name} is not installed")),
+        }
+    }
+}
+
+fn no_namespaces() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("needs root".into());
+    }
+    if tools::find("ip").is_none() {
+        return Some("ip (iproute2) is not installed".into());
+    }
+    Netns::new("probe").err().map(|error| format!("can't make network namespaces: {error}"))
+}
+
+fn no_bpf() -> Option<String> {
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return Some("the kernel has no BTF (/sys/kernel/btf/vmlinux)".into());
+    }
+    create_ring_buffer().err().map(|error| match error.raw_os_error() {
+        Some(libc::EPERM) => "not allowed to use BPF".into(),
+        Some(libc::EINVAL) => "the kernel has no BPF ring buffers (Linux 5.8)".into(),
+        _ => format!("the kernel refuses BPF: {error}"),
+    })
+}
+
+/// Makes and drops the smallest map of the youngest kind that the datapath needs.
+fn create_ring_buffer() -> io::Result<()> {
+    const BPF_MAP_CREATE: libc::c_int = 0;
+    const BPF_MAP_TYPE_RINGBUF: u32 = 27;
+    // The first words of `union bpf_attr`: type, key size, value size, entries. The size must be a power-of-two
+    // multiple of the page size, which is 64 KiB at most.
+    let attributes: [u32; 4] = [BPF_MAP_TYPE_RINGBUF, 0, 0, 65536];
+    // SAFETY: bpf(2) reads `size` bytes at the pointer, which are those of the live array; rest of the union is zero.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, attributes.as_ptr(), size_of_val(&attributes) as libc::c_uint)
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call returned a new descriptor that nothing else owns.
+    drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd as i32) });
+    Ok(())
+}
+
+fn report(test: &str, reason: &str) {
+    // Each line in one write: tests of several processes append to the same file.
+    let line = |separator: &dyn fmt::Display| format!("{test}{separator}{}\n", reason.replace('\n', " "));
+    eprint!("SKIPPED {}", line(&": "));
+    if let Some(log) = env::var_os(SKIP_LOG) {
+        let written = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .and_then(|mut file| file.write_all(line(&'\t').as_bytes()));
+        if let Err(error) = written {
+            eprintln!("can't write {}: {error}", Path::new(&log).display());
+        }
+    }
+}
