@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The datapath interface: what userspace may ask of a datapath, whichever engine runs it.
+//!
+//! A *datapath* has ports and a flow table. A flow is a megaflow: a key, a mask that says which bits of the key a packet must
+//! agree with, and a list of actions. A packet that matches no flow goes up to userspace (an *upcall*), which answers by
+//! installing a flow and by executing the packet. Two flows of one datapath never overlap: userspace sees to that, so a
+//! datapath may take the first match it finds.
+//!
+//! [`Dpif`] is that contract. `dpif-ebpf` implements it on eBPF programs; [`inproc`] in this process,
+//! without privileges, from the same shared code. [`action`] is the vocabulary of actions, [`program`] turns a list of them
+//! into the operations that the engines run, [`odp`] reads and writes keys and actions as text.
+#![forbid(unsafe_code)]
+
+pub mod action;
+pub mod error;
+pub mod flow;
+pub mod inproc;
+pub mod interface;
+pub mod odp;
+pub mod packet;
+pub mod port;
+pub mod program;
+pub mod upcall;
+
+pub use action::{Action, CtAction, HashAlg, KeyAttr, SetAction, UserspaceAction};
+pub use datapath_common::{Be16, Be32, Be64, FlowKey, Vlan};
+pub use error::DpifError;
+pub use flow::{DatapathFlow, FlowPut, FlowStats, PutMode, Ufid};
+pub use interface::{DpStats, Dpif, DpifOp, Execute, Features};
+pub use packet::Packet;
+pub use port::{OdpPort, PortEvent, PortInfo, PortKind, PortSpec, PortStats};
+pub use upcall::{Upcall, UpcallBatch, UpcallKind};
+
+/// The result of a datapath operation.
+pub type Result<T> = core::result::Result<T, DpifError>;

@@ -1,0 +1,534 @@
+//! From packet to key: `ovs_flow_key_extract` of the kernel module (`net/openvswitch/flow.c`), for every engine.
+//!
+//! Malformed headers are the rule here, not the exception: whoever sends a packet chooses its bytes. The module's answers are
+//! kept one by one, because a flow installed by userspace must mean the same in every engine. A header that is cut off or lies
+//! about its length ends the extraction with the fields from there on zero; only what the module drops (a frame shorter than
+//! an Ethernet header, a broken NSH header) is [`Malformed`]. Nothing looks at IPv4's total length.
+//!
+//! Two walks have a bound that the module doesn't have, because a verifier must see their end: [`MAX_EXT_HEADERS`] IPv6
+//! extension headers (a longer chain is treated as one that is cut off) and [`MAX_LABELS`] MPLS labels (likewise).
+
+use crate::be::{Be16, Be32};
+use crate::key::{FRAG_FIRST, FRAG_LATER, FlowKey, VLAN_PRESENT, Vlan, word};
+use crate::packet::PacketRead;
+
+#[cfg(not(target_endian = "little"))]
+compile_error!("the flow key is built from words as a little-endian machine loads them");
+
+/// IPv6 extension headers that are walked.
+pub const MAX_EXT_HEADERS: u32 = 8;
+/// MPLS labels that are walked.
+pub const MAX_LABELS: u32 = 8;
+/// Neighbour discovery options that are walked.
+pub const MAX_ND_OPTIONS: u32 = 8;
+
+/// Ethernet types in host order.
+pub mod eth_type {
+    /// IPv4.
+    pub const IPV4: u16 = 0x0800;
+    /// ARP.
+    pub const ARP: u16 = 0x0806;
+    /// Reverse ARP.
+    pub const RARP: u16 = 0x8035;
+    /// 802.1Q tag.
+    pub const VLAN: u16 = 0x8100;
+    /// 802.1ad tag.
+    pub const QINQ: u16 = 0x88a8;
+    /// IPv6.
+    pub const IPV6: u16 = 0x86dd;
+    /// MPLS unicast.
+    pub const MPLS: u16 = 0x8847;
+    /// MPLS multicast.
+    pub const MPLS_MC: u16 = 0x8848;
+    /// Network service header.
+    pub const NSH: u16 = 0x894f;
+    /// What an 802.3 frame without SNAP gets (`ETH_P_802_2`).
+    pub const NONE: u16 = 0x0004;
+}
+
+/// IP protocol numbers.
+pub mod ip_proto {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// IPv6 hop-by-hop options.
+    pub const HOP: u8 = 0;
+    /// IPv6 routing header.
+    pub const ROUTING: u8 = 43;
+    /// IPv6 fragment header.
+    pub const FRAGMENT: u8 = 44;
+    /// Authentication header.
+    pub const AUTH: u8 = 51;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+    /// No next header.
+    pub const NONE: u8 = 59;
+    /// IPv6 destination options.
+    pub const DEST: u8 = 60;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+}
+
+/// Where the headers lie, for the actions. Offsets from the Ethernet header, 0 = no such header.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Layers {
+    /// Network header.
+    pub l3: u32,
+    /// Transport header: behind a whole IP header of a packet that is no later fragment.
+    pub l4: u32,
+    /// 1: an IPv6 routing header has segments left, so the destination is not the checksum's.
+    pub routing: u32,
+}
+
+/// The module drops this packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Malformed;
+
+const FIRST_6: u64 = 0x0000_ffff_ffff_ffff;
+
+/// Clears what [`extract`] fills, keeping the metadata: for a packet that is extracted again.
+#[inline(always)]
+pub fn clear_packet_fields(key: &mut FlowKey) {
+    let words = key.words_mut();
+    let mut i = word::ETH_DST;
+    while i <= word::IPV4 {
+        words[i] = 0;
+        i += 1;
+    }
+    // The low half of this word is the original direction tuple's.
+    words[word::IPV6_LABEL] &= 0xffff_ffff;
+    i = word::IPV6_SRC;
+    while i <= 25 {
+        words[i] = 0;
+        i += 1;
+    }
+}
+
+/// Fills the packet fields of `key`, which must be zero; metadata is the caller's.
+#[inline(always)]
+pub fn extract<P: PacketRead>(packet: &P, key: &mut FlowKey) -> Result<Layers, Malformed> {
+    let len = packet.len();
+    if len < 14 {
+        return Err(Malformed);
+    }
+    let dst = packet.u64(0).ok_or(Malformed)?;
+    let src = packet.u64(6).ok_or(Malformed)?;
+    let (ether_type, l3) = link_layer(packet, key, (src >> 48) as u16)?;
+    key.words_mut()[word::ETH_DST] = (dst & FIRST_6) | (u64::from(ether_type) << 48);
+    key.words_mut()[word::ETH_SRC] = src & FIRST_6;
+
+    let mut layers = Layers { l3, l4: 0, routing: 0 };
+    match u16::from_be(ether_type) {
+        eth_type::IPV4 => ipv4(packet, key, &mut layers),
+        eth_type::IPV6 => ipv6(packet, key, &mut layers),
+        eth_type::ARP | eth_type::RARP => arp(packet, key, l3),
+        eth_type::MPLS | eth_type::MPLS_MC => mpls(packet, key, l3),
+        eth_type::NSH => nsh(packet, key, l3)?,
+        _ => {}
+    }
+    Ok(layers)
+}
+
+/// VLAN tags and Ethernet type. `at_12`: the two bytes behind the addresses. Returns the type (memory order) and where the
+/// network header begins.
+#[inline(always)]
+fn link_layer<P: PacketRead>(packet: &P, key: &mut FlowKey, at_12: u16) -> Result<(u16, u32), Malformed> {
+    let len = packet.len();
+    let mut offset = 12;
+    let mut tpid = at_12;
+
+    let accelerated = packet.accelerated_vlan();
+    if !accelerated.tpid.is_zero() {
+        key.vlan = Vlan { tpid: accelerated.tpid, tci: accelerated.tci | Be16::new(VLAN_PRESENT) };
+    } else if is_tag(tpid) && len >= offset + 6 {
+        key.vlan = tag(tpid, packet.u16(offset + 2).ok_or(Malformed)?);
+        offset += 4;
+        tpid = packet.u16(offset).ok_or(Malformed)?;
+    }
+    // The module looks for an inner tag only behind an outer one.
+    if !key.vlan.tpid.is_zero() && is_tag(tpid) && len >= offset + 6 {
+        key.cvlan = tag(tpid, packet.u16(offset + 2).ok_or(Malformed)?);
+        offset += 4;
+        tpid = packet.u16(offset).ok_or(Malformed)?;
+    }
+
+    offset += 2;
+    if u16::from_be(tpid) >= 0x600 {
+        return Ok((tpid, offset));
+    }
+    // 802.3: the field was a length. LLC with SNAP (AA AA, control, OUI 0) carries an Ethernet type, anything else none.
+    if len >= offset + 8 {
+        let llc = packet.u64(offset).ok_or(Malformed)?;
+        if llc & 0x0000_ffff_ff00_ffff == 0x0000_0000_0000_aaaa {
+            let snap_type = (llc >> 48) as u16;
+            if u16::from_be(snap_type) >= 0x600 {
+                return Ok((snap_type, offset + 8));
+            }
+            return Ok((eth_type::NONE.to_be(), offset + 8));
+        }
+    }
+    Ok((eth_type::NONE.to_be(), offset))
+}
+
+#[inline(always)]
+fn is_tag(raw: u16) -> bool {
+    raw == eth_type::VLAN.to_be() || raw == eth_type::QINQ.to_be()
+}
+
+#[inline(always)]
+fn tag(tpid: u16, tci: u16) -> Vlan {
+    Vlan { tpid: Be16::from_raw(tpid), tci: Be16::from_raw(tci) | Be16::new(VLAN_PRESENT) }
+}
+
+#[inline(always)]
+fn ipv4<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers) {
+    let l3 = layers.l3;
+    // Bytes 0–7: version and header length, TOS, total length, id, fragment; 8–11: TTL, protocol, checksum; then addresses.
+    let (Some(first), Some(second), Some(addresses)) = (packet.u64(l3), packet.u32(l3 + 8), packet.u64(l3 + 12)) else {
+        return;
+    };
+    let header = ((first & 0xf) as u32) * 4;
+    if header < 20 || packet.len() < l3 + header {
+        return;
+    }
+    key.words_mut()[word::IPV4] = addresses;
+    key.ip_proto = (second >> 8) as u8;
+    key.ip_tos = (first >> 8) as u8;
+    key.ip_ttl = second as u8;
+    let fragment = u16::from_be((first >> 48) as u16);
+    if fragment & 0x1fff != 0 {
+        key.ip_frag = FRAG_LATER;
+        return;
+    }
+    if fragment & 0x2000 != 0 || packet.is_ufo() {
+        key.ip_frag = FRAG_FIRST;
+    }
+    layers.l4 = l3 + header;
+    transport(packet, key, layers.l4, ip_proto::ICMP);
+}
+
+/// Ports, TCP flags, ICMP type and code; all zero where the header is cut off.
+#[inline(always)]
+fn transport<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32, icmp: u8) {
+    let len = packet.len();
+    let proto = key.ip_proto;
+    if proto == ip_proto::TCP {
+        if len < l4 + 20 {
+            return;
+        }
+        let (Some(ports), Some(offset_flags)) = (packet.u32(l4), packet.u16(l4 + 12)) else { return };
+        let offset_flags = u16::from_be(offset_flags);
+        let header = u32::from(offset_flags >> 12) * 4;
+        if header < 20 || len < l4 + header {
+            return;
+        }
+        set_ports(key, ports);
+        key.tcp_flags = Be16::new(offset_flags & 0x0fff);
+    } else if proto == ip_proto::UDP {
+        if len >= l4 + 8
+            && let Some(ports) = packet.u32(l4)
+        {
+            set_ports(key, ports);
+        }
+    } else if proto == ip_proto::SCTP {
+        if len >= l4 + 12
+            && let Some(ports) = packet.u32(l4)
+        {
+            set_ports(key, ports);
+        }
+    } else if proto == icmp
+        && len >= l4 + 8
+        && let Some(type_code) = packet.u16(l4)
+    {
+        key.tp_src = Be16::new(type_code & 0xff);
+        key.tp_dst = Be16::new(type_code >> 8);
+    }
+}
+
+#[inline(always)]
+fn set_ports(key: &mut FlowKey, ports: u32) {
+    key.tp_src = Be16::from_raw(ports as u16);
+    key.tp_dst = Be16::from_raw((ports >> 16) as u16);
+}
+
+#[inline(always)]
+fn arp<P: PacketRead>(packet: &P, key: &mut FlowKey, l3: u32) {
+    if packet.len() < l3 + 28 {
+        return;
+    }
+    let Some(head) = packet.u64(l3) else { return };
+    // Hardware type Ethernet, protocol IPv4, address lengths 6 and 4.
+    if head & FIRST_6 != u64::from_le_bytes([0, 1, 8, 0, 6, 4, 0, 0]) {
+        return;
+    }
+    let (Some(sha), Some(spa), Some(tha), Some(tpa)) =
+        (packet.u64(l3 + 8), packet.u32(l3 + 14), packet.u64(l3 + 18), packet.u32(l3 + 24))
+    else {
+        return;
+    };
+    let opcode = u16::from_be((head >> 48) as u16);
+    key.ip_proto = if opcode <= 0xff { opcode as u8 } else { 0 };
+    key.ipv4_src = Be32::from_raw(spa);
+    key.ipv4_dst = Be32::from_raw(tpa);
+    key.words_mut()[word::ARP_SHA] = sha & FIRST_6;
+    key.words_mut()[word::ARP_THA] = tha & FIRST_6;
+}
+
+#[inline(always)]
+fn mpls<P: PacketRead>(packet: &P, key: &mut FlowKey, l3: u32) {
+    let mut count = 0;
+    while count < MAX_LABELS {
+        let Some(lse) = packet.u32(l3 + count * 4) else { return };
+        match count {
+            0 => key.mpls_lse[0] = Be32::from_raw(lse),
+            1 => key.mpls_lse[1] = Be32::from_raw(lse),
+            2 => key.mpls_lse[2] = Be32::from_raw(lse),
+            _ => {}
+        }
+        count += 1;
+        // Bottom of stack.
+        if u32::from_be(lse) & 0x100 != 0 {
+            key.mpls_labels = if count >= 3 { 7 } else { (1 << count) - 1 };
+            return;
+        }
+    }
+}
+
+#[inline(always)]
+fn nsh<P: PacketRead>(packet: &P, key: &mut FlowKey, l3: u32) -> Result<(), Malformed> {
+    let base = packet.u64(l3).ok_or(Malformed)?;
+    let bits = u16::from_be(base as u16);
+    let length = u32::from(bits & 0x3f) * 4;
+    if bits >> 14 != 0 || packet.len() < l3 + length {
+        return Err(Malformed);
+    }
+    key.nsh_flags = ((bits >> 12) & 3) as u8;
+    key.nsh_ttl = ((bits >> 6) & 0x3f) as u8;
+    key.nsh_mdtype = (base >> 16) as u8;
+    key.nsh_np = (base >> 24) as u8;
+    key.nsh_path = Be32::from_raw((base >> 32) as u32);
+    match key.nsh_mdtype {
+        1 => {
+            if length != 24 {
+                return Err(Malformed);
+            }
+            key.words_mut()[24] = packet.u64(l3 + 8).ok_or(Malformed)?;
+            key.words_mut()[25] = packet.u64(l3 + 16).ok_or(Malformed)?;
+            Ok(())
+        }
+        2 => Ok(()),
+        _ => Err(Malformed),
+    }
+}
+
+#[inline(always)]
+fn ipv6<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers) {
+    let l3 = layers.l3;
+    if packet.len() < l3 + 40 {
+        return;
+    }
+    let (Some(first), Some(s0), Some(s1), Some(d0), Some(d1)) =
+        (packet.u64(l3), packet.u64(l3 + 8), packet.u64(l3 + 16), packet.u64(l3 + 24), packet.u64(l3 + 32))
+    else {
+        return;
+    };
+    let words = key.words_mut();
+    words[word::IPV6_SRC] = s0;
+    words[word::IPV6_SRC + 1] = s1;
+    words[word::IPV6_DST] = d0;
+    words[word::IPV6_DST + 1] = d1;
+    let flow = u32::from_be(first as u32);
+    key.ip_tos = (flow >> 20) as u8;
+    key.ipv6_label = Be32::new(flow & 0x000f_ffff);
+    key.ip_ttl = (first >> 56) as u8;
+    key.ip_proto = ip_proto::NONE;
+
+    let next = (first >> 48) as u8;
+    if !is_extension(next) {
+        key.ip_proto = next;
+        layers.l4 = l3 + 40;
+    } else {
+        key.ipv6_exthdrs = extension_bits(packet, next, l3 + 40);
+        walk_extensions(packet, key, layers, next);
+        if layers.l4 == 0 {
+            return;
+        }
+    }
+    if packet.is_ufo() {
+        key.ip_frag = FRAG_FIRST;
+    }
+    transport(packet, key, layers.l4, ip_proto::ICMPV6);
+    if key.ip_proto == ip_proto::ICMPV6 {
+        neighbour_discovery(packet, key, layers.l4);
+    }
+}
+
+#[inline(always)]
+fn is_extension(next: u8) -> bool {
+    matches!(
+        next,
+        ip_proto::HOP | ip_proto::ROUTING | ip_proto::FRAGMENT | ip_proto::AUTH | ip_proto::NONE | ip_proto::DEST
+    )
+}
+
+/// `ipv6_find_hdr` for the last header: protocol, fragment type and transport offset. Leaves `layers.l4` 0 where the chain is
+/// broken or the packet is a later fragment.
+#[inline(always)]
+fn walk_extensions<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers, first: u8) {
+    let mut next = first;
+    let mut offset = layers.l3 + 40;
+    let mut i = 0;
+    while i < MAX_EXT_HEADERS {
+        i += 1;
+        if next == ip_proto::NONE || !is_extension(next) {
+            key.ip_proto = next;
+            layers.l4 = offset;
+            return;
+        }
+        let Some(head) = packet.u16(offset) else { return };
+        let (following, length) = (head as u8, u32::from(head >> 8));
+        offset += match next {
+            ip_proto::FRAGMENT => {
+                key.ip_frag = FRAG_FIRST;
+                let Some(fragment) = packet.u16(offset + 2) else { return };
+                if u16::from_be(fragment) & !7 != 0 {
+                    // A later fragment of a packet whose fragmentable part begins with an extension header is an error
+                    // to the module, and stays "first".
+                    if following == ip_proto::NONE || !is_extension(following) {
+                        key.ip_frag = FRAG_LATER;
+                        key.ip_proto = ip_proto::FRAGMENT;
+                    }
+                    return;
+                }
+                8
+            }
+            ip_proto::AUTH => (length + 2) * 4,
+            ip_proto::ROUTING => {
+                let Some(routing) = packet.u32(offset) else { return };
+                if routing >> 24 != 0 {
+                    layers.routing = 1;
+                }
+                (length + 1) * 8
+            }
+            _ => (length + 1) * 8,
+        };
+        next = following;
+    }
+}
+
+/// Bits of `FlowKey::ipv6_exthdrs` (OpenFlow 1.5 `OFPIEH_*`).
+mod ieh {
+    pub(super) const NONEXT: u16 = 1 << 0;
+    pub(super) const AUTH: u16 = 1 << 2;
+    pub(super) const DEST: u16 = 1 << 3;
+    pub(super) const FRAG: u16 = 1 << 4;
+    pub(super) const ROUTER: u16 = 1 << 5;
+    pub(super) const HOP: u16 = 1 << 6;
+    pub(super) const UNREP: u16 = 1 << 7;
+    pub(super) const UNSEQ: u16 = 1 << 8;
+}
+
+/// Which extension headers there are, and whether repeated or out of the order that RFC 8200 recommends. The module steps by
+/// the generic length here even over fragment and authentication headers.
+#[inline(always)]
+fn extension_bits<P: PacketRead>(packet: &P, first: u8, start: u32) -> u16 {
+    let mut next = first;
+    let mut offset = start;
+    let mut bits = 0u16;
+    let mut destinations = 0u32;
+    let mut i = 0;
+    while i < MAX_EXT_HEADERS {
+        i += 1;
+        let (bit, before) = match next {
+            ip_proto::NONE => return bits | ieh::NONEXT,
+            ip_proto::HOP => {
+                if bits & ieh::HOP != 0 {
+                    bits |= ieh::UNREP;
+                }
+                bits |= if bits == 0 { ieh::HOP } else { ieh::UNSEQ };
+                (0, u16::MAX)
+            }
+            ip_proto::DEST => {
+                destinations += 1;
+                match destinations {
+                    1 => (ieh::DEST, ieh::HOP | ieh::UNREP),
+                    2 => (0, ieh::HOP | ieh::DEST | ieh::ROUTER | ieh::FRAG | ieh::AUTH | ieh::UNREP),
+                    _ => (ieh::UNREP, u16::MAX),
+                }
+            }
+            ip_proto::ROUTING => (ieh::ROUTER, ieh::HOP | ieh::DEST | ieh::UNREP),
+            ip_proto::FRAGMENT => (ieh::FRAG, ieh::HOP | ieh::DEST | ieh::ROUTER | ieh::UNREP),
+            ip_proto::AUTH => (ieh::AUTH, ieh::HOP | ieh::DEST | ieh::ROUTER | ieh::FRAG | ieh::UNREP),
+            _ => return bits,
+        };
+        let repeatable = next != ip_proto::DEST;
+        if repeatable && bit != 0 {
+            if bits & bit != 0 {
+                bits |= ieh::UNREP;
+            }
+            if destinations >= 2 {
+                bits |= ieh::UNSEQ;
+            }
+        }
+        if bits & !before != 0 {
+            bits |= ieh::UNSEQ;
+        }
+        bits |= bit;
+        let Some(head) = packet.u16(offset) else { return bits };
+        next = head as u8;
+        offset += (u32::from(head >> 8) + 1) * 8;
+    }
+    bits
+}
+
+/// Target and link-layer address options of neighbour solicitations and advertisements (RFC 4861).
+#[inline(always)]
+fn neighbour_discovery<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32) {
+    const SOLICITATION: u16 = 135;
+    const ADVERTISEMENT: u16 = 136;
+    let kind = key.tp_src.get();
+    if !key.tp_dst.is_zero() || !(kind == SOLICITATION || kind == ADVERTISEMENT) {
+        return;
+    }
+    let len = packet.len();
+    if len < l4 + 24 {
+        return;
+    }
+    let (Some(t0), Some(t1)) = (packet.u64(l4 + 8), packet.u64(l4 + 16)) else { return };
+    let (mut source, mut target) = (0, 0);
+    let mut offset = l4 + 24;
+    let mut i = 0;
+    while i < MAX_ND_OPTIONS && len >= offset + 8 {
+        i += 1;
+        let Some(option) = packet.u64(offset) else { break };
+        let length = ((option >> 8) as u32 & 0xff) * 8;
+        if length == 0 || length > len - offset {
+            return;
+        }
+        if length == 8 {
+            // An address given twice makes the whole message invalid.
+            let seen = match option as u8 {
+                1 => &mut source,
+                2 => &mut target,
+                _ => {
+                    offset += length;
+                    continue;
+                }
+            };
+            if *seen != 0 {
+                return;
+            }
+            *seen = option >> 16;
+        }
+        offset += length;
+    }
+    let words = key.words_mut();
+    words[word::ND_TARGET] = t0;
+    words[word::ND_TARGET + 1] = t1;
+    words[word::ARP_SHA] = (words[word::ARP_SHA] & !FIRST_6) | source;
+    words[word::ARP_THA] = (words[word::ARP_THA] & !FIRST_6) | target;
+}

@@ -1,0 +1,229 @@
+//! Map names, sizes, and the values of the small maps.
+
+use crate::op::DROP_REASONS;
+
+/// Version of everything in this crate that both sides read. It names the folder of the pins, so that a daemon never adopts a
+/// datapath whose memory it would misread. A test fails when a shared type changes and this does not.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Datapath ports, 0 included.
+pub const MAX_PORTS: usize = 4096;
+/// Masks in the list.
+pub const MAX_MASKS: usize = 256;
+/// Slots of a datapath unless the operator says otherwise.
+pub const DEFAULT_SLOTS: usize = 65536;
+/// The first slots belong to packet execution, one for each queue of the execute device.
+pub const EXECUTE_SLOTS: usize = 64;
+/// Handlers, and so rings.
+pub const MAX_HANDLERS: usize = 16;
+/// Lanes of statistics.
+pub const MAX_LANES: usize = 16;
+/// Bytes of a handler's ring; a power of two and a multiple of the page size.
+pub const RING_BYTES: usize = 4 << 20;
+/// Records that one port may have outstanding in one ring.
+pub const PORT_CREDIT: u64 = 1024;
+/// Bytes that one port may have outstanding in one ring: a quarter, so that one port's storm leaves room for the others.
+pub const PORT_CREDIT_BYTES: u64 = (RING_BYTES / 4) as u64;
+/// How often a packet may be looked up (`OVS_RECURSION_LIMIT` allows as many recirculations).
+pub const MAX_LOOKUPS: u32 = 6;
+/// How deep the program may run inside itself on one CPU.
+pub const MAX_NESTING: u32 = 6;
+/// Entries of a CPU's mask cache.
+pub const MASK_CACHE: usize = 1024;
+
+/// Names of the maps, as in the object file and in the pin folder.
+pub mod name {
+    /// [`super::Control`], memory-mapped, one entry.
+    pub const CONTROL: &str = "CONTROL";
+    /// [`crate::DigestSeeds`], one entry.
+    pub const SEEDS: &str = "SEEDS";
+    /// [`super::PortEntry`] by datapath port.
+    pub const PORTS: &str = "PORTS";
+    /// [`super::PortStats`] by `lane * MAX_PORTS + port`, memory-mapped.
+    pub const PORT_STATS: &str = "PORT_STATS";
+    /// [`super::DpStats`] by lane, memory-mapped.
+    pub const DP_STATS: &str = "DP_STATS";
+    /// [`crate::MaskEntry`] by `buffer * MAX_MASKS + index`, memory-mapped.
+    pub const MASKS: &str = "MASKS";
+    /// [`crate::Slot`] by slot number, memory-mapped.
+    pub const SLOTS: &str = "SLOTS";
+    /// [`crate::FlowStats`] by `lane * slots + stats_id`, memory-mapped.
+    pub const FLOW_STATS: &str = "FLOW_STATS";
+    /// [`crate::SlotRef`] by [`crate::Digest`].
+    pub const FLOWS: &str = "FLOWS";
+    /// Ring buffer by handler.
+    pub const RINGS: &str = "RINGS";
+    /// [`super::Credit`] by `handler * MAX_PORTS + port`, memory-mapped.
+    pub const CREDITS: &str = "CREDITS";
+    /// Working memory of a CPU by nesting level.
+    pub const SCRATCH: &str = "SCRATCH";
+    /// Mask cache of a CPU.
+    pub const MASK_CACHE: &str = "MASK_CACHE";
+    /// Program slots that the port entries tail-call.
+    pub const PROGRAMS: &str = "PROGRAMS";
+}
+
+/// Index into `PROGRAMS` of the TC datapath.
+pub const PROGRAM_TC: u32 = 0;
+/// Index into `PROGRAMS` of packet execution.
+pub const PROGRAM_EXECUTE: u32 = 1;
+
+/// What userspace tells the programs while they run.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// [`LAYOUT_VERSION`] of the daemon that made the maps.
+    pub layout: u32,
+    /// Lanes of statistics.
+    pub lanes: u32,
+    /// `buffer << 32 | count` of the published list of masks: read and replaced whole.
+    pub masks: u64,
+    /// Handlers that read their rings; 0 while no daemon does.
+    pub n_handlers: u32,
+    /// Slots of the datapath.
+    pub n_slots: u32,
+    /// [`PORT_CREDIT`] in force.
+    pub credit: u64,
+    /// [`PORT_CREDIT_BYTES`] in force.
+    pub credit_bytes: u64,
+    /// Datapath name, for whoever finds the pins; zero-padded.
+    pub name: [u8; 16],
+}
+
+/// A datapath port.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortEntry {
+    /// Device to send to; 0 = no such port.
+    pub ifindex: u32,
+    /// The device's MTU: bytes behind the Ethernet header (and its outer VLAN tag).
+    pub mtu: u32,
+    /// Unused, zero.
+    pub flags: u32,
+    /// Unused, zero.
+    pub reserved: u32,
+}
+
+/// Statistics of a datapath port, in one lane.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortStats {
+    /// Packets that came in.
+    pub rx_packets: u64,
+    /// Bytes that came in.
+    pub rx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Packets that came in and could not be parsed.
+    pub rx_dropped: u64,
+    /// Packets that could not be sent.
+    pub tx_dropped: u64,
+    /// Packets whose upcall was lost.
+    pub upcall_lost: u64,
+    /// Packets sent up.
+    pub upcalls: u64,
+}
+
+/// Statistics of a datapath, in one lane.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DpStats {
+    /// Lookups that found a flow.
+    pub hit: u64,
+    /// Lookups that found none.
+    pub missed: u64,
+    /// Misses and userspace actions whose upcall was lost.
+    pub lost: u64,
+    /// Masks looked at.
+    pub mask_hit: u64,
+    /// Lookups that the mask cache answered.
+    pub cache_hit: u64,
+    /// Lookups repeated because a slot was given to another flow meanwhile.
+    pub retried: u64,
+    /// Packets dropped, by [`crate::op::DropReason`].
+    pub dropped: [u64; DROP_REASONS],
+}
+
+/// Credit of a port in a ring. The datapath counts what it produces, the handler what it has consumed.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Credit {
+    /// Records written.
+    pub produced: u64,
+    /// Record bytes written.
+    pub produced_bytes: u64,
+    /// Records read and released.
+    pub consumed: u64,
+    /// Record bytes read and released.
+    pub consumed_bytes: u64,
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{Control, Credit, DpStats, PortEntry, PortStats};
+    use crate::{Digest, DigestSeeds, FlowStats, MaskEntry, Slot, SlotRef};
+
+    macro_rules! pod {
+        ($($t:ty),*) => { $(
+            // SAFETY: `repr(C)`, without padding (guarded by the layout test), valid for every bit pattern.
+            unsafe impl aya::Pod for $t {}
+        )* };
+    }
+    pod!(Control, Credit, DpStats, PortEntry, PortStats, Digest, DigestSeeds, FlowStats, MaskEntry, Slot, SlotRef);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::*;
+    use core::mem::{offset_of, size_of};
+
+    /// Sizes and offsets of what both sides read. When this fails because you changed a type: raise [`LAYOUT_VERSION`] and
+    /// write the new numbers here.
+    #[test]
+    fn layout_is_the_one_of_the_version() {
+        let layout = [
+            size_of::<FlowKey>(),
+            offset_of!(FlowKey, eth_type),
+            offset_of!(FlowKey, tcp_flags),
+            offset_of!(FlowKey, ip_frag),
+            offset_of!(FlowKey, ct_label),
+            offset_of!(FlowKey, mpls_lse),
+            offset_of!(FlowKey, nsh_context),
+            offset_of!(FlowKey, tun_id),
+            offset_of!(FlowKey, tun_opts_len),
+            size_of::<MaskEntry>(),
+            size_of::<Digest>(),
+            size_of::<DigestSeeds>(),
+            size_of::<Op>(),
+            size_of::<Slot>(),
+            offset_of!(Slot, key),
+            offset_of!(Slot, ops),
+            size_of::<SlotRef>(),
+            size_of::<FlowStats>(),
+            size_of::<UpcallHeader>(),
+            offset_of!(UpcallHeader, key),
+            size_of::<Control>(),
+            offset_of!(Control, masks),
+            size_of::<PortEntry>(),
+            size_of::<PortStats>(),
+            size_of::<DpStats>(),
+            size_of::<Credit>(),
+            MAX_PORTS,
+            MAX_MASKS,
+            EXECUTE_SLOTS,
+            MAX_HANDLERS,
+            OpKind::Psample as usize,
+        ];
+        assert_eq!(LAYOUT_VERSION, 1);
+        assert_eq!(
+            layout,
+            [
+                304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 24, 624, 24, 1128, 56, 360, 8, 32, 488, 56, 56, 8, 16,
+                64, 176, 32, 4096, 256, 64, 16, 27
+            ]
+        );
+    }
+}

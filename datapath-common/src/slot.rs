@@ -1,0 +1,75 @@
+//! Flow slots.
+//!
+//! A slot is written completely before it is published and not reused before a grace period, so a program that found it reads
+//! it without locks. The lookup table holds [`SlotRef`]s, eight bytes that are replaced whole. A slot whose generation is not
+//! the reference's has been given to another flow since: the reference is stale and the lookup is done again.
+
+use crate::digest::Digest;
+use crate::key::FlowKey;
+use crate::op::{Op, SLOT_OPS};
+
+/// A flow of the datapath.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// Counts the flows that this slot has held. Even while free, odd while in use.
+    pub generation: u32,
+    /// [`SlotUse`] as a number.
+    pub usage: u32,
+    /// Number of the flow's statistics.
+    pub stats_id: u32,
+    /// Number of the flow's mask.
+    pub mask_id: u32,
+    /// Where the flow is (or was) in the lookup table.
+    pub digest: Digest,
+    /// Unique flow id, for userspace.
+    pub ufid: [u8; 16],
+    /// The masked key; in an execute slot the metadata of the packet.
+    pub key: FlowKey,
+    /// The action program.
+    pub ops: [Op; SLOT_OPS],
+}
+
+impl Slot {
+    /// A free slot that has never been used.
+    // SAFETY: all fields are integers or arrays of integers.
+    pub const ZERO: Self = unsafe { core::mem::zeroed() };
+}
+
+/// What a slot is used for.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SlotUse {
+    /// Not used.
+    Free = 0,
+    /// A flow.
+    Flow = 1,
+    /// The continuation of another slot's program.
+    Continuation = 2,
+    /// The program of a packet that userspace executes.
+    Execute = 3,
+}
+
+/// What the lookup table maps a digest to. One 64-bit word, read and replaced whole.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SlotRef {
+    /// Index into the slots.
+    pub slot: u32,
+    /// The slot's generation when this was written.
+    pub generation: u32,
+}
+
+/// Statistics of a flow, in one lane. Monotonic; the sum over the lanes is the flow's, of `used_ns` the maximum.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FlowStats {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// `CLOCK_MONOTONIC` of the last packet, coarse, in nanoseconds; 0 = never.
+    pub used_ns: u64,
+    /// Union of the TCP flags seen.
+    pub tcp_flags: u64,
+}

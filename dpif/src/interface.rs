@@ -1,0 +1,192 @@
+//! The trait that every datapath implements.
+
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use datapath_common::FlowKey;
+
+use crate::Result;
+use crate::action::Action;
+use crate::error::DpifError;
+use crate::flow::{DatapathFlow, FlowPut, FlowStats, Ufid};
+use crate::packet::Packet;
+use crate::port::{OdpPort, PortEvent, PortInfo, PortSpec, PortStats};
+use crate::upcall::UpcallBatch;
+
+/// Counters of a datapath.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DpStats {
+    /// Lookups that found a flow.
+    pub hit: u64,
+    /// Lookups that found none.
+    pub missed: u64,
+    /// Upcalls that were lost.
+    pub lost: u64,
+    /// Masks looked at over all lookups.
+    pub mask_hit: u64,
+    /// Lookups that a cache answered.
+    pub cache_hit: u64,
+    /// Flows installed.
+    pub flows: u64,
+    /// Masks in use.
+    pub masks: u64,
+    /// Flows that there is room for; 0 = no limit.
+    pub max_flows: u64,
+    /// Packets dropped, by reason.
+    pub drops: Vec<(&'static str, u64)>,
+}
+
+/// What an engine can do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Features {
+    /// VLAN tags that it extracts.
+    pub max_vlan_headers: usize,
+    /// MPLS labels that it extracts.
+    pub max_mpls_depth: usize,
+    /// Recirculation.
+    pub recirc: bool,
+    /// `Action::Trunc`.
+    pub trunc: bool,
+    /// `Action::Clone`.
+    pub clone: bool,
+    /// `Action::Sample` nesting.
+    pub sample_nesting: usize,
+    /// `Action::CheckPktLen`.
+    pub check_pkt_len: bool,
+    /// `Action::Drop`.
+    pub explicit_drop: bool,
+    /// Connection tracking.
+    pub ct: bool,
+    /// Number of handlers that the backend insists on, if it does.
+    pub required_handlers: Option<u32>,
+}
+
+/// A packet to run actions on.
+#[derive(Clone, Copy, Debug)]
+pub struct Execute<'a> {
+    /// The packet.
+    pub packet: &'a Packet,
+    /// Its metadata: `in_port`, `recirc_id`, `dp_hash`, `skb_priority`, `skb_mark`, connection and tunnel fields. Packet
+    /// fields are extracted again.
+    pub key: &'a FlowKey,
+    /// What to do with it.
+    pub actions: &'a [Action],
+}
+
+/// One operation of a batch, with its result.
+#[derive(Debug)]
+pub enum DpifOp<'a> {
+    /// [`Dpif::flow_put`].
+    FlowPut {
+        /// The flow.
+        put: &'a FlowPut,
+        /// The result.
+        result: Result<()>,
+    },
+    /// [`Dpif::flow_del`].
+    FlowDel {
+        /// The flow.
+        ufid: Ufid,
+        /// The result, the final statistics.
+        result: Result<FlowStats>,
+    },
+    /// [`Dpif::flow_get`].
+    FlowGet {
+        /// The flow.
+        ufid: Ufid,
+        /// The result.
+        result: Result<Box<DatapathFlow>>,
+    },
+    /// [`Dpif::execute`].
+    Execute {
+        /// The packet.
+        execute: Execute<'a>,
+        /// The result.
+        result: Result<()>,
+    },
+}
+
+/// A datapath. All methods may be called from any thread.
+pub trait Dpif: Send + Sync {
+    /// Name of the datapath, such as `ovs-system`.
+    fn name(&self) -> &str;
+    /// Kind of the datapath as the operator names it: `system` or `netdev`.
+    fn datapath_type(&self) -> &'static str;
+    /// Name of the engine: `ebpf`, `userspace`, `netlink`.
+    fn engine(&self) -> &'static str;
+    /// What it can do.
+    fn features(&self) -> Features;
+    /// Its counters.
+    fn stats(&self) -> Result<DpStats>;
+
+    /// Adds a port and says its number.
+    fn port_add(&self, spec: &PortSpec) -> Result<OdpPort>;
+    /// Removes a port; its device gets back the settings it had.
+    fn port_del(&self, port: OdpPort) -> Result<()>;
+    /// All ports by number.
+    fn ports(&self) -> Result<Vec<PortInfo>>;
+    /// Statistics of a port.
+    fn port_stats(&self, port: OdpPort) -> Result<PortStats>;
+    /// What happened to the devices since the last call. Doesn't block.
+    fn port_events(&self) -> Vec<PortEvent>;
+
+    /// Installs or modifies a flow.
+    fn flow_put(&self, put: &FlowPut) -> Result<()>;
+    /// The flow with this id.
+    fn flow_get(&self, ufid: Ufid) -> Result<DatapathFlow>;
+    /// Deletes a flow and says its final statistics, which no packet can change any more.
+    fn flow_del(&self, ufid: Ufid) -> Result<FlowStats>;
+    /// Calls `visit` with each flow until it says `false`. Flows that come or go meanwhile may be missed or seen, none twice.
+    fn flow_dump(&self, visit: &mut dyn FnMut(&DatapathFlow) -> bool) -> Result<()>;
+    /// Calls `visit` with the id and the statistics of each flow: what a revalidator needs most often.
+    fn flow_dump_stats(&self, visit: &mut dyn FnMut(Ufid, FlowStats) -> bool) -> Result<()> {
+        self.flow_dump(&mut |flow| visit(flow.ufid, flow.stats))
+    }
+    /// Deletes all flows.
+    fn flow_flush(&self) -> Result<()>;
+
+    /// Runs actions on a packet. Returns when they have run.
+    fn execute(&self, execute: Execute<'_>) -> Result<()>;
+
+    /// Runs a batch in order; each operation holds its result. Deletions may share one grace period.
+    fn operate(&self, ops: &mut [DpifOp<'_>]) {
+        for op in ops {
+            match op {
+                DpifOp::FlowPut { put, result } => *result = self.flow_put(put),
+                DpifOp::FlowDel { ufid, result } => *result = self.flow_del(*ufid),
+                DpifOp::FlowGet { ufid, result } => *result = self.flow_get(*ufid).map(Box::new),
+                DpifOp::Execute { execute, result } => *result = self.execute(*execute),
+            }
+        }
+    }
+
+    /// Sets how many handlers receive upcalls; 0 = nobody listens and misses count as lost. Handlers must not be receiving.
+    fn handlers_set(&self, n_handlers: u32) -> Result<()>;
+    /// Receives upcalls of `handler` into `batch` (cleared first) until it is full or there are no more. Doesn't block.
+    fn recv(&self, handler: u32, batch: &mut UpcallBatch) -> Result<usize>;
+    /// Readable when `handler` has upcalls: for epoll, together with whatever else should wake the handler.
+    fn recv_fd(&self, handler: u32) -> Result<BorrowedFd<'_>>;
+    /// Throws away what `handler` has not received, and says how many.
+    fn recv_purge(&self, handler: u32) -> Result<usize>;
+
+    /// Sets a meter.
+    fn meter_set(&self, _id: u32) -> Result<()> {
+        Err(DpifError::Unsupported("meters".into(), self.engine().into()))
+    }
+    /// Deletes a meter.
+    fn meter_del(&self, _id: u32) -> Result<()> {
+        Err(DpifError::Unsupported("meters".into(), self.engine().into()))
+    }
+    /// Deletes tracked connections, of all zones or of one.
+    fn ct_flush(&self, _zone: Option<u16>) -> Result<()> {
+        Err(DpifError::Unsupported("connection tracking".into(), self.engine().into()))
+    }
+
+    /// How long a flow must at least rest between deletion and reuse of its memory; for reports.
+    fn grace_period(&self) -> Duration {
+        Duration::ZERO
+    }
+    /// Ends the datapath: ports detached, flows and everything pinned gone. Without this call the datapath outlives the
+    /// process as far as its engine can.
+    fn destroy(&self) -> Result<()>;
+}

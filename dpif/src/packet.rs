@@ -1,0 +1,19 @@
+//! A packet on its way between a datapath and userspace.
+
+/// A packet with what a kernel buffer says beside its bytes. VLAN tags are in the bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Packet {
+    /// The frame from its Ethernet header on, without frame check sequence.
+    pub data: Vec<u8>,
+    /// Segment size in bytes where the packet is a GSO super-packet, else 0.
+    pub gso_size: u16,
+    /// The layer-4 checksum holds only the sum of the pseudo-header; the sender expects the device to complete it.
+    pub partial_checksum: bool,
+}
+
+impl Packet {
+    /// A packet of these bytes, complete in itself.
+    pub fn new(data: impl Into<Vec<u8>>) -> Self {
+        Self { data: data.into(), ..Self::default() }
+    }
+}

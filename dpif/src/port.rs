@@ -1,0 +1,94 @@
+//! Datapath ports.
+
+use core::fmt;
+
+/// Number of a port in a datapath, not to be confused with a bridge's OpenFlow port.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct OdpPort(pub u32);
+
+impl OdpPort {
+    /// No port (`ODPP_NONE`).
+    pub const NONE: Self = Self(u32::MAX);
+}
+
+impl fmt::Display for OdpPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What kind of device is behind a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum PortKind {
+    /// An existing network device, taken over completely while it is a port.
+    System,
+    /// A device made by the datapath, through which the host itself is reached.
+    Internal,
+}
+
+impl fmt::Display for PortKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::System => "system",
+            Self::Internal => "internal",
+        })
+    }
+}
+
+/// A port to add.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortSpec {
+    /// Name of the network device, at most 15 bytes.
+    pub name: String,
+    /// Kind of the device.
+    pub kind: PortKind,
+    /// The number it should get, if free.
+    pub request: Option<OdpPort>,
+}
+
+/// A port of a datapath.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortInfo {
+    /// Its number.
+    pub port: OdpPort,
+    /// Name of the network device.
+    pub name: String,
+    /// Kind of the device.
+    pub kind: PortKind,
+    /// MTU of the device.
+    pub mtu: u32,
+    /// Ethernet address of the device (of an internal port: of its host end).
+    pub mac: [u8; 6],
+    /// Why the port doesn't work any more (its device was deleted, renamed, moved), if it doesn't.
+    pub error: Option<String>,
+}
+
+/// Statistics of a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PortStats {
+    /// Packets received from the device.
+    pub rx_packets: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Packets received and dropped for want of a parsable header.
+    pub rx_dropped: u64,
+    /// Packets that could not be sent.
+    pub tx_dropped: u64,
+    /// Packets sent up to userspace.
+    pub upcalls: u64,
+    /// Packets whose upcall was lost.
+    pub upcall_lost: u64,
+}
+
+/// Something that happened to a port's device.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PortEvent {
+    /// The MTU, the address or the like changed.
+    Changed(OdpPort),
+    /// The device was deleted, renamed or moved to another namespace: it is detached, the text says what happened.
+    Detached(OdpPort, String),
+}
