@@ -5,7 +5,7 @@
 
 use std::{
     env, fmt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -16,11 +16,7 @@ use anyhow::{Context as _, Result, bail};
 const SHOWN_LINES: usize = 30;
 
 /// The folder of the workspace's `Cargo.toml`.
-pub(crate) fn root() -> PathBuf {
-    // Cargo sets the variable at run time too: it stays right when the tree (and its target folder) has been moved.
-    let manifest = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
-    manifest.parent().map(Path::to_path_buf).unwrap_or(manifest)
-}
+pub(crate) use testkit::workspace_root as root;
 
 /// `cargo` in the workspace's root, freed of the variables that describe the running xtask: build scripts that watch
 /// them would rerun at each change between a plain `cargo build` and one from here.
@@ -59,20 +55,6 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         bail!("{} failed ({})", show(command), output.status);
     }
     Ok(stdout)
-}
-
-/// Runs a command without showing anything; whether it succeeded.
-pub(crate) fn quietly(command: &mut Command) -> bool {
-    command.stdin(Stdio::null()).output().is_ok_and(|output| output.status.success())
-}
-
-/// Where a program can be run from: PATH or one of the administrators' folders, which users often don't have in PATH.
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
-        .map(|folder| folder.join(program))
-        .find(|file| file.is_file())
 }
 
 /// Announces what is about to be done; [`Step::done`] closes it with the time it took.

@@ -4,9 +4,11 @@
 //! commands, setting the machine up) lies in [`cmd`] and [`setup`].
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build_ebpf;
 mod cmd;
 mod setup;
+mod test;
 
 use std::process::ExitCode;
 
@@ -23,12 +25,18 @@ struct Args {
 enum Task {
     /// Build the eBPF programs into target/bpf/, installing the toolchain they need if it is missing
     BuildEbpf(build_ebpf::Options),
+    /// Run checks and tests; the last line counts what passed, failed and was skipped
+    Test(test::Options),
+    /// Measure: a table, JSON under target/bench/, and one line per goal; without a name, list the benchmarks
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Args::parse().task {
         None => Ok(Args::command().print_help().is_ok()),
         Some(Task::BuildEbpf(options)) => build_ebpf::run(&options).map(|_| true),
+        Some(Task::Test(options)) => test::run(&options),
+        Some(Task::Bench(options)) => bench::run(&options),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

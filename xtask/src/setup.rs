@@ -5,22 +5,89 @@
 //! tree lies under `.cache/`.
 
 use std::{
-    env, fs,
+    env, error, fmt, fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
 
+use testkit::tools::{self, find};
+
 use crate::cmd;
 
 /// The one version of the linker that the objects are tested with.
 const BPF_LINKER: &str = "0.13.0";
 
+/// Programs that tests use, and the Debian packages they come in.
+const TEST_TOOLS: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
+    ("ping", "iputils-ping"),
+    ("tcpdump", "tcpdump"),
+    ("bpftool", "bpftool"),
+];
+/// The reference switch's programs, and the packages they and their libraries come in beside what is installed.
+const OVS_TOOLS: [&str; 6] = ["ovs-appctl", "ovs-ofctl", "ovs-vsctl", "ovs-vswitchd", "ovsdb-server", "ovsdb-tool"];
+const OVS_PACKAGES: [&str; 2] = ["openvswitch-switch", "openvswitch-common"];
+
+/// What this machine can't have without its owner's doing. Other errors of this module mean that a set-up went wrong.
+#[derive(Debug)]
+pub(crate) struct NotHere(String);
+
 /// The eBPF toolchain: `rust-src`, LLVM's development files and `bpf-linker`. Returns the linker's path.
 pub(crate) fn ebpf_toolchain() -> Result<PathBuf> {
     rust_src()?;
     bpf_linker()
+}
+
+/// The programs that tests use. One that can't be had costs only the tests that name it, so it is told and passed over.
+pub(crate) fn test_tools() {
+    for (tool, package) in TEST_TOOLS {
+        if find(tool).is_none()
+            && let Err(error) = debian_packages(&[package], "the tests")
+        {
+            println!("    without {tool}: {error:#}");
+        }
+    }
+    if let Err(error) = reference_switch() {
+        println!("    without the reference switch: {error:#}");
+    }
+}
+
+/// The reference switch's programs, unpacked under `.cache/ovs`: installing the package would start its daemon.
+pub(crate) fn reference_switch() -> Result<()> {
+    if OVS_TOOLS.iter().all(|tool| find(tool).is_some()) {
+        return Ok(());
+    }
+    if !is_debian() {
+        return not_here("install Open vSwitch (ovs-appctl, ovs-vswitchd …) with your system's package manager".into());
+    }
+    let step = cmd::step("unpacking the reference switch's tools into .cache/ovs");
+    let folder = tools::ovs_folder();
+    let (download, unfinished) = (folder.with_extension("download"), folder.with_extension("new"));
+    for scratch in [&download, &unfinished] {
+        let _ = fs::remove_dir_all(scratch);
+        fs::create_dir_all(scratch).with_context(|| format!("can't make {}", scratch.display()))?;
+    }
+    let packages = with_fresh_lists(|| {
+        let packages = not_installed(&OVS_PACKAGES)?;
+        cmd::output(apt_get().arg("download").args(&packages).current_dir(&download))?;
+        Ok(packages)
+    })?;
+    for file in fs::read_dir(&download)? {
+        cmd::output(Command::new("dpkg").arg("-x").arg(file?.path()).arg(&unfinished))?;
+    }
+    let _ = fs::remove_dir_all(&folder);
+    fs::rename(&unfinished, &folder).with_context(|| format!("can't make {}", folder.display()))?;
+    let _ = fs::remove_dir_all(&download);
+
+    for tool in OVS_TOOLS {
+        let mut command = tools::command(tool).with_context(|| format!("{tool} is in none of the packages"))?;
+        cmd::output(command.arg("--version"))?;
+    }
+    step.done(packages.join(", "));
+    Ok(())
 }
 
 /// Installs those Debian packages of `packages` that are missing. `purpose` completes "… is needed for".
@@ -31,10 +98,10 @@ pub(crate) fn debian_packages(packages: &[&str], purpose: &str) -> Result<()> {
     }
     let list = missing.join(" ");
     if !is_debian() {
-        bail!("{purpose} needs what Debian calls {list}: install it with your system's package manager");
+        return not_here(format!("{purpose} needs what Debian calls {list}: install it with your package manager"));
     }
     if !nix::unistd::geteuid().is_root() {
-        bail!("{purpose} needs {list}: run `apt-get install {list}` as root");
+        return not_here(format!("{purpose} needs {list}: run `apt-get install {list}` as root"));
     }
     let step = cmd::step(format!("installing {list} for {purpose}"));
     apt_install(&missing).with_context(|| format!("{purpose} needs {list}, which apt-get could not install"))?;
@@ -48,8 +115,11 @@ fn rust_src() -> Result<()> {
     if Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file() {
         return Ok(());
     }
-    if cmd::find("rustup").is_none() {
-        bail!("the compiler in {} has no rust-src: install that component (rustup is not here)", sysroot.trim());
+    if find("rustup").is_none() {
+        return not_here(format!(
+            "the compiler in {} has no rust-src, and no rustup to add it: add it",
+            sysroot.trim()
+        ));
     }
     let step = cmd::step("adding rust-src to the toolchain");
     cmd::run(Command::new("rustup").current_dir(cmd::root()).args(["component", "add", "rust-src"]))
@@ -122,14 +192,14 @@ fn installed_llvm(major: u32) -> Option<PathBuf> {
         return Some(debian);
     }
     [format!("llvm-config-{major}"), "llvm-config".into()].iter().find_map(|program| {
-        let ask = |what| cmd::output(Command::new(cmd::find(program)?).arg(what)).ok();
+        let ask = |what| cmd::output(Command::new(find(program)?).arg(what)).ok();
         let fits = ask("--version")?.split('.').next()?.parse() == Ok(major);
         fits.then(|| ask("--prefix")).flatten().map(|prefix| prefix.trim().into())
     })
 }
 
 fn is_debian() -> bool {
-    cmd::find("apt-get").is_some() && cmd::find("dpkg-query").is_some()
+    find("apt-get").is_some() && find("dpkg-query").is_some()
 }
 
 fn is_installed(package: &str) -> bool {
@@ -137,15 +207,31 @@ fn is_installed(package: &str) -> bool {
     query.is_ok_and(|out| out.status.success() && out.stdout == b"installed")
 }
 
-/// Tries with the package lists as they are, then with fresh ones: an old image's lists name files that are gone.
 fn apt_install(packages: &[&str]) -> Result<()> {
     let mut install = apt_get();
     install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
-    if cmd::quietly(&mut install) {
-        return Ok(());
-    }
-    cmd::output(apt_get().args(["update", "-qq"]))?;
-    cmd::output(&mut install).map(drop)
+    with_fresh_lists(|| cmd::output(&mut install).map(drop))
+}
+
+/// The packages, and those they depend on, that apt would install now. Dependencies that are not libraries serve
+/// the package's scripts, which don't run here.
+fn not_installed(packages: &[&str]) -> Result<Vec<String>> {
+    let plan = cmd::output(apt_get().args(["install", "--simulate", "--no-install-recommends"]).args(packages))?;
+    let planned = plan.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
+    Ok(planned.filter(|name| name.starts_with("lib") || packages.contains(name)).map(String::from).collect())
+}
+
+/// Tries with apt's package lists as they are and, if that fails and root does it, with fresh ones: the lists of an
+/// old image name files that are gone, and a minimal image has none.
+fn with_fresh_lists<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    attempt().or_else(|error| {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(error);
+        }
+        println!("    trying again with fresh package lists");
+        cmd::output(apt_get().args(["update", "-qq"]))?;
+        attempt()
+    })
 }
 
 /// `apt-get` that asks nothing and waits for another one to finish.
@@ -153,4 +239,16 @@ fn apt_get() -> Command {
     let mut apt = Command::new("apt-get");
     apt.env("DEBIAN_FRONTEND", "noninteractive").args(["-o", "DPkg::Lock::Timeout=300"]);
     apt
+}
+
+fn not_here<T>(what: String) -> Result<T> {
+    Err(NotHere(what).into())
+}
+
+impl error::Error for NotHere {}
+
+impl fmt::Display for NotHere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }

@@ -1,0 +1,207 @@
+//! `cargo xtask bench NAME…`: benchmarks, all in one shape.
+//!
+//! A benchmark is a program that measures and prints its [`Results`] as JSON (the contract stands in
+//! `testkit::report`). Here they become a table with median and spread, a file `target/bench/NAME.json` with every
+//! sample and the machine it was taken on, and one line per goal: `goal ID VALUE RELATION TARGET met|missed`. A missed
+//! goal is a result, not a failure: the exit code tells only whether the measuring worked.
+
+use std::{
+    env, fs,
+    process::{Command, Stdio},
+    thread,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, bail};
+use testkit::report::{Results, Row, Summary, figure};
+
+use crate::{build_ebpf, cmd};
+
+/// Options of `bench`.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Which to run, or `all`; none lists them
+    names: Vec<String>,
+}
+
+/// A benchmark that can be run by its name.
+struct Bench {
+    name: &'static str,
+    /// One line for the list.
+    about: &'static str,
+    /// The crate and its example that measures.
+    package: &'static str,
+    example: &'static str,
+    /// Whether it needs the eBPF objects.
+    ebpf: bool,
+}
+
+const BENCHES: [Bench; 1] = [Bench {
+    name: "datapath",
+    about: "ns per packet of the eBPF datapath by the kernel's test run, and the verifier's cost",
+    package: "dpif-ebpf",
+    example: "bench_datapath",
+    ebpf: true,
+}];
+
+/// Runs the named benchmarks, each to its end even if an earlier one could not measure.
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    if options.names.is_empty() {
+        println!("Benchmarks (cargo xtask bench NAME… or all):");
+        BENCHES.iter().for_each(|bench| println!("  {:<12} {}", bench.name, bench.about));
+        return Ok(true);
+    }
+    let chosen = choose(&options.names)?;
+    let mut measured = true;
+    for bench in chosen {
+        if let Err(error) = bench.run() {
+            eprintln!("error: benchmark {}: {error:#}", bench.name);
+            measured = false;
+        }
+    }
+    Ok(measured)
+}
+
+fn choose(names: &[String]) -> Result<Vec<&'static Bench>> {
+    if names.iter().any(|name| name == "all") {
+        return Ok(BENCHES.iter().collect());
+    }
+    let find = |name: &String| {
+        let known = || BENCHES.map(|bench| bench.name).join(", ");
+        BENCHES.iter().find(|bench| bench.name == name).with_context(|| format!("no benchmark {name}: {}", known()))
+    };
+    names.iter().map(find).collect()
+}
+
+impl Bench {
+    fn run(&self) -> Result<()> {
+        if self.ebpf {
+            build_ebpf::run(&build_ebpf::Options::default())?;
+        }
+        let step = cmd::step(format!("benchmark {}", self.name));
+        let results = self.measure()?;
+        println!();
+        print!("{}", table(&results.rows));
+        results.notes.iter().for_each(|note| println!("  {note}"));
+        println!();
+        results.verdicts().iter().for_each(|verdict| println!("{verdict}"));
+        let file = self.save(&results)?;
+        step.done(file);
+        Ok(())
+    }
+
+    /// Builds and runs the program; its progress on standard error is the user's to see.
+    fn measure(&self) -> Result<Results> {
+        let mut cargo = cmd::cargo();
+        cargo.args(["run", "--release", "--package", self.package, "--example", self.example]);
+        let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("can't run cargo")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            print!("{text}");
+            bail!("example {} of {} failed ({})", self.example, self.package, output.status);
+        }
+        let json = text.lines().rev().find(|line| line.starts_with('{'));
+        let json = json.with_context(|| format!("example {} printed no results", self.example))?;
+        serde_json::from_str(json).with_context(|| format!("example {} printed wrong results", self.example))
+    }
+
+    /// Writes `target/bench/NAME.json`; returns its path below the root.
+    fn save(&self, results: &Results) -> Result<String> {
+        let file = format!("target/bench/{}.json", self.name);
+        let rows: Vec<_> = results
+            .rows
+            .iter()
+            .map(|row| {
+                let summary = row.summary();
+                serde_json::json!({"id": row.id, "unit": row.unit, "summary": summary, "samples": row.samples})
+            })
+            .collect();
+        let json = serde_json::json!({
+            "bench": self.name,
+            "machine": machine(),
+            "rows": rows,
+            "goals": results.verdicts(),
+            "notes": results.notes,
+        });
+        let path = cmd::root().join(&file);
+        fs::create_dir_all(cmd::root().join("target/bench"))
+            .and_then(|()| fs::write(&path, format!("{json:#}\n")))
+            .with_context(|| format!("can't write {}", path.display()))?;
+        Ok(file)
+    }
+}
+
+/// The table for people: one line a row, figures right-aligned.
+fn table(rows: &[Row]) -> String {
+    let head = ["", "median", "unit", "spread", "p10", "p90", "samples"].map(String::from);
+    let line = |row: &Row| {
+        let (id, unit, count) = (row.id.clone(), row.unit.clone(), row.samples.len().to_string());
+        match row.summary() {
+            None => [id, "none".into(), unit, String::new(), String::new(), String::new(), count],
+            Some(Summary { median, p10, p90, spread }) => {
+                [id, figure(median), unit, format!("{:.1} %", 100.0 * spread), figure(p10), figure(p90), count]
+            }
+        }
+    };
+    let lines: Vec<_> = std::iter::once(head).chain(rows.iter().map(line)).collect();
+    let mut widths = [0; 7];
+    for line in &lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for line in &lines {
+        for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
+            // Words to the left, figures to the right.
+            let cell = if matches!(column, 0 | 2) { format!("  {cell:<width$}") } else { format!("  {cell:>width$}") };
+            text.push_str(&cell);
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+    }
+    text
+}
+
+/// On what the figures were taken.
+fn machine() -> serde_json::Value {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    let cpu = cpuinfo.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim()));
+    let commit = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(cmd::root()).output().ok();
+    let commit =
+        commit.filter(|out| out.status.success()).map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned());
+    serde_json::json!({
+        "arch": env::consts::ARCH,
+        "commit": commit,
+        "cpu": cpu,
+        "cpus": thread::available_parallelism().map_or(0, usize::from),
+        "kernel": read("/proc/sys/kernel/osrelease").trim(),
+        "unix_time": SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_shows_median_and_spread() {
+        let row =
+            |id: &str, unit: &str, samples: &[f64]| Row { id: id.into(), unit: unit.into(), samples: samples.to_vec() };
+        let rows = [row("tc-one-mask", "ns", &[70.0, 71.0, 72.0]), row("tcp", "Gbit/s", &[]), row("ratio", "", &[0.5])];
+        let expected = [
+            "               median  unit    spread   p10   p90  samples",
+            "  tc-one-mask      71  ns       2.3 %  70.2  71.8        3",
+            "  tcp            none  Gbit/s                            0",
+            "  ratio           0.5           0.0 %   0.5   0.5        1",
+        ];
+        assert_eq!(table(&rows).lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_known_ones() {
+        let error = choose(&["datapth".into()]).err().map(|error| error.to_string());
+        assert_eq!(error.as_deref(), Some("no benchmark datapth: datapath"));
+    }
+}
