@@ -222,16 +222,28 @@ fn not_installed(packages: &[&str]) -> Result<Vec<String>> {
 }
 
 /// Tries with apt's package lists as they are and, if that fails and root does it, with fresh ones: the lists of an
-/// old image name files that are gone, and a minimal image has none.
+/// old image name files that are gone.
 fn with_fresh_lists<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let root = nix::unistd::geteuid().is_root();
+    let update = || cmd::output(apt_get().args(["update", "-qq"]));
+    if root && !have_lists() {
+        update()?;
+        return attempt();
+    }
     attempt().or_else(|error| {
-        if !nix::unistd::geteuid().is_root() {
+        if !root {
             return Err(error);
         }
         println!("    trying again with fresh package lists");
-        cmd::output(apt_get().args(["update", "-qq"]))?;
+        update()?;
         attempt()
     })
+}
+
+/// Whether apt knows any packages; a minimal image has no lists.
+fn have_lists() -> bool {
+    let lists = fs::read_dir("/var/lib/apt/lists").into_iter().flatten().flatten();
+    lists.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().contains("_Packages"))
 }
 
 /// `apt-get` that asks nothing and waits for another one to finish.
