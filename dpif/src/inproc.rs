@@ -1,1 +1,429 @@
-//! To come.
+//! The in-process datapath: the whole datapath in this process, without privileges.
+//!
+//! It runs the code that the eBPF programs run, so a packet's key, the flow that it finds and what the actions make of it are
+//! the same. That makes it three things: what users without root get, the datapath under every test of the layers above, and
+//! the twin with which the eBPF programs are compared packet by packet ([`InprocDatapath::process`]).
+//!
+//! A frame is processed on the thread that brings it, from its arrival ([`InprocPort::send`]) to its last output. There is no
+//! lock over that: a lookup holds the [table's](table) read lock, counts, and lets go with the flow in hand; an output looks
+//! the [port](port) up likewise; an upcall holds its [handler's queue](handlers).
+
+mod handlers;
+mod port;
+mod run;
+mod slow;
+mod table;
+mod trace;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use datapath_common::key::KEY_WORDS;
+use datapath_common::maps::{DEFAULT_SLOTS, MAX_MASKS, MAX_PORTS, PORT_CREDIT};
+use datapath_common::op::{DROP_REASONS, DropReason};
+use datapath_common::{DigestSeeds, FlowKey};
+use parking_lot::{Mutex, RwLock};
+
+use self::handlers::Handlers;
+use self::port::{MemoryWire, Port, Wire};
+use self::run::{Run, Sink};
+use self::table::{Found, NewFlow, Table};
+use crate::Result;
+use crate::error::DpifError;
+use crate::flow::{DatapathFlow, FlowPut, FlowStats, Ufid};
+use crate::interface::{DpStats, Dpif, Execute, Features};
+use crate::packet::Packet;
+use crate::port::{OdpPort, PortEvent, PortInfo, PortKind, PortSpec, PortStats};
+use crate::program::{self, CompileError};
+use crate::upcall::{Upcall, UpcallBatch};
+
+pub use self::port::InprocPort;
+pub use self::run::Frame;
+pub use self::slow::SlowTable;
+pub use self::trace::{Event, Trace};
+
+/// Says the time: nanoseconds on `CLOCK_MONOTONIC` or on whatever clock a test moves.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// How a datapath is made.
+#[derive(Clone)]
+pub struct Options {
+    /// Name of the datapath.
+    pub name: String,
+    /// Kind of the datapath: `netdev`, or what a test calls it.
+    pub datapath_type: &'static str,
+    /// The secret of digests and hashes; at random unless an experiment has to repeat.
+    pub seeds: DigestSeeds,
+    /// The clock.
+    pub clock: Clock,
+    /// Flows that there is room for.
+    pub max_flows: usize,
+    /// Masks that there is room for.
+    pub max_masks: usize,
+    /// Upcalls that one port may have outstanding with one handler.
+    pub credit: u64,
+    /// Frames that wait in a port until its handle is read; more are dropped.
+    pub port_queue: usize,
+}
+
+impl Options {
+    /// A datapath of this name with the limits of the eBPF datapath.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            datapath_type: "netdev",
+            seeds: random_seeds(),
+            clock: Arc::new(monotonic_ns),
+            max_flows: DEFAULT_SLOTS,
+            max_masks: MAX_MASKS,
+            credit: PORT_CREDIT,
+            port_queue: 4096,
+        }
+    }
+}
+
+/// A datapath in this process. Clones are the same datapath.
+#[derive(Clone)]
+pub struct InprocDatapath {
+    shared: Arc<Shared>,
+}
+
+/// What all threads of a datapath share.
+struct Shared {
+    options: Options,
+    seeds: DigestSeeds,
+    clock: Clock,
+    table: RwLock<Table>,
+    ports: RwLock<BTreeMap<u32, Arc<Port>>>,
+    events: Mutex<Vec<PortEvent>>,
+    handlers: Handlers,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    hit: AtomicU64,
+    missed: AtomicU64,
+    lost: AtomicU64,
+    mask_hit: AtomicU64,
+    drops: [AtomicU64; DROP_REASONS],
+}
+
+impl Counters {
+    fn dropped(&self, reason: DropReason) {
+        if let Some(counter) = self.drops.get(reason as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl InprocDatapath {
+    /// A datapath of this name without ports, flows and handlers.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self::with_options(Options::new(name))
+    }
+
+    /// A datapath with other limits, clock or secret.
+    pub fn with_options(options: Options) -> Self {
+        let shared = Shared {
+            seeds: options.seeds,
+            clock: Arc::clone(&options.clock),
+            table: RwLock::new(Table::new(options.seeds, options.max_flows, options.max_masks)),
+            ports: RwLock::default(),
+            events: Mutex::default(),
+            handlers: Handlers::new(options.credit),
+            counters: Counters::default(),
+            options,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The far end of a port in memory.
+    pub fn port(&self, number: OdpPort) -> Result<InprocPort> {
+        let port = self.shared.port(number).ok_or(DpifError::NoSuchPort(number))?;
+        InprocPort::new(Arc::clone(&self.shared), port)
+    }
+
+    /// The far end of the port of this name.
+    pub fn port_by_name(&self, name: &str) -> Result<InprocPort> {
+        let port = self.shared.ports.read().values().find(|p| p.name == name).cloned();
+        InprocPort::new(Arc::clone(&self.shared), port.ok_or_else(|| DpifError::NoSuchDevice(name.into()))?)
+    }
+
+    /// Processes a frame that comes in at `in_port` and says what happened to it. Everything counts as if it were real, but
+    /// outputs and upcalls go into the trace instead of to their ports and handlers (of which an upcall still needs one).
+    pub fn process(&self, in_port: OdpPort, frame: impl Into<Frame>) -> Trace {
+        let mut trace = Trace::default();
+        Run::new(&self.shared, &mut trace).receive(in_port, frame.into());
+        trace
+    }
+
+    /// [`Dpif::execute`] into a trace.
+    pub fn process_execute(&self, execute: Execute<'_>) -> Result<Trace> {
+        let mut trace = Trace::default();
+        self.shared.execute(execute, &mut trace)?;
+        Ok(trace)
+    }
+}
+
+/// Sends packets to ports and handlers.
+struct Live<'a>(&'a Shared);
+
+impl Sink for Live<'_> {
+    fn output(&mut self, port: &Port, packet: Packet) -> Result<(), DropReason> {
+        port.send(packet)
+    }
+
+    fn upcall(&mut self, upcall: Upcall, record_bytes: u64) -> Result<(), DropReason> {
+        self.0.handlers.push(upcall, record_bytes)
+    }
+}
+
+impl Shared {
+    fn port(&self, number: OdpPort) -> Option<Arc<Port>> {
+        self.ports.read().get(&number.0).cloned()
+    }
+
+    fn receive(&self, in_port: OdpPort, frame: Frame) {
+        Run::new(self, &mut Live(self)).receive(in_port, frame);
+    }
+
+    fn execute(&self, execute: Execute<'_>, sink: &mut impl Sink) -> Result<()> {
+        let program = match program::compile(execute.actions) {
+            // This engine copies packets, so it needs no other order than the list's.
+            Err(CompileError::Unsupported(_)) => program::compile_in_order(execute.actions),
+            done => done,
+        };
+        let program = program.map_err(|e| self.refused(e))?;
+        if Run::new(self, sink).execute(execute.packet.into(), execute.key, &program) {
+            Ok(())
+        } else {
+            Err(DpifError::Invalid(format!(
+                "a packet of {} bytes to execute has no valid headers",
+                execute.packet.data.len()
+            )))
+        }
+    }
+
+    fn lookup(&self, key: &FlowKey, bytes: u64) -> Found {
+        let now = (self.clock)();
+        let found = self.table.read().lookup(key, bytes, now);
+        let counter = if found.flow.is_some() { &self.counters.hit } else { &self.counters.missed };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.counters.mask_hit.fetch_add(found.masks.into(), Ordering::Relaxed);
+        found
+    }
+
+    fn event(&self, event: PortEvent) {
+        self.events.lock().push(event);
+    }
+
+    fn refused(&self, error: CompileError) -> DpifError {
+        match error {
+            CompileError::Unsupported(_) => DpifError::Unsupported(error.to_string(), self.options.name.clone()),
+            CompileError::Invalid(text) => DpifError::Invalid(text),
+        }
+    }
+
+    /// The number for a new port: the one that is asked for, or for the datapath's own port 0, or the lowest that is free.
+    fn choose_number(&self, ports: &BTreeMap<u32, Arc<Port>>, spec: &PortSpec) -> Option<OdpPort> {
+        let free = |number: &u32| *number < MAX_PORTS as u32 && !ports.contains_key(number);
+        let own = (spec.kind == PortKind::Internal && spec.name == self.options.name).then_some(0);
+        let wished = spec.request.map(|port| port.0).filter(free).or(own.filter(free));
+        wished.or_else(|| (1..MAX_PORTS as u32).find(free)).map(OdpPort)
+    }
+}
+
+impl Dpif for InprocDatapath {
+    fn name(&self) -> &str {
+        &self.shared.options.name
+    }
+
+    fn datapath_type(&self) -> &'static str {
+        self.shared.options.datapath_type
+    }
+
+    fn engine(&self) -> &'static str {
+        "userspace"
+    }
+
+    fn features(&self) -> Features {
+        Features {
+            max_vlan_headers: 2,
+            max_mpls_depth: 3,
+            recirc: true,
+            trunc: true,
+            clone: false,
+            sample_nesting: 0,
+            check_pkt_len: false,
+            explicit_drop: true,
+            ct: false,
+            required_handlers: None,
+        }
+    }
+
+    fn stats(&self) -> Result<DpStats> {
+        let Shared { counters, table, options, .. } = &*self.shared;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let table = table.read();
+        Ok(DpStats {
+            hit: get(&counters.hit),
+            missed: get(&counters.missed),
+            lost: get(&counters.lost),
+            mask_hit: get(&counters.mask_hit),
+            cache_hit: 0,
+            flows: table.n_flows() as u64,
+            masks: table.n_masks() as u64,
+            max_flows: options.max_flows as u64,
+            drops: DropReason::ALL.iter().zip(&counters.drops).map(|((_, name), n)| (*name, get(n))).collect(),
+        })
+    }
+
+    fn port_add(&self, spec: &PortSpec) -> Result<OdpPort> {
+        check_name(&spec.name)?;
+        let shared = &self.shared;
+        let mut ports = shared.ports.write();
+        if ports.values().any(|p| p.name == spec.name) {
+            return Err(DpifError::Exists(format!("{} is a port of datapath {} already", spec.name, self.name())));
+        }
+        let number = shared
+            .choose_number(&ports, spec)
+            .ok_or_else(|| DpifError::Full(format!("datapath {} has its {MAX_PORTS} ports already", self.name())))?;
+        let wire = Wire::Memory(MemoryWire::new(shared.options.port_queue));
+        let mac = local_mac(self.name(), &spec.name);
+        ports.insert(number.0, Arc::new(Port::new(number, &spec.name, spec.kind, 1500, mac, wire)));
+        Ok(number)
+    }
+
+    fn port_del(&self, port: OdpPort) -> Result<()> {
+        let removed = self.shared.ports.write().remove(&port.0);
+        removed.map(drop).ok_or(DpifError::NoSuchPort(port))
+    }
+
+    fn ports(&self) -> Result<Vec<PortInfo>> {
+        Ok(self.shared.ports.read().values().map(|p| p.info()).collect())
+    }
+
+    fn port_stats(&self, port: OdpPort) -> Result<PortStats> {
+        self.shared.port(port).map(|p| p.counters.get()).ok_or(DpifError::NoSuchPort(port))
+    }
+
+    fn port_events(&self) -> Vec<PortEvent> {
+        std::mem::take(&mut self.shared.events.lock())
+    }
+
+    fn flow_put(&self, put: &FlowPut) -> Result<()> {
+        // The list that the eBPF datapath would refuse is refused here as well: the caller knows what to do then.
+        let program = program::compile(&put.actions).map_err(|e| self.shared.refused(e))?;
+        let FlowPut { mode, ufid, key, mask, ref actions } = *put;
+        self.shared.table.write().put(mode, NewFlow { ufid, key, mask, actions: actions.clone(), program })
+    }
+
+    fn flow_get(&self, ufid: Ufid) -> Result<DatapathFlow> {
+        self.shared.table.read().get(ufid).map(|f| f.to_datapath_flow()).ok_or(DpifError::NoSuchFlow)
+    }
+
+    fn flow_del(&self, ufid: Ufid) -> Result<FlowStats> {
+        self.shared.table.write().remove(ufid).map(|f| f.counters.get()).ok_or(DpifError::NoSuchFlow)
+    }
+
+    fn flow_dump(&self, visit: &mut dyn FnMut(&DatapathFlow) -> bool) -> Result<()> {
+        let flows = self.shared.table.read().snapshot();
+        for flow in flows {
+            if !visit(&flow.to_datapath_flow()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn flow_dump_stats(&self, visit: &mut dyn FnMut(Ufid, FlowStats) -> bool) -> Result<()> {
+        let flows = self.shared.table.read().snapshot();
+        for flow in flows {
+            if !visit(flow.ufid, flow.counters.get()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn flow_flush(&self) -> Result<()> {
+        self.shared.table.write().clear();
+        Ok(())
+    }
+
+    fn execute(&self, execute: Execute<'_>) -> Result<()> {
+        self.shared.execute(execute, &mut Live(&self.shared))
+    }
+
+    fn handlers_set(&self, n_handlers: u32) -> Result<()> {
+        let lost = self.shared.handlers.set_count(n_handlers)?;
+        self.shared.counters.lost.fetch_add(lost as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn recv(&self, handler: u32, batch: &mut UpcallBatch) -> Result<usize> {
+        self.shared.handlers.recv(handler, batch)
+    }
+
+    fn recv_fd(&self, handler: u32) -> Result<BorrowedFd<'_>> {
+        self.shared.handlers.fd(handler)
+    }
+
+    fn recv_purge(&self, handler: u32) -> Result<usize> {
+        self.shared.handlers.purge(handler)
+    }
+
+    fn destroy(&self) -> Result<()> {
+        self.shared.handlers.set_count(0)?;
+        self.shared.ports.write().clear();
+        self.shared.table.write().clear();
+        Ok(())
+    }
+}
+
+impl fmt::Debug for InprocDatapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InprocDatapath").field("name", &self.shared.options.name).finish_non_exhaustive()
+    }
+}
+
+/// What a network device can be called (`dev_valid_name` of the kernel).
+fn check_name(name: &str) -> Result<()> {
+    let bad = |c: char| c == '/' || c == ':' || c.is_ascii_whitespace();
+    if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(bad) {
+        return Err(DpifError::Invalid(format!(
+            "{name:?} can't be the name of a network device: 1 to 15 bytes without space, '/' and ':'"
+        )));
+    }
+    Ok(())
+}
+
+fn monotonic_ns() -> u64 {
+    use nix::time::{ClockId, clock_gettime};
+    // Linux always has this clock.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
+}
+
+/// A secret from the operating system's randomness, by way of the standard library's keyed hash.
+fn random_seeds() -> DigestSeeds {
+    let key = RandomState::new();
+    let mut lanes = [0; KEY_WORDS * 2];
+    for (i, lane) in lanes.iter_mut().enumerate() {
+        *lane = key.hash_one(i);
+    }
+    DigestSeeds { lanes, hash: key.hash_one(usize::MAX), reserved: 0 }
+}
+
+/// A locally administered address that is the same whenever a datapath has a port of this name.
+fn local_mac(datapath: &str, port: &str) -> [u8; 6] {
+    // FNV-1a: no secret, no attacker, only the same in every process.
+    let bytes = datapath.bytes().chain([0]).chain(port.bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let [a, b, c, d, e, ..] = hash.to_be_bytes();
+    [0x02, a, b, c, d, e]
+}

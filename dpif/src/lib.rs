@@ -31,4 +31,4 @@ pub use port::{OdpPort, PortEvent, PortInfo, PortKind, PortSpec, PortStats};
 pub use upcall::{Upcall, UpcallBatch, UpcallKind};
 
 /// The result of a datapath operation.
-pub type Result<T> = core::result::Result<T, DpifError>;
+pub type Result<T, E = DpifError> = core::result::Result<T, E>;

@@ -28,9 +28,18 @@ pub enum CompileError {
 
 /// Compiles `actions`. The program has at most [`MAX_PROGRAM_OPS`] operations, the engine's slots permitting.
 pub fn compile(actions: &[Action]) -> Result<Vec<Op>, CompileError> {
-    let steps = order(steps(actions)?)?;
+    emit(&order(steps(actions)?)?)
+}
+
+/// Compiles `actions` in the order in which they stand, for an engine that can copy the packet: a truncation shortens a copy,
+/// and a recirculation without [`OP_LAST`] works on one.
+pub fn compile_in_order(actions: &[Action]) -> Result<Vec<Op>, CompileError> {
+    emit(&steps(actions)?)
+}
+
+fn emit(steps: &[Step<'_>]) -> Result<Vec<Op>, CompileError> {
     let mut ops = Vec::with_capacity(steps.len());
-    for step in &steps {
+    for step in steps {
         step.emit(&mut ops);
     }
     if ops.len() > MAX_PROGRAM_OPS {

@@ -1,0 +1,338 @@
+//! A packet's way through the datapath: extract, look up, run the program, again where it recirculates.
+//!
+//! This is the twin of the TC program, operation by operation, over the same shared code. What it must agree in:
+//!
+//! - a lookup counts before the actions run, whatever becomes of the packet then;
+//! - the program of a flow runs at most [`MAX_LOOKUPS`] times for a packet, one that userspace executes being the first;
+//! - pushing or popping a VLAN tag makes the key stale, and it is extracted again before the next operation that needs it;
+//! - a truncation holds for the next output or upcall and is gone then;
+//! - an output that can't be done is counted and the program goes on; a change that can't be done drops the packet.
+
+use std::sync::atomic::Ordering;
+
+use datapath_common::apply::set_word;
+use datapath_common::digest::{action_hash, flow_hash};
+use datapath_common::extract::{Layers, clear_packet_fields, extract};
+use datapath_common::maps::MAX_LOOKUPS;
+use datapath_common::op::DropReason;
+use datapath_common::packet::{PacketEdit, SlicePacket};
+use datapath_common::{Be16, FlowKey, Op, OpKind, Vlan};
+
+use super::Shared;
+use super::handlers::record_bytes;
+use super::port::Port;
+use crate::flow::Ufid;
+use crate::packet::Packet;
+use crate::port::OdpPort;
+use crate::upcall::{Upcall, UpcallKind};
+
+/// A frame as it enters the datapath.
+#[derive(Clone, Debug, Default)]
+pub struct Frame {
+    /// Its bytes and its accelerated VLAN tag.
+    pub packet: SlicePacket,
+    /// Segment size of a GSO super-packet, else 0.
+    pub gso_size: u16,
+}
+
+impl From<SlicePacket> for Frame {
+    fn from(packet: SlicePacket) -> Self {
+        Self { packet, gso_size: 0 }
+    }
+}
+
+impl From<Packet> for Frame {
+    fn from(packet: Packet) -> Self {
+        let Packet { data, gso_size, partial_checksum } = packet;
+        Self { packet: SlicePacket { bytes: data, vlan: Vlan::default(), partial_checksum }, gso_size }
+    }
+}
+
+impl From<&Packet> for Frame {
+    fn from(packet: &Packet) -> Self {
+        packet.clone().into()
+    }
+}
+
+impl From<Vec<u8>> for Frame {
+    fn from(bytes: Vec<u8>) -> Self {
+        SlicePacket::new(bytes).into()
+    }
+}
+
+impl From<&[u8]> for Frame {
+    fn from(bytes: &[u8]) -> Self {
+        SlicePacket::new(bytes).into()
+    }
+}
+
+/// Where packets go that leave the datapath.
+pub(super) trait Sink {
+    /// A lookup was done.
+    fn looked_up(&mut self, _key: &FlowKey, _masks: u32, _ufid: Option<Ufid>) {}
+    /// Sends a packet, its tags in its bytes.
+    fn output(&mut self, port: &Port, packet: Packet) -> Result<(), DropReason>;
+    /// Sends a packet to userspace.
+    fn upcall(&mut self, upcall: Upcall, record_bytes: u64) -> Result<(), DropReason>;
+    /// Something was dropped; it is counted already.
+    fn dropped(&mut self, _reason: DropReason) {}
+}
+
+/// One packet on its way.
+struct Work {
+    frame: Frame,
+    key: FlowKey,
+    layers: Layers,
+    /// The packet has changed since the key was extracted.
+    stale: bool,
+    /// Programs begun.
+    programs: u32,
+}
+
+/// How a program ended.
+enum End {
+    /// The packet is gone.
+    Done,
+    /// It is to be looked up again.
+    Recirc,
+}
+
+/// Runs packets of a datapath into a sink.
+pub(super) struct Run<'a, S> {
+    dp: &'a Shared,
+    sink: &'a mut S,
+}
+
+impl<'a, S: Sink> Run<'a, S> {
+    pub(super) fn new(dp: &'a Shared, sink: &'a mut S) -> Self {
+        Self { dp, sink }
+    }
+
+    /// A frame comes in at a port.
+    pub(super) fn receive(&mut self, in_port: OdpPort, frame: Frame) {
+        let Some(port) = self.dp.port(in_port) else { return self.dropped(DropReason::UnknownInPort) };
+        port.counters.received(frame.packet.bytes.len());
+        let mut key = FlowKey { in_port: in_port.0, ..FlowKey::ZERO };
+        let Ok(layers) = extract(&frame.packet, &mut key) else {
+            port.counters.rx_dropped.fetch_add(1, Ordering::Relaxed);
+            return self.dropped(DropReason::Malformed);
+        };
+        self.look_up(Work { frame, key, layers, stale: false, programs: 0 });
+    }
+
+    /// Userspace executes a program on a packet. `false` if the packet is malformed.
+    pub(super) fn execute(&mut self, frame: Frame, metadata: &FlowKey, program: &[Op]) -> bool {
+        let mut key = *metadata;
+        clear_packet_fields(&mut key);
+        let Ok(layers) = extract(&frame.packet, &mut key) else {
+            self.dropped(DropReason::Malformed);
+            return false;
+        };
+        let mut work = Work { frame, key, layers, stale: false, programs: 1 };
+        if let End::Recirc = self.program(&mut work, program) {
+            self.look_up(work);
+        }
+        true
+    }
+
+    /// Looks the packet up and runs what it finds until the packet is gone.
+    fn look_up(&mut self, mut work: Work) {
+        loop {
+            if work.programs >= MAX_LOOKUPS {
+                return self.dropped(DropReason::RecircLimit);
+            }
+            work.programs += 1;
+            let found = self.dp.lookup(&work.key, work.frame.packet.bytes.len() as u64);
+            self.sink.looked_up(&work.key, found.masks, found.flow.as_ref().map(|f| f.ufid));
+            let Some(flow) = found.flow else { return self.upcall(&work, UpcallKind::Miss, Vec::new(), None) };
+            match self.program(&mut work, &flow.program) {
+                End::Done => return,
+                End::Recirc => {}
+            }
+        }
+    }
+
+    fn program(&mut self, work: &mut Work, program: &[Op]) -> End {
+        if program.first().is_none_or(|op| op.kind == OpKind::End as u16) {
+            self.dropped(DropReason::Flow);
+            return End::Done;
+        }
+        match self.operations(work, program) {
+            Ok(end) => end,
+            Err(reason) => {
+                self.dropped(reason);
+                End::Done
+            }
+        }
+    }
+
+    fn operations(&mut self, work: &mut Work, program: &[Op]) -> Result<End, DropReason> {
+        let mut trunc = None;
+        let mut ops = program.iter();
+        while let Some(op) = ops.next() {
+            const END: u16 = OpKind::End as u16;
+            const OUTPUT: u16 = OpKind::Output as u16;
+            const USERSPACE: u16 = OpKind::Userspace as u16;
+            const DATA: u16 = OpKind::Data as u16;
+            const SET_WORD: u16 = OpKind::SetWord as u16;
+            const PUSH_VLAN: u16 = OpKind::PushVlan as u16;
+            const POP_VLAN: u16 = OpKind::PopVlan as u16;
+            const RECIRC: u16 = OpKind::Recirc as u16;
+            const HASH: u16 = OpKind::Hash as u16;
+            const TRUNC: u16 = OpKind::Trunc as u16;
+            const DROP: u16 = OpKind::Drop as u16;
+            match op.kind {
+                END => break,
+                OUTPUT => self.output(work, OdpPort(op.arg), trunc.take(), op.is_last()),
+                USERSPACE => {
+                    work.refresh()?;
+                    let cookie = take_cookie(&mut ops, (op.arg & 0xff) as usize);
+                    self.upcall(work, UpcallKind::Action, cookie, trunc.take());
+                }
+                DATA => {}
+                SET_WORD => {
+                    work.refresh()?;
+                    let Work { frame, key, layers, .. } = work;
+                    set_word(&mut frame.packet, key, layers, op.arg as usize, op.a, op.b)
+                        .map_err(|_| DropReason::Action)?;
+                }
+                PUSH_VLAN => {
+                    let tpid = Be16::from_raw(op.arg as u16);
+                    let vlan = Vlan { tpid, tci: Be16::from_raw((op.arg >> 16) as u16) };
+                    work.frame.packet.push_vlan(vlan).map_err(|_| DropReason::Action)?;
+                    work.stale = true;
+                }
+                POP_VLAN => {
+                    work.frame.packet.pop_vlan().map_err(|_| DropReason::Action)?;
+                    work.stale = true;
+                }
+                RECIRC => {
+                    work.refresh()?;
+                    if op.is_last() {
+                        work.key.recirc_id = op.arg;
+                        return Ok(End::Recirc);
+                    }
+                    let mut copy = work.copy();
+                    copy.key.recirc_id = op.arg;
+                    self.look_up(copy);
+                }
+                HASH => {
+                    work.refresh()?;
+                    work.key.dp_hash = action_hash(&work.key, self.dp.seeds.hash, op.arg);
+                }
+                TRUNC => trunc = Some(op.arg as usize),
+                DROP => return Err(DropReason::Flow),
+                _ => return Err(DropReason::UnknownOp),
+            }
+        }
+        Ok(End::Done)
+    }
+
+    fn output(&mut self, work: &mut Work, to: OdpPort, trunc: Option<usize>, last: bool) {
+        let Some(port) = self.dp.port(to).filter(|p| p.works()) else { return self.dropped(DropReason::NoPort) };
+        let mut packet = if last { std::mem::take(&mut work.frame.packet) } else { work.frame.packet.clone() };
+        if let Some(len) = trunc {
+            packet.bytes.truncate(len);
+        }
+        let len = packet.bytes.len();
+        let gso_size = work.frame.gso_size;
+        let sent = if gso_size == 0 && behind_ethernet(&packet) > port.mtu() as usize {
+            Err(DropReason::Mtu)
+        } else {
+            self.sink.output(&port, finished(packet, gso_size))
+        };
+        match sent {
+            Ok(()) => port.counters.sent(len),
+            Err(reason) => {
+                port.counters.tx_dropped.fetch_add(1, Ordering::Relaxed);
+                self.dropped(reason);
+            }
+        }
+    }
+
+    fn upcall(&mut self, work: &Work, kind: UpcallKind, cookie: Vec<u8>, trunc: Option<usize>) {
+        let port = self.dp.port(OdpPort(work.key.in_port));
+        if let Err(reason) = self.try_upcall(work, kind, cookie, trunc) {
+            self.dp.counters.lost.fetch_add(1, Ordering::Relaxed);
+            if let Some(port) = port {
+                port.counters.upcall_lost.fetch_add(1, Ordering::Relaxed);
+            }
+            self.dropped(reason);
+        } else if let Some(port) = port {
+            port.counters.upcalls.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn try_upcall(
+        &mut self,
+        work: &Work,
+        kind: UpcallKind,
+        cookie: Vec<u8>,
+        trunc: Option<usize>,
+    ) -> Result<(), DropReason> {
+        if self.dp.handlers.count() == 0 {
+            return Err(DropReason::UpcallNoHandler);
+        }
+        let source = &work.frame.packet;
+        let len = source.bytes.len().min(trunc.unwrap_or(usize::MAX));
+        let record_bytes = record_bytes(len)?;
+        let mut packet = source.clone();
+        packet.bytes.truncate(len);
+        let packet = finished(packet, work.frame.gso_size);
+        let upcall = Upcall {
+            kind,
+            orig_len: (packet.data.len() + source.bytes.len() - len) as u32,
+            packet,
+            key: work.key,
+            cookie,
+            mru: 0,
+            hash: flow_hash(&work.key, self.dp.seeds.hash),
+            arrival_ns: (self.dp.clock)(),
+        };
+        self.sink.upcall(upcall, record_bytes)
+    }
+
+    fn dropped(&mut self, reason: DropReason) {
+        self.dp.counters.dropped(reason);
+        self.sink.dropped(reason);
+    }
+}
+
+impl Work {
+    /// Extracts the key again if the packet has changed.
+    fn refresh(&mut self) -> Result<(), DropReason> {
+        if self.stale {
+            clear_packet_fields(&mut self.key);
+            self.layers = extract(&self.frame.packet, &mut self.key).map_err(|_| DropReason::Malformed)?;
+            self.stale = false;
+        }
+        Ok(())
+    }
+
+    fn copy(&self) -> Self {
+        Self { frame: self.frame.clone(), ..*self }
+    }
+}
+
+/// What the MTU limits: all behind the Ethernet header, but for one VLAN tag.
+fn behind_ethernet(packet: &SlicePacket) -> usize {
+    let tagged = packet.vlan.tpid.is_zero() && matches!(packet.bytes.get(12..14), Some([0x81, 0x00] | [0x88, 0xa8]));
+    packet.bytes.len().saturating_sub(if tagged { 18 } else { 14 })
+}
+
+fn finished(mut packet: SlicePacket, gso_size: u16) -> Packet {
+    packet.restore_vlan();
+    Packet { data: packet.bytes, gso_size, partial_checksum: packet.partial_checksum }
+}
+
+/// The payload of the operation before: `len` bytes out of `Data` operations.
+fn take_cookie(ops: &mut core::slice::Iter<'_, Op>, len: usize) -> Vec<u8> {
+    let mut cookie = Vec::with_capacity(len.next_multiple_of(16));
+    while cookie.len() < len {
+        let Some(data) = ops.next() else { break };
+        cookie.extend_from_slice(&data.a.to_ne_bytes());
+        cookie.extend_from_slice(&data.b.to_ne_bytes());
+    }
+    cookie.truncate(len);
+    cookie
+}

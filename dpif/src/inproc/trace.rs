@@ -1,0 +1,94 @@
+//! What happened to one packet, for tests that compare engines.
+
+use datapath_common::FlowKey;
+use datapath_common::op::DropReason;
+
+use super::run::Sink;
+use crate::flow::Ufid;
+use crate::packet::Packet;
+use crate::port::OdpPort;
+use crate::upcall::Upcall;
+
+/// One thing that happened to a packet.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// It was looked up.
+    Lookup {
+        /// Its key.
+        key: Box<FlowKey>,
+        /// Masks looked at.
+        masks: u32,
+        /// The flow found.
+        ufid: Option<Ufid>,
+    },
+    /// It was sent to a port. VLAN tags are in the bytes.
+    Output(OdpPort, Packet),
+    /// It was sent to userspace.
+    Upcall(Box<Upcall>),
+    /// It, or the one output or upcall in question, was dropped.
+    Drop(DropReason),
+}
+
+/// Everything that happened to a packet, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    /// The events.
+    pub events: Vec<Event>,
+}
+
+impl Trace {
+    /// The key of the packet as it came in, unless it was malformed.
+    pub fn key(&self) -> Option<&FlowKey> {
+        self.events.iter().find_map(|e| match e {
+            Event::Lookup { key, .. } => Some(&**key),
+            _ => None,
+        })
+    }
+
+    /// Where the packet was sent and how it looked then.
+    pub fn outputs(&self) -> Vec<(OdpPort, &[u8])> {
+        let output = |e| match e {
+            &Event::Output(port, ref packet) => Some((port, packet.data.as_slice())),
+            _ => None,
+        };
+        self.events.iter().filter_map(output).collect()
+    }
+
+    /// The upcalls.
+    pub fn upcalls(&self) -> Vec<&Upcall> {
+        let upcall = |e| match e {
+            &Event::Upcall(ref upcall) => Some(&**upcall),
+            _ => None,
+        };
+        self.events.iter().filter_map(upcall).collect()
+    }
+
+    /// The drops.
+    pub fn drops(&self) -> Vec<DropReason> {
+        let drop = |e| match e {
+            &Event::Drop(reason) => Some(reason),
+            _ => None,
+        };
+        self.events.iter().filter_map(drop).collect()
+    }
+}
+
+impl Sink for Trace {
+    fn looked_up(&mut self, key: &FlowKey, masks: u32, ufid: Option<Ufid>) {
+        self.events.push(Event::Lookup { key: Box::new(*key), masks, ufid });
+    }
+
+    fn output(&mut self, port: &super::port::Port, packet: Packet) -> Result<(), DropReason> {
+        self.events.push(Event::Output(port.number, packet));
+        Ok(())
+    }
+
+    fn upcall(&mut self, upcall: Upcall, _record_bytes: u64) -> Result<(), DropReason> {
+        self.events.push(Event::Upcall(Box::new(upcall)));
+        Ok(())
+    }
+
+    fn dropped(&mut self, reason: DropReason) {
+        self.events.push(Event::Drop(reason));
+    }
+}
