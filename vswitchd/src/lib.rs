@@ -1,0 +1,7 @@
+//! The switch daemon.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod plan;
+pub mod reconcile;
+pub mod unixctl;
