@@ -137,7 +137,7 @@ fn bpf_linker() -> Result<PathBuf> {
     }
     let major = rustc_llvm_major()?;
     let prefix = llvm_prefix(major)?;
-    let step = cmd::step(format!("building bpf-linker {BPF_LINKER} with LLVM {major} (about a minute)"));
+    let step = cmd::step(format!("building bpf-linker {BPF_LINKER} with LLVM {major} (one to two minutes)"));
     let mut install = cmd::cargo();
     install
         .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force", "--no-default-features"])
