@@ -5,8 +5,8 @@
 //! the twin with which the eBPF programs are compared packet by packet ([`InprocDatapath::process`]).
 //!
 //! A frame is processed on the thread that brings it, from its arrival ([`InprocPort::send`]) to its last output. There is no
-//! lock over that: a lookup holds the [table's](table) read lock, counts, and lets go with the flow in hand; an output looks
-//! the [port](port) up likewise; an upcall holds its [handler's queue](handlers).
+//! lock over that: a lookup holds the table's read lock, counts, and lets go with the flow in hand; an output looks the port up
+//! likewise; an upcall holds its handler's queue.
 
 mod handlers;
 mod port;

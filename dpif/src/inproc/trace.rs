@@ -47,29 +47,30 @@ impl Trace {
 
     /// Where the packet was sent and how it looked then.
     pub fn outputs(&self) -> Vec<(OdpPort, &[u8])> {
-        let output = |e| match e {
-            &Event::Output(port, ref packet) => Some((port, packet.data.as_slice())),
+        self.select(|e| match e {
+            Event::Output(port, packet) => Some((*port, packet.data.as_slice())),
             _ => None,
-        };
-        self.events.iter().filter_map(output).collect()
+        })
     }
 
     /// The upcalls.
     pub fn upcalls(&self) -> Vec<&Upcall> {
-        let upcall = |e| match e {
-            &Event::Upcall(ref upcall) => Some(&**upcall),
+        self.select(|e| match e {
+            Event::Upcall(upcall) => Some(&**upcall),
             _ => None,
-        };
-        self.events.iter().filter_map(upcall).collect()
+        })
     }
 
     /// The drops.
     pub fn drops(&self) -> Vec<DropReason> {
-        let drop = |e| match e {
-            &Event::Drop(reason) => Some(reason),
+        self.select(|e| match e {
+            Event::Drop(reason) => Some(*reason),
             _ => None,
-        };
-        self.events.iter().filter_map(drop).collect()
+        })
+    }
+
+    fn select<'a, T>(&'a self, choose: impl Fn(&'a Event) -> Option<T>) -> Vec<T> {
+        self.events.iter().filter_map(choose).collect()
     }
 }
 
