@@ -61,6 +61,8 @@ pub mod name {
     pub const MASK_CACHE: &str = "MASK_CACHE";
     /// Program slots that the port entries tail-call.
     pub const PROGRAMS: &str = "PROGRAMS";
+    /// [`super::PortRecord`] by datapath port, memory-mapped. The programs don't know it.
+    pub const PORT_RECORDS: &str = "PORT_RECORDS";
 }
 
 /// Index into `PROGRAMS` of the TC datapath.
@@ -103,6 +105,52 @@ pub struct PortEntry {
     /// Unused, zero.
     pub reserved: u32,
 }
+
+/// What userspace remembers of a port across its own life. It is written before the device is touched and cleared after the
+/// device has its settings back, so that whoever finds it knows what to finish or to undo.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortRecord {
+    /// [`PortState`] as a number.
+    pub state: u32,
+    /// 0: a system device; 1: internal, a veth pair made for the port.
+    pub kind: u32,
+    /// Cookie of the network namespace that the devices lie in (`SO_NETNS_COOKIE`), never reused.
+    pub netns: u64,
+    /// The device whose frames the datapath takes; of an internal port the datapath's end.
+    pub ifindex: u32,
+    /// The device that the operator sees: of an internal port the host's end, else `ifindex`.
+    pub host_ifindex: u32,
+    /// What the port changed about the device, to be undone: [`SAVED_PROMISC`], [`SAVED_LRO`], [`SAVED_CLSACT`].
+    pub saved: u32,
+    /// How the program is attached: 1 by a TCX link, 2 by a clsact filter.
+    pub attach: u32,
+    /// Name of the device that the operator sees, zero-padded.
+    pub name: [u8; 16],
+    /// Name of an internal port's other end, zero-padded.
+    pub peer: [u8; 16],
+}
+
+/// How far a port has come.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PortState {
+    /// No port.
+    Free = 0,
+    /// Being added: to be undone.
+    Adding = 1,
+    /// A port.
+    Ready = 2,
+    /// Being removed, or detached since its device is gone: to be finished.
+    Removing = 3,
+}
+
+/// `PortRecord::saved`: the port set the device promiscuous.
+pub const SAVED_PROMISC: u32 = 1;
+/// `PortRecord::saved`: the port switched large receive offload off.
+pub const SAVED_LRO: u32 = 2;
+/// `PortRecord::saved`: the port gave the device its clsact qdisc.
+pub const SAVED_CLSACT: u32 = 4;
 
 /// Statistics of a datapath port, in one lane.
 #[repr(C, align(8))]
@@ -162,7 +210,7 @@ pub struct Credit {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Control, Credit, DpStats, PortEntry, PortStats};
+    use super::{Control, Credit, DpStats, PortEntry, PortRecord, PortStats};
     use crate::{Digest, DigestSeeds, FlowStats, MaskEntry, Slot, SlotRef};
 
     macro_rules! pod {
@@ -171,7 +219,20 @@ mod pod {
             unsafe impl aya::Pod for $t {}
         )* };
     }
-    pod!(Control, Credit, DpStats, PortEntry, PortStats, Digest, DigestSeeds, FlowStats, MaskEntry, Slot, SlotRef);
+    pod!(
+        Control,
+        Credit,
+        DpStats,
+        PortEntry,
+        PortRecord,
+        PortStats,
+        Digest,
+        DigestSeeds,
+        FlowStats,
+        MaskEntry,
+        Slot,
+        SlotRef
+    );
 }
 
 #[cfg(test)]
@@ -208,6 +269,7 @@ mod tests {
             size_of::<Control>(),
             offset_of!(Control, masks),
             size_of::<PortEntry>(),
+            size_of::<PortRecord>(),
             size_of::<PortStats>(),
             size_of::<DpStats>(),
             size_of::<Credit>(),
@@ -222,7 +284,7 @@ mod tests {
             layout,
             [
                 304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 24, 624, 24, 1128, 56, 360, 8, 32, 488, 56, 56, 8, 16,
-                64, 176, 32, 4096, 256, 64, 16, 27
+                64, 64, 176, 32, 4096, 256, 64, 16, 27
             ]
         );
     }
