@@ -6,7 +6,7 @@
 
 use crate::extract::{Layers, eth_type, ip_proto};
 use crate::key::{FlowKey, word};
-use crate::packet::{Edit, EditFailed, L4Sum, PacketEdit};
+use crate::packet::{Balanced, Edit, EditFailed, L4Sum, PacketEdit};
 
 /// Bits of each key word that a set action may change in some packet: what a compiler checks first.
 pub const fn settable(word: usize) -> u64 {
@@ -79,25 +79,25 @@ fn set_ip<P: PacketEdit>(packet: &mut P, key: &FlowKey, layers: &Layers, old: u6
         eth_type::IPV4 => {
             if tos != old_tos {
                 packet.l3_checksum(l3 + 10, u32::from(old_tos) << 8, u32::from(tos) << 8, 2)?;
-                packet.store_u8(l3 + 1, tos)?;
+                packet.store_u8(l3 + 1, tos, Balanced::Yes)?;
             }
             if ttl != old_ttl {
                 packet.l3_checksum(l3 + 10, u32::from(old_ttl), u32::from(ttl), 2)?;
-                packet.store_u8(l3 + 8, ttl)?;
+                packet.store_u8(l3 + 8, ttl, Balanced::Yes)?;
             }
         }
         eth_type::IPV6 => {
             if tos != old_tos {
                 let head = u16::from_be(packet.u16(l3).ok_or(EditFailed)?);
-                packet.store_u16(l3, ((head & 0xf00f) | (u16::from(tos) << 4)).to_be())?;
+                packet.store_u16(l3, ((head & 0xf00f) | (u16::from(tos) << 4)).to_be(), Balanced::No)?;
             }
             if ttl != old_ttl {
-                packet.store_u8(l3 + 7, ttl)?;
+                packet.store_u8(l3 + 7, ttl, Balanced::No)?;
             }
         }
         eth_type::ARP | eth_type::RARP => {
             if proto != old_proto {
-                packet.store_u16(l3 + 6, u16::from(proto).to_be())?;
+                packet.store_u16(l3 + 6, u16::from(proto).to_be(), Balanced::Yes)?;
             }
         }
         _ => return Err(EditFailed),
@@ -124,14 +124,14 @@ fn set_ports<P: PacketEdit>(packet: &mut P, key: &FlowKey, l4: u32, old: u32, ne
                 return Err(EditFailed);
             }
             packet.l4_checksum(l4 + 16, old, new, 4, L4Sum::Covered, false)?;
-            packet.store_u32(l4, new)
+            packet.store_u32(l4, new, Balanced::Yes)
         }
         ip_proto::UDP => {
             if packet.len() < l4 + 8 {
                 return Err(EditFailed);
             }
             packet.l4_checksum(l4 + 6, old, new, 4, L4Sum::Covered, true)?;
-            packet.store_u32(l4, new)
+            packet.store_u32(l4, new, Balanced::Yes)
         }
         ip_proto::ICMP | ip_proto::ICMPV6 => {
             // Type and code are 16-bit fields of the key whose high bytes are zero.
@@ -140,7 +140,7 @@ fn set_ports<P: PacketEdit>(packet: &mut P, key: &FlowKey, l4: u32, old: u32, ne
             }
             let pack = |ports: u32| (ports >> 8) & 0xff | (ports >> 16) & 0xff00;
             packet.l4_checksum(l4 + 2, pack(old), pack(new), 2, L4Sum::Covered, false)?;
-            packet.store_u16(l4, pack(new) as u16)
+            packet.store_u16(l4, pack(new) as u16, Balanced::Yes)
         }
         _ => Err(EditFailed),
     }
@@ -152,8 +152,8 @@ fn set_ipv4<P: PacketEdit>(packet: &mut P, key: &FlowKey, layers: &Layers, old: 
     let (src, old_src) = (new as u32, old as u32);
     let (dst, old_dst) = ((new >> 32) as u32, (old >> 32) as u32);
     if is_arp(key) {
-        packet.store_u32(l3 + 14, src)?;
-        return packet.store_u32(l3 + 24, dst);
+        packet.store_u32(l3 + 14, src, Balanced::Yes)?;
+        return packet.store_u32(l3 + 24, dst, Balanced::Yes);
     }
     // A header that was not whole left the key's IP fields zero; a TTL of zero alone is no sign of that.
     if key.eth_type.get() != eth_type::IPV4 {
@@ -179,7 +179,7 @@ fn set_ipv4_address<P: PacketEdit>(
 ) -> Edit {
     adapt_l4(packet, key, layers.l4, old, new)?;
     packet.l3_checksum(layers.l3 + 10, old, new, 4)?;
-    packet.store_u32(at, new)
+    packet.store_u32(at, new, Balanced::Yes)
 }
 
 /// The layer-4 checksum after four bytes of the pseudo-header changed. Nothing where the header is cut off.
@@ -206,7 +206,7 @@ fn set_label<P: PacketEdit>(packet: &mut P, key: &FlowKey, layers: &Layers, labe
     }
     let head = packet.u32(layers.l3).ok_or(EditFailed)?;
     let field = 0x000f_ffffu32.to_be();
-    packet.store_u32(layers.l3, (head & !field) | (label & field))
+    packet.store_u32(layers.l3, (head & !field) | (label & field), Balanced::No)
 }
 
 /// One half (word `index`, 13 to 16) of an IPv6 address.
@@ -220,5 +220,7 @@ fn set_ipv6<P: PacketEdit>(packet: &mut P, key: &FlowKey, layers: &Layers, index
         adapt_l4(packet, key, layers.l4, old as u32, new as u32)?;
         adapt_l4(packet, key, layers.l4, (old >> 32) as u32, (new >> 32) as u32)?;
     }
-    packet.store_u64(layers.l3 + 8 + (index as u32 - word::IPV6_SRC as u32) * 8, new)
+    // The helper that adapts the checksum takes the header to have a checksum of its own, as IPv4's has; saying that nothing
+    // makes up for this store undoes that.
+    packet.store_u64(layers.l3 + 8 + (index as u32 - word::IPV6_SRC as u32) * 8, new, Balanced::No)
 }

@@ -5,7 +5,7 @@
 //! halves. With secret seeds two different keys of one mask collide in a lane with a probability of at most 2⁻³², whatever
 //! an attacker chooses, so in both with 2⁻⁶⁴. Each word costs two multiplications that don't wait for each other.
 
-use crate::key::{FlowKey, HOT_WORDS, KEY_WORDS};
+use crate::key::{FlowKey, KEY_WORDS};
 use crate::mask::MaskEntry;
 
 /// The secret of a datapath: one word per lane and key word.

@@ -16,11 +16,11 @@ use crate::packet::PacketRead;
 compile_error!("the flow key is built from words as a little-endian machine loads them");
 
 /// IPv6 extension headers that are walked.
-pub const MAX_EXT_HEADERS: u32 = 8;
+pub const MAX_EXT_HEADERS: u32 = 16;
 /// MPLS labels that are walked.
-pub const MAX_LABELS: u32 = 8;
+pub const MAX_LABELS: u32 = 16;
 /// Neighbour discovery options that are walked.
-pub const MAX_ND_OPTIONS: u32 = 8;
+pub const MAX_ND_OPTIONS: u32 = 16;
 
 /// Ethernet types in host order.
 pub mod eth_type {
@@ -111,6 +111,15 @@ pub fn clear_packet_fields(key: &mut FlowKey) {
 /// Fills the packet fields of `key`, which must be zero; metadata is the caller's.
 #[inline(always)]
 pub fn extract<P: PacketRead>(packet: &P, key: &mut FlowKey) -> Result<Layers, Malformed> {
+    let mut layers = Layers::default();
+    extract_into(packet, key, &mut layers)?;
+    Ok(layers)
+}
+
+/// As [`extract`], with the layers in the caller's memory. What the walk has found is read back from there: a verifier would
+/// otherwise go through all that follows once for each place where a header can begin.
+#[inline(always)]
+pub fn extract_into<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers) -> Result<(), Malformed> {
     let len = packet.len();
     if len < 14 {
         return Err(Malformed);
@@ -121,16 +130,17 @@ pub fn extract<P: PacketRead>(packet: &P, key: &mut FlowKey) -> Result<Layers, M
     key.words_mut()[word::ETH_DST] = (dst & FIRST_6) | (u64::from(ether_type) << 48);
     key.words_mut()[word::ETH_SRC] = src & FIRST_6;
 
-    let mut layers = Layers { l3, l4: 0, routing: 0 };
+    volatile_set(layers, Layers { l3, l4: 0, routing: 0 });
+    let l3 = volatile_get(&layers.l3);
     match u16::from_be(ether_type) {
-        eth_type::IPV4 => ipv4(packet, key, &mut layers),
-        eth_type::IPV6 => ipv6(packet, key, &mut layers),
+        eth_type::IPV4 => ipv4(packet, key, layers),
+        eth_type::IPV6 => ipv6(packet, key, layers),
         eth_type::ARP | eth_type::RARP => arp(packet, key, l3),
         eth_type::MPLS | eth_type::MPLS_MC => mpls(packet, key, l3),
         eth_type::NSH => nsh(packet, key, l3)?,
         _ => {}
     }
-    Ok(layers)
+    Ok(())
 }
 
 /// VLAN tags and Ethernet type. `at_12`: the two bytes behind the addresses. Returns the type (memory order) and where the
@@ -186,7 +196,7 @@ fn tag(tpid: u16, tci: u16) -> Vlan {
 
 #[inline(always)]
 fn ipv4<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers) {
-    let l3 = layers.l3;
+    let l3 = volatile_get(&layers.l3);
     // Bytes 0–7: version and header length, TOS, total length, id, fragment; 8–11: TTL, protocol, checksum; then addresses.
     let (Some(first), Some(second), Some(addresses)) = (packet.u64(l3), packet.u32(l3 + 8), packet.u64(l3 + 12)) else {
         return;
@@ -207,8 +217,8 @@ fn ipv4<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers) {
     if fragment & 0x2000 != 0 || packet.is_ufo() {
         key.ip_frag = FRAG_FIRST;
     }
-    layers.l4 = l3 + header;
-    transport(packet, key, layers.l4, ip_proto::ICMP);
+    volatile_set(&mut layers.l4, l3 + header);
+    transport(packet, key, volatile_get(&layers.l4), ip_proto::ICMP);
 }
 
 /// Ports, TCP flags, ICMP type and code; all zero where the header is cut off.
@@ -327,7 +337,7 @@ fn nsh<P: PacketRead>(packet: &P, key: &mut FlowKey, l3: u32) -> Result<(), Malf
 
 #[inline(always)]
 fn ipv6<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers) {
-    let l3 = layers.l3;
+    let l3 = volatile_get(&layers.l3);
     if packet.len() < l3 + 40 {
         return;
     }
@@ -350,20 +360,21 @@ fn ipv6<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers) {
     let next = (first >> 48) as u8;
     if !is_extension(next) {
         key.ip_proto = next;
-        layers.l4 = l3 + 40;
+        volatile_set(&mut layers.l4, l3 + 40);
     } else {
-        key.ipv6_exthdrs = extension_bits(packet, next, l3 + 40);
+        extension_bits(packet, key, next, l3 + 40);
         walk_extensions(packet, key, layers, next);
-        if layers.l4 == 0 {
-            return;
-        }
+    }
+    let l4 = volatile_get(&layers.l4);
+    if l4 == 0 {
+        return;
     }
     if packet.is_ufo() {
         key.ip_frag = FRAG_FIRST;
     }
-    transport(packet, key, layers.l4, ip_proto::ICMPV6);
+    transport(packet, key, l4, ip_proto::ICMPV6);
     if key.ip_proto == ip_proto::ICMPV6 {
-        neighbour_discovery(packet, key, layers.l4);
+        neighbour_discovery(packet, key, l4);
     }
 }
 
@@ -386,7 +397,7 @@ fn walk_extensions<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut La
         i += 1;
         if next == ip_proto::NONE || !is_extension(next) {
             key.ip_proto = next;
-            layers.l4 = offset;
+            volatile_set(&mut layers.l4, offset);
             return;
         }
         let Some(head) = packet.u16(offset) else { return };
@@ -434,55 +445,94 @@ mod ieh {
 
 /// Which extension headers there are, and whether repeated or out of the order that RFC 8200 recommends. The module steps by
 /// the generic length here even over fragment and authentication headers.
+///
+/// What is known so far lies in the key and is read back from there, with the number of destination options headers above
+/// the bits: a verifier follows constants in registers into every combination of headers, and knows nothing of memory.
 #[inline(always)]
-fn extension_bits<P: PacketRead>(packet: &P, first: u8, start: u32) -> u16 {
+fn extension_bits<P: PacketRead>(packet: &P, key: &mut FlowKey, first: u8, start: u32) {
+    const DESTINATION: u16 = 1 << 12;
+    let known = &mut key.ipv6_exthdrs;
     let mut next = first;
     let mut offset = start;
-    let mut bits = 0u16;
-    let mut destinations = 0u32;
     let mut i = 0;
     while i < MAX_EXT_HEADERS {
         i += 1;
-        let (bit, before) = match next {
-            ip_proto::NONE => return bits | ieh::NONEXT,
-            ip_proto::HOP => {
-                if bits & ieh::HOP != 0 {
-                    bits |= ieh::UNREP;
-                }
-                bits |= if bits == 0 { ieh::HOP } else { ieh::UNSEQ };
-                (0, u16::MAX)
+        let bits = volatile_get(known);
+        let destinations = bits / DESTINATION;
+        let late = if destinations >= 2 { ieh::UNSEQ } else { 0 };
+        let seen = bits & (DESTINATION - 1);
+        let add = match next {
+            ip_proto::NONE => {
+                volatile_set(known, bits | ieh::NONEXT);
+                break;
             }
+            ip_proto::HOP => repeated(seen, ieh::HOP) | if seen == 0 { ieh::HOP } else { ieh::UNSEQ },
             ip_proto::DEST => {
-                destinations += 1;
-                match destinations {
-                    1 => (ieh::DEST, ieh::HOP | ieh::UNREP),
-                    2 => (0, ieh::HOP | ieh::DEST | ieh::ROUTER | ieh::FRAG | ieh::AUTH | ieh::UNREP),
-                    _ => (ieh::UNREP, u16::MAX),
-                }
+                let add = match destinations {
+                    0 => ieh::DEST | misplaced(seen, ieh::HOP),
+                    1 => misplaced(seen, ieh::HOP | ieh::DEST | ieh::ROUTER | ieh::FRAG | ieh::AUTH),
+                    _ => ieh::UNREP,
+                };
+                // Two are enough to know.
+                if destinations < 2 { add + DESTINATION } else { add }
             }
-            ip_proto::ROUTING => (ieh::ROUTER, ieh::HOP | ieh::DEST | ieh::UNREP),
-            ip_proto::FRAGMENT => (ieh::FRAG, ieh::HOP | ieh::DEST | ieh::ROUTER | ieh::UNREP),
-            ip_proto::AUTH => (ieh::AUTH, ieh::HOP | ieh::DEST | ieh::ROUTER | ieh::FRAG | ieh::UNREP),
-            _ => return bits,
+            ip_proto::ROUTING => {
+                ieh::ROUTER
+                    | late
+                    | repeated(seen, ieh::ROUTER)
+                    | misplaced_now(seen, ieh::ROUTER, ieh::HOP | ieh::DEST)
+            }
+            ip_proto::FRAGMENT => {
+                let before = ieh::HOP | ieh::DEST | ieh::ROUTER;
+                ieh::FRAG | late | repeated(seen, ieh::FRAG) | misplaced_now(seen, ieh::FRAG, before)
+            }
+            ip_proto::AUTH => {
+                let before = ieh::HOP | ieh::DEST | ieh::ROUTER | ieh::FRAG;
+                ieh::AUTH | late | repeated(seen, ieh::AUTH) | misplaced_now(seen, ieh::AUTH, before)
+            }
+            _ => break,
         };
-        let repeatable = next != ip_proto::DEST;
-        if repeatable && bit != 0 {
-            if bits & bit != 0 {
-                bits |= ieh::UNREP;
-            }
-            if destinations >= 2 {
-                bits |= ieh::UNSEQ;
-            }
-        }
-        if bits & !before != 0 {
-            bits |= ieh::UNSEQ;
-        }
-        bits |= bit;
-        let Some(head) = packet.u16(offset) else { return bits };
+        // The count of destination options is added, everything else united.
+        volatile_set(
+            known,
+            ((bits | add) & (DESTINATION - 1)) | ((bits & !(DESTINATION - 1)) + (add & !(DESTINATION - 1))),
+        );
+        let Some(head) = packet.u16(offset) else { break };
         next = head as u8;
         offset += (u32::from(head >> 8) + 1) * 8;
     }
-    bits
+    key.ipv6_exthdrs = volatile_get(&key.ipv6_exthdrs) & (DESTINATION - 1);
+}
+
+#[inline(always)]
+fn repeated(seen: u16, bit: u16) -> u16 {
+    if seen & bit != 0 { ieh::UNREP } else { 0 }
+}
+
+/// Out of sequence: something other than `before` was seen.
+#[inline(always)]
+fn misplaced(seen: u16, before: u16) -> u16 {
+    if seen & !(before | ieh::UNREP) != 0 { ieh::UNSEQ } else { 0 }
+}
+
+/// As [`misplaced`], with the repetition of `bit` counting as such too.
+#[inline(always)]
+fn misplaced_now(seen: u16, bit: u16, before: u16) -> u16 {
+    misplaced(seen, before) | if seen & bit != 0 { ieh::UNSEQ } else { 0 }
+}
+
+/// Reads memory that a compiler or verifier must not know the contents of.
+#[inline(always)]
+fn volatile_get<T: Copy>(from: &T) -> T {
+    // SAFETY: a reference is readable.
+    unsafe { core::ptr::read_volatile(from) }
+}
+
+/// Writes such memory.
+#[inline(always)]
+fn volatile_set<T: Copy>(to: &mut T, value: T) {
+    // SAFETY: a unique reference is writable.
+    unsafe { core::ptr::write_volatile(to, value) };
 }
 
 /// Target and link-layer address options of neighbour solicitations and advertisements (RFC 4861).
@@ -490,6 +540,8 @@ fn extension_bits<P: PacketRead>(packet: &P, first: u8, start: u32) -> u16 {
 fn neighbour_discovery<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32) {
     const SOLICITATION: u16 = 135;
     const ADVERTISEMENT: u16 = 136;
+    const SOURCE_OPTION: u8 = 1;
+    const TARGET_OPTION: u8 = 2;
     let kind = key.tp_src.get();
     if !key.tp_dst.is_zero() || !(kind == SOLICITATION || kind == ADVERTISEMENT) {
         return;
@@ -499,7 +551,8 @@ fn neighbour_discovery<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32) {
         return;
     }
     let (Some(t0), Some(t1)) = (packet.u64(l4 + 8), packet.u64(l4 + 16)) else { return };
-    let (mut source, mut target) = (0, 0);
+    let words = key.words_mut();
+    let mut valid = true;
     let mut offset = l4 + 24;
     let mut i = 0;
     while i < MAX_ND_OPTIONS && len >= offset + 8 {
@@ -507,28 +560,27 @@ fn neighbour_discovery<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32) {
         let Some(option) = packet.u64(offset) else { break };
         let length = ((option >> 8) as u32 & 0xff) * 8;
         if length == 0 || length > len - offset {
-            return;
+            break;
         }
-        if length == 8 {
-            // An address given twice makes the whole message invalid.
-            let seen = match option as u8 {
-                1 => &mut source,
-                2 => &mut target,
-                _ => {
-                    offset += length;
-                    continue;
-                }
-            };
-            if *seen != 0 {
-                return;
+        let kind = option as u8;
+        if length == 8 && (kind == SOURCE_OPTION || kind == TARGET_OPTION) {
+            // An address given twice makes the whole message invalid. What was seen is read back from the key, for the reason
+            // given at `extension_bits`.
+            let word = if kind == SOURCE_OPTION { &mut words[word::ARP_SHA] } else { &mut words[word::ARP_THA] };
+            let seen = volatile_get(word);
+            if seen & FIRST_6 != 0 {
+                valid = false;
+                break;
             }
-            *seen = option >> 16;
+            volatile_set(word, seen | (option >> 16));
         }
         offset += length;
     }
-    let words = key.words_mut();
-    words[word::ND_TARGET] = t0;
-    words[word::ND_TARGET + 1] = t1;
-    words[word::ARP_SHA] = (words[word::ARP_SHA] & !FIRST_6) | source;
-    words[word::ARP_THA] = (words[word::ARP_THA] & !FIRST_6) | target;
+    if valid {
+        words[word::ND_TARGET] = t0;
+        words[word::ND_TARGET + 1] = t1;
+    } else {
+        words[word::ARP_SHA] &= !FIRST_6;
+        words[word::ARP_THA] &= !FIRST_6;
+    }
 }

@@ -38,6 +38,16 @@ pub struct EditFailed;
 /// The result of an edit.
 pub type Edit = Result<(), EditFailed>;
 
+/// Whether some checksum in the packet makes up for a change, so that the sum over the whole packet stays (of interest where
+/// the device has summed up the packet, `CHECKSUM_COMPLETE`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Balanced {
+    /// A checksum changes with the bytes, or the device's sum doesn't cover them (Ethernet header).
+    Yes,
+    /// Nothing makes up for it, as in IPv6's header.
+    No,
+}
+
 /// How a layer-4 checksum relates to a changed field.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum L4Sum {
@@ -51,15 +61,15 @@ pub enum L4Sum {
 /// know whether the packet's checksum is complete, partial (to be finished by the device) or absent.
 pub trait PacketEdit: PacketRead {
     /// Overwrites one byte.
-    fn store_u8(&mut self, offset: u32, value: u8) -> Edit;
+    fn store_u8(&mut self, offset: u32, value: u8, balanced: Balanced) -> Edit;
     /// Overwrites two bytes, memory order.
-    fn store_u16(&mut self, offset: u32, value: u16) -> Edit;
+    fn store_u16(&mut self, offset: u32, value: u16, balanced: Balanced) -> Edit;
     /// Overwrites four bytes, memory order.
-    fn store_u32(&mut self, offset: u32, value: u32) -> Edit;
-    /// Overwrites six bytes: the first six of `value` in memory.
+    fn store_u32(&mut self, offset: u32, value: u32, balanced: Balanced) -> Edit;
+    /// Overwrites six bytes of the Ethernet header or of ARP: the first six of `value` in memory.
     fn store_6(&mut self, offset: u32, value: u64) -> Edit;
     /// Overwrites eight bytes, memory order.
-    fn store_u64(&mut self, offset: u32, value: u64) -> Edit;
+    fn store_u64(&mut self, offset: u32, value: u64, balanced: Balanced) -> Edit;
     /// Adapts the IPv4 header checksum at `offset` to a field that changes from `from` to `to` (memory order; 16-bit fields
     /// in the low half).
     fn l3_checksum(&mut self, offset: u32, from: u32, to: u32, bytes: u32) -> Edit;

@@ -2,7 +2,7 @@
 
 use std::vec::Vec;
 
-use super::{Edit, EditFailed, L4Sum, PacketEdit, PacketRead};
+use super::{Balanced, Edit, EditFailed, L4Sum, PacketEdit, PacketRead};
 use crate::be::Be16;
 use crate::key::{VLAN_PRESENT, Vlan};
 
@@ -75,25 +75,25 @@ impl PacketRead for SlicePacket {
 }
 
 impl PacketEdit for SlicePacket {
-    fn store_u8(&mut self, offset: u32, value: u8) -> Edit {
+    fn store_u8(&mut self, offset: u32, value: u8, _: Balanced) -> Edit {
         self.store(offset, &[value])
     }
-    fn store_u16(&mut self, offset: u32, value: u16) -> Edit {
+    fn store_u16(&mut self, offset: u32, value: u16, _: Balanced) -> Edit {
         self.store(offset, &value.to_ne_bytes())
     }
-    fn store_u32(&mut self, offset: u32, value: u32) -> Edit {
+    fn store_u32(&mut self, offset: u32, value: u32, _: Balanced) -> Edit {
         self.store(offset, &value.to_ne_bytes())
     }
     fn store_6(&mut self, offset: u32, value: u64) -> Edit {
         self.store(offset, &value.to_ne_bytes()[..6])
     }
-    fn store_u64(&mut self, offset: u32, value: u64) -> Edit {
+    fn store_u64(&mut self, offset: u32, value: u64, _: Balanced) -> Edit {
         self.store(offset, &value.to_ne_bytes())
     }
 
     fn l3_checksum(&mut self, offset: u32, from: u32, to: u32, bytes: u32) -> Edit {
         let sum = self.u16(offset).ok_or(EditFailed)?;
-        self.store_u16(offset, replace(sum, from, to, bytes))
+        self.store(offset, &replace(sum, from, to, bytes).to_ne_bytes())
     }
 
     fn l4_checksum(&mut self, offset: u32, from: u32, to: u32, bytes: u32, sum: L4Sum, udp: bool) -> Edit {
@@ -105,11 +105,12 @@ impl PacketEdit for SlicePacket {
             // The field holds the pseudo-header's sum, not its complement, and the device adds the rest.
             return match sum {
                 L4Sum::Covered => Ok(()),
-                L4Sum::PseudoHeader => self.store_u16(offset, !replace(!old, from, to, bytes)),
+                L4Sum::PseudoHeader => self.store(offset, &(!replace(!old, from, to, bytes)).to_ne_bytes()),
             };
         }
         let new = replace(old, from, to, bytes);
-        self.store_u16(offset, if udp && new == 0 { 0xffff } else { new })
+        let new = if udp && new == 0 { 0xffff } else { new };
+        self.store(offset, &new.to_ne_bytes())
     }
 
     fn push_vlan(&mut self, vlan: Vlan) -> Edit {

@@ -1,0 +1,375 @@
+//! Running a packet: extraction, passes through the flow table, and the operations of the flow found.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
+use aya_ebpf::helpers::{bpf_clone_redirect, bpf_loop, bpf_redirect, bpf_skb_change_tail};
+use datapath_common::apply::set_word;
+use datapath_common::digest::action_hash;
+use datapath_common::extract::{self, clear_packet_fields};
+use datapath_common::key::{KEY_WORDS, Vlan};
+use datapath_common::maps::{MAX_LOOKUPS, MAX_PORTS};
+use datapath_common::op::{DropReason, MAX_PROGRAM_OPS, SLOT_OPS};
+use datapath_common::packet::{PacketEdit, PacketRead};
+use datapath_common::slot::SlotUse;
+use datapath_common::upcall::UpcallKind;
+use datapath_common::{Be16, Layers, Op, OpKind};
+
+use crate::lookup::lookup;
+use crate::maps::{Cpu, PORTS, SCRATCH, SEEDS, SLOTS, Scratch};
+use crate::skb::{Skb, payload_len};
+use crate::{stats, upcall};
+
+/// What a callback of `bpf_loop` gets.
+struct Run {
+    skb: *mut __sk_buff,
+    cpu: *mut Cpu,
+    s: *mut Scratch,
+}
+
+/// A frame that arrived at port `skb->cb[0]`.
+#[inline(always)]
+pub fn receive(skb: *mut __sk_buff) -> i32 {
+    nested(|cpu, s| {
+        // SAFETY: the context is the kernel's.
+        let (in_port, len) = unsafe { ((*skb).cb[0], (*skb).len) };
+        begin(skb, s, in_port);
+        if let Some(port) = stats::port(s, in_port) {
+            // SAFETY: the map's element.
+            unsafe {
+                stats::add(&raw mut (*port).rx_packets, 1);
+                stats::add(&raw mut (*port).rx_bytes, len.into());
+            }
+        } else {
+            stats::drop(s, DropReason::UnknownInPort);
+            return;
+        }
+        // SAFETY: the working memory is ours.
+        if unsafe { extract_into(skb, s) } != 0 {
+            if let Some(port) = stats::port(s, in_port) {
+                // SAFETY: the map's element.
+                unsafe { stats::add(&raw mut (*port).rx_dropped, 1) };
+            }
+            stats::drop(s, DropReason::Malformed);
+            return;
+        }
+        pass(skb, cpu, s);
+        recirculate(skb, cpu, s);
+    })
+}
+
+/// A packet that userspace wrote to queue `skb->queue_mapping - 1` of the execute device: runs the program in the slot of that
+/// number, with the metadata that lies in the slot's key.
+#[inline(always)]
+pub fn execute(skb: *mut __sk_buff) -> i32 {
+    nested(|cpu, s| {
+        // SAFETY: the context is the kernel's.
+        let queue = unsafe { (*skb).queue_mapping }.wrapping_sub(1);
+        begin(skb, s, 0);
+        let Some(slot) = SLOTS.get(queue) else {
+            stats::drop(s, DropReason::Execute);
+            return;
+        };
+        if queue >= datapath_common::maps::EXECUTE_SLOTS as u32 || slot.usage != SlotUse::Execute as u32 {
+            stats::drop(s, DropReason::Execute);
+            return;
+        }
+        // SAFETY: both have the words of a key.
+        unsafe { crate::copy_words::<KEY_WORDS>(slot.key.words().as_ptr(), s.words.as_mut_ptr()) };
+        clear_packet_fields(s.key());
+        s.in_port = s.key().in_port;
+        // SAFETY: both fields are writable in a TC program.
+        unsafe {
+            (*skb).priority = s.key().skb_priority;
+            (*skb).mark = s.key().skb_mark;
+        }
+        // SAFETY: the working memory is ours.
+        if unsafe { extract_into(skb, s) } != 0 {
+            stats::drop(s, DropReason::Malformed);
+            return;
+        }
+        s.slot = queue;
+        s.stats_id = u32::MAX;
+        run_program(skb, cpu, s);
+        recirculate(skb, cpu, s);
+    })
+}
+
+/// Runs `f` with the working memory of this CPU and nesting level.
+#[inline(always)]
+fn nested(f: impl FnOnce(*mut Cpu, &mut Scratch)) -> i32 {
+    let Some(cpu) = SCRATCH.get_ptr_mut(0) else { return TC_ACT_SHOT };
+    // SAFETY: the map's element, of this CPU alone; a program that runs inside this one takes the next level.
+    unsafe {
+        let level = crate::opaque((*cpu).nesting);
+        if level >= u64::from(datapath_common::maps::MAX_NESTING) {
+            let s = &mut *(&raw mut (*cpu).levels).cast::<Scratch>();
+            stats::drop(s, DropReason::Nesting);
+            return TC_ACT_SHOT;
+        }
+        (*cpu).nesting = level as u32 + 1;
+        let s = &mut *(&raw mut (*cpu).levels).cast::<Scratch>().add(level as usize);
+        f(cpu, s);
+        (*cpu).nesting = level as u32;
+        s.verdict as i32
+    }
+}
+
+#[inline(always)]
+fn begin(skb: *mut __sk_buff, s: &mut Scratch, in_port: u32) {
+    // SAFETY: the words of a key.
+    unsafe { crate::clear_words::<KEY_WORDS>(s.words.as_mut_ptr()) };
+    s.words[0] = u64::from(in_port);
+    s.in_port = in_port;
+    // SAFETY: the context is the kernel's.
+    unsafe {
+        let key = s.key();
+        key.skb_priority = (*skb).priority;
+        key.skb_mark = (*skb).mark;
+    }
+    s.layers = Layers { l3: 0, l4: 0, routing: 0 };
+    s.pc = 0;
+    s.trunc = 0;
+    s.stale = 0;
+    s.verdict = TC_ACT_SHOT as u32;
+    s.again = 0;
+    s.lookups = 0;
+    s.lane = stats::lane();
+}
+
+/// Fills the key from the packet. 0 = done. A global function: the verifier looks at it once, not once for each caller.
+///
+/// # Safety
+/// `s` is null or points to working memory (the verifier makes every caller prove it).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn extract_into(skb: *mut __sk_buff, s: *mut Scratch) -> i32 {
+    if s.is_null() {
+        return 1;
+    }
+    // SAFETY: the caller's working memory.
+    let s = unsafe { &mut *s };
+    // SAFETY: the key and the layers are different fields of the working memory.
+    let layers = unsafe { &mut *(&raw mut s.layers) };
+    i32::from(extract::extract_into(&Skb(skb), s.key(), layers).is_err())
+}
+
+/// One pass: lookup, then the flow's program or an upcall.
+#[inline(never)]
+fn pass(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch) -> i64 {
+    s.again = 0;
+    s.lookups = s.lookups.wrapping_add(1);
+    if !lookup(cpu, s) {
+        s.trunc = 0;
+        upcall::upcall(skb, s, UpcallKind::Miss as u32, 0, 0);
+        return 0;
+    }
+    let tcp_flags = s.key().tcp_flags.get();
+    stats::flow(s, Skb(skb).len(), tcp_flags);
+    run_program(skb, cpu, s);
+    0
+}
+
+/// Further passes, as long as a recirculation asks for one.
+#[inline(always)]
+fn recirculate(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch) {
+    if s.again != 0 {
+        let mut run = Run { skb, cpu, s };
+        // SAFETY: the callback gets the context that is given here.
+        unsafe { bpf_loop(MAX_LOOKUPS, next_pass as *mut c_void, core::ptr::from_mut(&mut run).cast(), 0) };
+    }
+}
+
+extern "C" fn next_pass(_: u32, run: *mut Run) -> i64 {
+    // SAFETY: the context of the loop.
+    let (skb, cpu, s) = unsafe { ((*run).skb, (*run).cpu, &mut *(*run).s) };
+    if s.lookups >= MAX_LOOKUPS {
+        stats::drop(s, DropReason::RecircLimit);
+        return 1;
+    }
+    pass(skb, cpu, s);
+    i64::from(s.again == 0)
+}
+
+/// Runs the program of slot `s.slot`.
+#[inline(always)]
+fn run_program(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch) {
+    s.pc = 0;
+    s.trunc = 0;
+    let Some(slot) = SLOTS.get(s.slot) else { return };
+    let first = &slot.ops[0];
+    // Most flows have one output: no loop for them.
+    if first.kind == OpKind::Output as u16 && first.is_last() {
+        output(skb, s, first.arg, true);
+        return;
+    }
+    if first.kind == OpKind::End as u16 {
+        stats::drop(s, DropReason::Flow);
+        return;
+    }
+    let mut run = Run { skb, cpu, s };
+    // SAFETY: the callback gets the context that is given here.
+    unsafe {
+        bpf_loop(MAX_PROGRAM_OPS as u32 + 256, next_op as *mut c_void, core::ptr::from_mut(&mut run).cast(), 0);
+    }
+}
+
+/// Runs the operation at `s.pc`. 1 = the program has ended.
+extern "C" fn next_op(_: u32, run: *mut Run) -> i64 {
+    // SAFETY: the context of the loop.
+    let (skb, s) = unsafe { ((*run).skb, &mut *(*run).s) };
+    let Some(slot) = SLOTS.get(s.slot) else { return 1 };
+    let pc = crate::opaque(s.pc) as usize;
+    if pc >= SLOT_OPS {
+        return 1;
+    }
+    let op = &slot.ops[pc];
+    s.pc = s.pc.wrapping_add(1);
+    match step(skb, s, op) {
+        Step::Next => 0,
+        Step::Stop => 1,
+        Step::Fail(reason) => {
+            stats::drop(s, reason);
+            1
+        }
+    }
+}
+
+enum Step {
+    Next,
+    Stop,
+    Fail(DropReason),
+}
+
+const END: u16 = OpKind::End as u16;
+const OUTPUT: u16 = OpKind::Output as u16;
+const USERSPACE: u16 = OpKind::Userspace as u16;
+const DATA: u16 = OpKind::Data as u16;
+const SET_WORD: u16 = OpKind::SetWord as u16;
+const PUSH_VLAN: u16 = OpKind::PushVlan as u16;
+const POP_VLAN: u16 = OpKind::PopVlan as u16;
+const RECIRC: u16 = OpKind::Recirc as u16;
+const HASH: u16 = OpKind::Hash as u16;
+const TRUNC: u16 = OpKind::Trunc as u16;
+const DROP: u16 = OpKind::Drop as u16;
+const CONTINUE: u16 = OpKind::Continue as u16;
+
+#[inline(always)]
+fn step(skb: *mut __sk_buff, s: &mut Scratch, op: &Op) -> Step {
+    let kind = op.kind;
+    // The headers moved: whoever reads the key or writes a header needs them found again.
+    if s.stale != 0 && (kind == SET_WORD || kind == USERSPACE || kind == HASH || kind == RECIRC) {
+        s.stale = 0;
+        clear_packet_fields(s.key());
+        // SAFETY: the working memory is ours.
+        if unsafe { extract_into(skb, s) } != 0 {
+            return Step::Fail(DropReason::Malformed);
+        }
+    }
+    match kind {
+        OUTPUT => {
+            output(skb, s, op.arg, op.is_last());
+            s.trunc = 0;
+            if op.is_last() { Step::Stop } else { Step::Next }
+        }
+        SET_WORD => {
+            if apply_set(skb, s, op.arg, op.a, op.b) == 0 {
+                Step::Next
+            } else {
+                Step::Fail(DropReason::Action)
+            }
+        }
+        USERSPACE => {
+            upcall::upcall(skb, s, UpcallKind::Action as u32, s.pc, op.arg & 0xff);
+            s.trunc = 0;
+            Step::Next
+        }
+        DATA => Step::Next,
+        PUSH_VLAN => {
+            s.stale = 1;
+            let vlan = Vlan { tpid: Be16::from_raw(op.arg as u16), tci: Be16::from_raw((op.arg >> 16) as u16) };
+            if Skb(skb).push_vlan(vlan).is_ok() { Step::Next } else { Step::Fail(DropReason::Action) }
+        }
+        POP_VLAN => {
+            s.stale = 1;
+            if Skb(skb).pop_vlan().is_ok() { Step::Next } else { Step::Fail(DropReason::Action) }
+        }
+        RECIRC => {
+            s.key().recirc_id = op.arg;
+            s.again = 1;
+            Step::Stop
+        }
+        HASH => {
+            let Some(seeds) = SEEDS.get(0) else { return Step::Fail(DropReason::Action) };
+            let hash = action_hash(s.key(), seeds.hash, op.arg);
+            s.key().dp_hash = hash;
+            Step::Next
+        }
+        TRUNC => {
+            s.trunc = op.arg;
+            Step::Next
+        }
+        CONTINUE => {
+            s.slot = op.arg;
+            s.pc = 0;
+            Step::Next
+        }
+        DROP => Step::Fail(DropReason::Flow),
+        END => Step::Stop,
+        _ => Step::Fail(DropReason::UnknownOp),
+    }
+}
+
+/// A set. 0 = done.
+#[inline(never)]
+fn apply_set(skb: *mut __sk_buff, s: &mut Scratch, index: u32, value: u64, mask: u64) -> i64 {
+    let index = crate::opaque(index) as usize;
+    if index >= KEY_WORDS {
+        return 1;
+    }
+    let layers = s.layers;
+    i64::from(set_word(&mut Skb(skb), s.key(), &layers, index, value, mask).is_err())
+}
+
+/// Sends the packet, or a copy of it, to a port. What can't be sent is counted.
+#[inline(never)]
+fn output(skb: *mut __sk_buff, s: &mut Scratch, port: u32, last: bool) -> i64 {
+    if let Err(reason) = transmit(Skb(skb), s, port, last) {
+        stats::drop(s, reason);
+        if let Some(stats) = stats::port(s, port) {
+            // SAFETY: the map's element.
+            unsafe { stats::add(&raw mut (*stats).tx_dropped, 1) };
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn transmit(skb: Skb, s: &mut Scratch, port: u32, last: bool) -> Result<(), DropReason> {
+    let entry = if port < MAX_PORTS as u32 { PORTS.get(port) } else { None };
+    let Some(entry) = entry else { return Err(DropReason::NoPort) };
+    let (ifindex, mtu) = (entry.ifindex, entry.mtu);
+    if ifindex == 0 {
+        return Err(DropReason::NoPort);
+    }
+    // SAFETY: the context is the kernel's; helpers that take it.
+    unsafe {
+        if s.trunc != 0 && s.trunc < skb.len() && bpf_skb_change_tail(skb.0.cast(), s.trunc, 0) != 0 {
+            return Err(DropReason::Action);
+        }
+        if (*skb.0).gso_size == 0 && payload_len(skb) > mtu {
+            return Err(DropReason::Mtu);
+        }
+        let len = skb.len();
+        if last {
+            s.verdict = bpf_redirect(ifindex, 0) as u32;
+        } else if bpf_clone_redirect(skb.0.cast(), ifindex, 0) != 0 {
+            return Err(DropReason::Output);
+        }
+        if let Some(stats) = stats::port(s, port) {
+            stats::add(&raw mut (*stats).tx_packets, 1);
+            stats::add(&raw mut (*stats).tx_bytes, len.into());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! Finding the flow of a packet.
+//!
+//! The mask that matched the last packet with the same hash is tried first; only then are the masks scanned. Under each mask
+//! the masked key is digested, the digest looked up, and the key in the slot compared word by word.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_loop;
+use datapath_common::digest::mix;
+use datapath_common::key::{COLD_WORDS, HOT_WORDS, KEY_WORDS, word};
+use datapath_common::maps::{MASK_CACHE, MAX_MASKS};
+use datapath_common::{Digest, DigestSeeds, MaskEntry, Slot};
+
+use crate::maps::{CONTROL, Cpu, FLOWS, MASKS, SEEDS, SLOTS, Scratch};
+use crate::stats;
+
+/// What a callback of `bpf_loop` gets.
+struct Scan {
+    s: *mut Scratch,
+}
+
+/// Looks the key up. True: `s.slot` and `s.stats_id` are the flow's.
+#[inline(always)]
+pub fn lookup(cpu: *mut Cpu, s: &mut Scratch) -> bool {
+    let Some(control) = CONTROL.get_ptr(0) else { return false };
+    // SAFETY: the map's element; one word, read whole.
+    let masks = unsafe { core::ptr::read_volatile(&raw const (*control).masks) };
+    s.mask_base = if masks >> 32 == 0 { 0 } else { MAX_MASKS as u32 };
+    let count = masks as u32;
+    s.mask_count = if count <= MAX_MASKS as u32 { count } else { MAX_MASKS as u32 };
+
+    let place = (cache_hash(&s.words) as usize) % MASK_CACHE;
+    // SAFETY: the place is below the length of the cache.
+    let cached = u32::from(unsafe { *(&raw const (*cpu).mask_cache).cast::<u16>().add(place) });
+    let mut looked_at = 1;
+    s.found = 0;
+    let mut from_cache = false;
+    if cached < s.mask_count {
+        s.mask_index = cached;
+        s.found = try_mask(s);
+        from_cache = s.found != 0;
+    }
+    if s.found == 0 {
+        s.mask_index = 0;
+        let mut scan = Scan { s };
+        // SAFETY: the callback gets the context that is given here.
+        unsafe {
+            bpf_loop(s.mask_count, next_mask as *mut c_void, core::ptr::from_mut(&mut scan).cast(), 0);
+        }
+        looked_at = s.mask_index;
+        if s.found != 0 {
+            s.mask_index = s.mask_index.wrapping_sub(1);
+            // SAFETY: as above.
+            unsafe { *(&raw mut (*cpu).mask_cache).cast::<u16>().add(place) = s.mask_index as u16 };
+        }
+    }
+    if let Some(stats) = stats::datapath(s) {
+        // SAFETY: the map's element.
+        unsafe {
+            stats::add(&raw mut (*stats).mask_hit, looked_at.into());
+            if from_cache {
+                stats::add(&raw mut (*stats).cache_hit, 1);
+            }
+            if s.found != 0 {
+                stats::add(&raw mut (*stats).hit, 1);
+            } else {
+                stats::add(&raw mut (*stats).missed, 1);
+            }
+        }
+    }
+    s.slot = s.found.wrapping_sub(1);
+    s.found != 0
+}
+
+/// A hash of what tells connections apart, for the cache alone: whoever makes it collide loses time, not packets.
+#[inline(always)]
+fn cache_hash(words: &[u64]) -> u32 {
+    let mut h = words[word::IN_PORT] ^ words[word::ETH_DST].rotate_left(13);
+    h ^= words[word::IPV4].rotate_left(29) ^ words[word::IP] ^ words[word::VLAN].rotate_left(43);
+    h ^= words[word::ETH_SRC].rotate_left(7) ^ words[14].rotate_left(17) ^ words[16].rotate_left(51);
+    (h.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32
+}
+
+/// One step of the scan: tries mask `s.mask_index` and moves on.
+extern "C" fn next_mask(_: u32, scan: *mut Scan) -> i64 {
+    // SAFETY: the context of the loop; its scratch is map memory.
+    let s = unsafe { &mut *(*scan).s };
+    s.found = try_mask(s);
+    s.mask_index = s.mask_index.wrapping_add(1);
+    i64::from(s.found != 0)
+}
+
+/// Looks the key up under mask `s.mask_index`. The slot plus 1, or 0.
+#[inline(never)]
+fn try_mask(s: &mut Scratch) -> u32 {
+    let (Some(mask), Some(seeds)) = (MASKS.get(s.mask_base.wrapping_add(s.mask_index)), SEEDS.get(0)) else { return 0 };
+    let digest = digest(&s.words, mask, seeds);
+    // Twice: an element of the table can be given to another flow between its discovery and the read of its value, and then
+    // holds that flow's slot. The second look finds the element that has taken its place, if the flow is still there.
+    let mut attempt = 0;
+    while attempt < 2 {
+        // SAFETY: the value is one word, read whole.
+        let Some(found) = (unsafe { FLOWS.get(&digest) }) else { return 0 };
+        // SAFETY: eight aligned bytes of a map value.
+        let found = unsafe { core::ptr::read_volatile(core::ptr::from_ref(found).cast::<u64>()) };
+        let (index, generation) = (found as u32, (found >> 32) as u32);
+        if let Some(slot) = SLOTS.get(index)
+            && slot.generation == generation
+            && slot.mask_id == mask.id
+            && same_key(&s.words, mask, slot)
+        {
+            s.stats_id = slot.stats_id;
+            return index.wrapping_add(1);
+        }
+        if let Some(stats) = stats::datapath(s) {
+            // SAFETY: the map's element.
+            unsafe { stats::add(&raw mut (*stats).retried, 1) };
+        }
+        attempt += 1;
+    }
+    0
+}
+
+/// As [`datapath_common::digest::digest`], with bounds that the verifier sees.
+#[inline(always)]
+fn digest(words: &[u64; 64], mask: &MaskEntry, seeds: &DigestSeeds) -> Digest {
+    let mut lanes = [0u64; 2];
+    let mut i = 0;
+    while i < HOT_WORDS {
+        mix(&mut lanes, words[i] & mask.hot[i], seeds.lanes[2 * i], seeds.lanes[2 * i + 1]);
+        i += 1;
+    }
+    let mut n = 0;
+    while n < COLD_WORDS {
+        if n as u32 >= mask.n_cold {
+            break;
+        }
+        let w = crate::opaque(u32::from(mask.cold_index[n])) as usize;
+        if w >= KEY_WORDS {
+            break;
+        }
+        mix(&mut lanes, words[w] & mask.cold[n], seeds.lanes[2 * w], seeds.lanes[2 * w + 1]);
+        n += 1;
+    }
+    Digest { lanes, mask_id: mask.id, reserved: 0 }
+}
+
+/// As [`datapath_common::digest::equal_masked`].
+#[inline(always)]
+fn same_key(words: &[u64; 64], mask: &MaskEntry, slot: &Slot) -> bool {
+    let key = slot.key.words();
+    let mut diff = 0;
+    let mut i = 0;
+    while i < HOT_WORDS {
+        diff |= (words[i] & mask.hot[i]) ^ key[i];
+        i += 1;
+    }
+    let mut n = 0;
+    while n < COLD_WORDS {
+        if n as u32 >= mask.n_cold {
+            break;
+        }
+        let w = crate::opaque(u32::from(mask.cold_index[n])) as usize;
+        if w >= KEY_WORDS {
+            break;
+        }
+        diff |= (words[w] & mask.cold[n]) ^ key[w];
+        n += 1;
+    }
+    diff == 0
+}

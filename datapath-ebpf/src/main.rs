@@ -1,2 +1,0 @@
-//! datapath-ebpf
-fn main() {}

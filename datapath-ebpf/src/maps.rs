@@ -1,0 +1,113 @@
+//! The maps, and the working memory of a packet.
+
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use datapath_common::maps::{
+    Control, Credit, DEFAULT_SLOTS, DpStats, MASK_CACHE, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_NESTING, MAX_PORTS,
+    PortEntry, PortStats, RING_BYTES,
+};
+use datapath_common::{Digest, DigestSeeds, FlowKey, FlowStats, Layers, MaskEntry, Slot, SlotRef};
+
+/// `BPF_F_MMAPABLE`.
+const MMAPABLE: usize = 1 << 10;
+
+/// See [`Control`].
+#[btf_map]
+pub static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
+/// See [`DigestSeeds`].
+#[btf_map]
+pub static SEEDS: Array<DigestSeeds, 1> = Array::new();
+/// Datapath ports.
+#[btf_map]
+pub static PORTS: Array<PortEntry, MAX_PORTS> = Array::new();
+/// Statistics of ports, by lane and port.
+#[btf_map]
+pub static PORT_STATS: Array<PortStats, { MAX_PORTS * MAX_LANES }, MMAPABLE> = Array::new();
+/// Statistics of the datapath, by lane.
+#[btf_map]
+pub static DP_STATS: Array<DpStats, MAX_LANES, MMAPABLE> = Array::new();
+/// Two buffers of masks.
+#[btf_map]
+pub static MASKS: Array<MaskEntry, { MAX_MASKS * 2 }, MMAPABLE> = Array::new();
+/// Flow slots.
+#[btf_map]
+pub static SLOTS: Array<Slot, DEFAULT_SLOTS, MMAPABLE> = Array::new();
+/// Statistics of flows, by lane and number.
+#[btf_map]
+pub static FLOW_STATS: Array<FlowStats, { DEFAULT_SLOTS * MAX_LANES }, MMAPABLE> = Array::new();
+/// From digest to slot.
+#[btf_map]
+pub static FLOWS: HashMap<Digest, SlotRef, DEFAULT_SLOTS> = HashMap::new();
+/// Rings of the handlers.
+#[btf_map]
+pub static RINGS: ArrayOfMaps<RingBuf<u8, RING_BYTES>, MAX_HANDLERS> = ArrayOfMaps::new();
+/// Credits, by handler and port.
+#[btf_map]
+pub static CREDITS: Array<Credit, { MAX_HANDLERS * MAX_PORTS }, MMAPABLE> = Array::new();
+/// Working memory of each CPU.
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Cpu, 1> = PerCpuArray::new();
+
+/// Working memory of a CPU.
+#[repr(C, align(8))]
+pub struct Cpu {
+    /// How many programs are running inside each other.
+    pub nesting: u32,
+    /// Unused, zero.
+    pub reserved: u32,
+    /// Index of the mask that matched last, by packet hash.
+    pub mask_cache: [u16; MASK_CACHE],
+    /// Working memory by nesting level.
+    pub levels: [Scratch; MAX_NESTING as usize],
+}
+
+/// Words of room for a key, so that an index of six bits stays inside.
+pub const KEY_ROOM: usize = 64;
+
+/// Working memory of a packet.
+#[repr(C, align(8))]
+pub struct Scratch {
+    /// The key, and zeros behind it.
+    pub words: [u64; KEY_ROOM],
+    /// Where the headers are.
+    pub layers: Layers,
+    /// Datapath port of arrival.
+    pub in_port: u32,
+    /// Slot whose program runs.
+    pub slot: u32,
+    /// Next operation.
+    pub pc: u32,
+    /// Bytes that the next output may send; 0 = all.
+    pub trunc: u32,
+    /// The headers moved since the key was extracted.
+    pub stale: u32,
+    /// What the program returns in the end.
+    pub verdict: u32,
+    /// The packet is to be looked up again.
+    pub again: u32,
+    /// Lookups done.
+    pub lookups: u32,
+    /// Slot found, plus 1; 0 = none.
+    pub found: u32,
+    /// First mask of the published buffer.
+    pub mask_base: u32,
+    /// Masks in the published buffer.
+    pub mask_count: u32,
+    /// Index of the mask that matched.
+    pub mask_index: u32,
+    /// Number of the flow's statistics.
+    pub stats_id: u32,
+    /// Lane of this CPU.
+    pub lane: u32,
+    /// Place in the mask cache.
+    pub cache_index: u32,
+}
+
+impl Scratch {
+    /// The key.
+    #[inline(always)]
+    pub fn key(&mut self) -> &mut FlowKey {
+        // SAFETY: the first words of an array that is larger than a key and aligned as one.
+        unsafe { &mut *self.words.as_mut_ptr().cast() }
+    }
+}

@@ -1,0 +1,51 @@
+//! What is attached to a port's device: it knows the port's number and calls the datapath's program of the moment.
+//!
+//! One copy is loaded for each port. The datapath's programs are behind an array, so replacing them is one write for all ports.
+#![no_std]
+#![no_main]
+// The attribute macro wraps each program in a function without documentation.
+#![allow(missing_docs)]
+
+use aya_ebpf::bindings::TC_ACT_SHOT;
+use aya_ebpf::btf_maps::ProgramArray;
+use aya_ebpf::macros::{btf_map, classifier};
+use aya_ebpf::programs::TcContext;
+use datapath_common::maps::{PROGRAM_EXECUTE, PROGRAM_TC};
+
+/// The programs of the moment.
+#[btf_map]
+static PROGRAMS: ProgramArray<8> = ProgramArray::new();
+
+/// Datapath port, set at load.
+#[unsafe(no_mangle)]
+static PORT_NO: u32 = 0;
+
+/// Entry of a port.
+#[classifier]
+pub(crate) fn sluice_port(ctx: TcContext) -> i32 {
+    // SAFETY: the context is the kernel's; the global is read as the loader set it. A tail call that fails falls through.
+    unsafe {
+        (*ctx.skb.skb).cb[0] = core::ptr::read_volatile(&raw const PORT_NO);
+        PROGRAMS.tail_call(&ctx, PROGRAM_TC);
+    }
+    TC_ACT_SHOT
+}
+
+/// Entry of the execute device.
+#[classifier]
+pub(crate) fn sluice_execute_entry(ctx: TcContext) -> i32 {
+    // SAFETY: a tail call that fails falls through.
+    unsafe { PROGRAMS.tail_call(&ctx, PROGRAM_EXECUTE) };
+    TC_ACT_SHOT
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: the verifier would refuse a program in which this can be reached.
+    unsafe { core::hint::unreachable_unchecked() }
+}

@@ -1,0 +1,121 @@
+//! Counters: monotonic, in lanes, read by userspace through the memory map.
+//!
+//! A CPU that has its lane to itself adds without a locked instruction: nothing else on that CPU runs a datapath program
+//! between the load and the store, for both hooks run with bottom halves off. Where CPUs share lanes the additions are atomic.
+
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
+use datapath_common::maps::{DpStats, MAX_LANES, MAX_PORTS, PortStats};
+use datapath_common::op::{DROP_REASONS, DropReason};
+
+use crate::maps::{DP_STATS, FLOW_STATS, PORT_STATS, Scratch};
+
+/// Lanes in use, set at load.
+#[unsafe(no_mangle)]
+pub static LANES: u32 = 1;
+/// 1: several CPUs share a lane, set at load.
+#[unsafe(no_mangle)]
+pub static SHARED_LANES: u32 = 0;
+/// Slots of the datapath, set at load.
+#[unsafe(no_mangle)]
+pub static N_SLOTS: u32 = datapath_common::maps::DEFAULT_SLOTS as u32;
+
+/// A global that is set at load: read as the verifier sees it, not as the compiler knows it.
+#[inline(always)]
+pub fn global(value: &u32) -> u32 {
+    // SAFETY: a reference is readable.
+    unsafe { core::ptr::read_volatile(value) }
+}
+
+/// This CPU's lane.
+#[inline(always)]
+pub fn lane() -> u32 {
+    // SAFETY: a helper without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
+    let lane = if global(&SHARED_LANES) != 0 { cpu % global(&LANES) } else { cpu };
+    if lane < MAX_LANES as u32 { lane } else { 0 }
+}
+
+/// Adds to a counter.
+///
+/// # Safety
+/// `counter` points into map memory.
+#[inline(always)]
+pub unsafe fn add(counter: *mut u64, n: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if global(&SHARED_LANES) != 0 {
+            atomic_add(counter, n);
+        } else {
+            *counter = (*counter).wrapping_add(n);
+        }
+    }
+}
+
+/// `lock *(u64 *)counter += n`.
+///
+/// # Safety
+/// `counter` points into map memory.
+#[inline(always)]
+pub unsafe fn atomic_add(counter: *mut u64, n: u64) {
+    // SAFETY: the caller's promise; written as an instruction because the target has no atomic integer types.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({counter} + 0) += {n}", counter = in(reg) counter, n = in(reg) n, options(nostack));
+    }
+}
+
+/// Counters of the datapath.
+#[inline(always)]
+pub fn datapath(s: &Scratch) -> Option<*mut DpStats> {
+    DP_STATS.get_ptr_mut(s.lane)
+}
+
+/// Counters of a port.
+#[inline(always)]
+pub fn port(s: &Scratch, port: u32) -> Option<*mut PortStats> {
+    if port >= MAX_PORTS as u32 {
+        return None;
+    }
+    PORT_STATS.get_ptr_mut(s.lane * MAX_PORTS as u32 + port)
+}
+
+/// Counts a packet of the flow.
+#[inline(always)]
+pub fn flow(s: &Scratch, bytes: u32, tcp_flags: u16) {
+    let index = s.lane.wrapping_mul(global(&N_SLOTS)).wrapping_add(s.stats_id);
+    if let Some(stats) = FLOW_STATS.get_ptr_mut(index) {
+        // SAFETY: the map's element.
+        unsafe {
+            add(&raw mut (*stats).packets, 1);
+            add(&raw mut (*stats).bytes, bytes.into());
+            let now = bpf_ktime_get_coarse_ns();
+            if (*stats).used_ns != now {
+                (*stats).used_ns = now;
+            }
+            let flags = (*stats).tcp_flags | u64::from(tcp_flags);
+            if flags != (*stats).tcp_flags {
+                (*stats).tcp_flags = flags;
+            }
+        }
+    }
+}
+
+/// Counts a drop.
+#[inline(never)]
+pub fn dropped(s: &Scratch, reason: u32) -> u32 {
+    if reason < DROP_REASONS as u32
+        && let Some(stats) = datapath(s)
+    {
+        // SAFETY: the map's element; the index is in range.
+        unsafe {
+            let counters = (&raw mut (*stats).dropped).cast::<u64>();
+            add(counters.add(reason as usize), 1);
+        }
+    }
+    reason
+}
+
+/// Counts a drop.
+#[inline(always)]
+pub fn drop(s: &Scratch, reason: DropReason) {
+    dropped(s, reason as u32);
+}
