@@ -3,6 +3,8 @@
 //! Each error says what was found, in which place (a 1-based column, counted in characters) and what was expected
 //! instead, in one line.
 
+use std::fmt;
+
 use crate::field::Subfield;
 
 /// An error in the text of one flow, match or action list.
@@ -32,7 +34,7 @@ pub struct FileError {
 #[non_exhaustive]
 pub enum ParseErrorKind {
     /// A word that is neither a field, a protocol nor a setting.
-    #[error("unknown keyword `{0}`: expected a match field, a protocol such as tcp, or a setting such as priority=N")]
+    #[error("unknown keyword `{}`: expected a match field, a protocol such as tcp, or a setting such as priority=N", Shown(.0))]
     UnknownKeyword(String),
     /// A setting that this command does not take.
     #[error("{setting} does not go with `{command}`: {hint}")]
@@ -45,25 +47,25 @@ pub enum ParseErrorKind {
         hint: &'static str,
     },
     /// A field that the syntax has and this version has not.
-    #[error("field {0} is not supported yet")]
+    #[error("field {} is not supported yet", Shown(.0))]
     UnsupportedField(String),
     /// An action (or a variant of one) that the syntax has and this version has not.
-    #[error("action {0} is not supported yet")]
+    #[error("action {} is not supported yet", Shown(.0))]
     UnsupportedAction(String),
     /// A flow setting that the syntax has and this version has not.
     #[error("{0} is not supported yet")]
     UnsupportedSetting(String),
     /// A word in the action list that is no action and no port.
-    #[error("unknown action `{0}`: expected an action such as output:PORT, or a port")]
+    #[error("unknown action `{}`: expected an action such as output:PORT, or a port", Shown(.0))]
     UnknownAction(String),
     /// A word in the place of a field's name.
-    #[error("unknown field `{0}`: expected a field's name such as reg0 or NXM_NX_REG0")]
+    #[error("unknown field `{}`: expected a field's name such as reg0 or NXM_NX_REG0", Shown(.0))]
     UnknownField(String),
     /// A name that no port has.
-    #[error("unknown port `{0}`: expected a port's number, a reserved name such as LOCAL, or a port's name")]
+    #[error("unknown port `{}`: expected a port's number, a reserved name such as LOCAL, or a port's name", Shown(.0))]
     UnknownPort(String),
     /// A value that does not fit what it is for.
-    #[error("bad value `{value}` for {what}: expected {expected}")]
+    #[error("bad value `{}` for {}: expected {expected}", Shown(.value), Shown(.what))]
     BadValue {
         /// The field, setting or argument.
         what: String,
@@ -73,7 +75,7 @@ pub enum ParseErrorKind {
         expected: String,
     },
     /// A setting, field or action without its value.
-    #[error("{what} is missing its value: expected {expected}")]
+    #[error("{} is missing its value: expected {expected}", Shown(.what))]
     MissingValue {
         /// The field, setting or action.
         what: String,
@@ -95,7 +97,7 @@ pub enum ParseErrorKind {
     #[error("field {0} is read-only: actions cannot write it")]
     ReadOnlyField(String),
     /// A bit range outside its field, or written wrongly.
-    #[error("bad bits `{text}` of field {field}: expected [], [BIT] or [FIRST..LAST] within 0..{last}")]
+    #[error("bad bits `{}` of field {field}: expected [], [BIT] or [FIRST..LAST] within 0..{last}", Shown(.text))]
     BadSubfield {
         /// The field.
         field: String,
@@ -122,10 +124,10 @@ pub enum ParseErrorKind {
     #[error("drop goes alone: expected no other action beside it")]
     DropNotAlone,
     /// Instructions out of OpenFlow's order, or twice.
-    #[error("{0}")]
+    #[error("{}", Shown(.0))]
     InstructionOrder(String),
     /// An action that can't be carried out as written.
-    #[error("{0}")]
+    #[error("{}", Shown(.0))]
     InvalidAction(String),
 }
 
@@ -150,9 +152,39 @@ impl Fault {
     }
 }
 
+/// A piece of the author's text, for a message of one line: without control characters, and cut if it is long.
+struct Shown<'a>(&'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LONGEST: usize = 120;
+        for c in self.0.chars().take(LONGEST) {
+            if c.is_control() {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                write!(f, "{c}")?;
+            }
+        }
+        f.write_str(if self.0.chars().nth(LONGEST).is_some() { "…" } else { "" })
+    }
+}
+
 impl ParseError {
     /// The same error in a file's line.
     pub fn in_line(self, line: usize) -> FileError {
         FileError { line, column: self.column, kind: self.kind }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_one_short_line_whatever_the_text() {
+        let text = format!("a\nb\u{7}{}", "c".repeat(1000));
+        let message = ParseErrorKind::UnknownKeyword(text).to_string();
+        assert!(message.starts_with("unknown keyword `a\\nb\\u{7}ccc"), "{message}");
+        assert!(message.len() < 300 && !message.contains(char::is_control), "{message}");
     }
 }

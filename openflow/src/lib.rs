@@ -43,7 +43,7 @@ pub mod matching;
 pub mod port;
 mod scan;
 
-pub use action::{Action, Controller, PacketInReason, parse_actions};
+pub use action::{Action, Controller, PacketInReason, check_actions, parse_actions};
 pub use error::{FileError, ParseError, ParseErrorKind};
 pub use field::{FieldId, FieldInfo, Prerequisite, Subfield};
 pub use flow_mod::{FlowCommand, FlowFlags, FlowMod, MaskedCookie, parse_flow_file};

@@ -39,6 +39,12 @@ impl<'a> Span<'a> {
         Some((left, right.skip(mark.len())))
     }
 
+    /// The parts before and after the first comma outside quotes; the second is empty if there is none.
+    pub(crate) fn split_at_comma(self) -> (Self, Self) {
+        let (left, right) = self.split_at(find_outside_quotes(self.text, |c| c == ','));
+        (left, right.skip(1))
+    }
+
     pub(crate) fn trim_start(self) -> Self {
         self.skip(self.text.len() - self.text.trim_start().len())
     }

@@ -6,7 +6,7 @@
 
 use super::Action;
 use crate::error::{Fault, ParseErrorKind, Parsed};
-use crate::field::{Access, FieldId, Subfield};
+use crate::field::{Access, FieldId, Prerequisite, Subfield};
 use crate::matching::proto::VLAN_PRESENT;
 use crate::matching::{FlowMatch, MatchFields};
 use crate::port::OfPort;
@@ -90,9 +90,12 @@ impl Packet {
 
     fn write(&mut self, action: &Action, field: FieldId, value: u128) -> Result<(), ParseErrorKind> {
         self.write_part(action, Subfield::whole(field))?;
-        if field == FieldId::VlanTci {
+        match field {
             // May add or remove the tag.
-            self.fields.set(field, value);
+            FieldId::VlanTci => self.fields.set(field, value),
+            // Reads as "no tag" where there is none, and can't be written there.
+            FieldId::VlanVid => self.meets(action, Prerequisite::VlanVid)?,
+            _ => {}
         }
         Ok(())
     }
@@ -105,11 +108,10 @@ impl Packet {
     }
 
     fn needs(&self, action: &Action, field: FieldId) -> Result<(), ParseErrorKind> {
-        let prerequisite = match field {
-            // Matching it can mean "no tag"; writing it without a tag can't.
-            FieldId::VlanVid => FieldId::VlanPcp.info().prerequisite,
-            _ => field.info().prerequisite,
-        };
+        self.meets(action, field.info().prerequisite)
+    }
+
+    fn meets(&self, action: &Action, prerequisite: Prerequisite) -> Result<(), ParseErrorKind> {
         if self.fields.meets(prerequisite) {
             return Ok(());
         }

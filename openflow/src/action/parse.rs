@@ -294,8 +294,8 @@ impl Reader<'_> {
 
     /// `resubmit:PORT`, `resubmit(PORT,TABLE)`, `resubmit(,TABLE)`.
     fn resubmit(&self, text: Span<'_>) -> Parsed<Action> {
-        let (port, rest) = text.split_once(",").unwrap_or((text, text.tail()));
-        let (table, last) = rest.split_once(",").unwrap_or((rest, rest.tail()));
+        let (port, rest) = text.split_at_comma();
+        let (table, last) = rest.split_at_comma();
         let port = match port.trim() {
             port if port.is_empty() => None,
             // Looking up with the port the packet came in by is looking up as it is.

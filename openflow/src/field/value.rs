@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use super::{FieldFormat, FieldId, Maskable};
 use crate::error::{ParseErrorKind, Parsed};
 use crate::matching::proto::{FRAG_ANY, FRAG_LATER};
-use crate::matching::{mac_bits, mac_bytes};
+use crate::matching::{CHex, mac_bits, mac_bytes};
 use crate::port::{OfPort, PortNames};
 use crate::scan::Span;
 
@@ -340,9 +340,9 @@ impl fmt::Display for FieldText<'_> {
             FieldFormat::Port => OfPort(value as u16).display(names).fmt(f),
             FieldFormat::Frag => f.write_str(frag_word(value as u8, mask as u8)),
             FieldFormat::TcpFlags => TcpFlagsText { value: value as u16, mask: mask as u16 }.fmt(f),
-            FieldFormat::Hex if exact => write!(f, "{value:#x}"),
+            FieldFormat::Hex if exact => CHex(value).fmt(f),
             FieldFormat::Decimal if exact => write!(f, "{value}"),
-            FieldFormat::Hex => write!(f, "{value:#x}/{mask:#x}"),
+            FieldFormat::Hex => write!(f, "{}/{mask:#x}", CHex(value)),
             FieldFormat::Decimal => write!(f, "{value}/{mask:#x}"),
         }
     }

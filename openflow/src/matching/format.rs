@@ -4,7 +4,7 @@ use std::fmt::{self, Display, LowerHex};
 
 use super::proto::*;
 use super::{FlowMatch, MatchFields};
-use crate::field::{Ipv4Text, Ipv6Text, MacText, TcpFlagsText, frag_word};
+use crate::field::{FieldId, Ipv4Text, Ipv6Text, MacText, Prerequisite, TcpFlagsText, frag_word};
 use crate::flow_mod::DEFAULT_PRIORITY;
 use crate::port::{NoPortNames, OfPort, PortNames};
 
@@ -37,6 +37,10 @@ impl Display for MatchText<'_> {
         items.hex("pkt_mark", value.pkt_mark.into(), mask.pkt_mark.into(), u32::MAX.into());
         items.hex("recirc_id", value.recirc_id.into(), mask.recirc_id.into(), u32::MAX.into());
         items.hex("dp_hash", value.dp_hash.into(), mask.dp_hash.into(), u32::MAX.into());
+        if mask.recirc_id != 0 && looks_at_frame(mask) {
+            // Flows on recirculation are the datapath's, which says the packet's type.
+            items.0.push("eth".to_string());
+        }
         let named = protocol_word(value, mask);
         if let Some((word, _)) = named {
             items.0.push(word.to_string());
@@ -59,6 +63,11 @@ impl Display for MatchText<'_> {
         items.transport(value, mask);
         f.write_str(&items.0.join(","))
     }
+}
+
+/// Whether anything of the frame itself is looked at, rather than only metadata.
+fn looks_at_frame(mask: &MatchFields) -> bool {
+    FieldId::all().any(|field| field.info().prerequisite != Prerequisite::None && mask.get(field) != 0)
 }
 
 /// The word for the ethertype, and whether it says the IP protocol as well.
