@@ -1,7 +1,16 @@
-//! The switch daemon.
+//! The switch daemon, as a library.
+//!
+//! What the switch should be comes from the command line and a file ([`cli`], [`config`]), becomes a list of changes
+//! ([`plan`]) and is applied whole or not at all ([`reconcile`]) to whatever implements
+//! [`Switch`](reconcile::Switch). Around that is what makes a program a daemon: a life with a beginning and an end
+//! ([`daemon`], [`pidfile`], [`dirs`]), a control socket ([`unixctl`]) and a log ([`vlog`]).
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod config;
+pub mod daemon;
+pub mod dirs;
+pub mod pidfile;
 pub mod plan;
 pub mod reconcile;
 pub mod unixctl;

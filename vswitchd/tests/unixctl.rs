@@ -46,9 +46,14 @@ impl Fixture {
         Client::new(stream)
     }
 
-    /// The text of the result or the error, over a connection of its own.
+    /// The text of the result or the error, over a connection of its own, without its last newline.
     fn call(&self, command: &str, args: &[&str]) -> Result<String, String> {
-        call(&self.path, command, args, TIMEOUT).unwrap()
+        let text = |text: String| match text.strip_suffix('\n') {
+            Some(text) => text.to_owned(),
+            None if text.is_empty() => text,
+            None => panic!("{text:?} has no newline"),
+        };
+        call(&self.path, command, args, TIMEOUT).unwrap().map(text).map_err(text)
     }
 }
 
@@ -123,8 +128,7 @@ fn the_list_of_commands_is_sorted_and_hides_the_hidden() {
   panic                   
   set-options             [--format text|json]
   upcall/show             [dp]
-  version                 
-";
+  version                 ";
     assert_eq!(fixture.call("list-commands", &[]), Ok(expected.to_owned()));
     assert_eq!(fixture.call("help", &[]), Ok(expected.to_owned()));
 }
@@ -147,9 +151,9 @@ fn a_connection_can_have_its_results_as_json() {
     client.send(request("list-commands", &[], 5));
     assert_eq!(client.receive_one()["result"]["echo"], json!("ARG..."));
     client.send(request("fail", &[], 6));
-    assert_eq!(client.receive_one()["error"], json!("no "));
+    assert_eq!(client.receive_one()["error"], json!("no \n"));
     // Another connection is as it was.
-    assert_eq!(fixture.call("both", &[]), Ok("a: 1\n".to_owned()));
+    assert_eq!(fixture.call("both", &[]), Ok("a: 1".to_owned()));
     for (args, error) in [
         (&["--format", "xml"][..], "option format has invalid value xml"),
         (&["--format"], "option '--format' requires an argument"),
@@ -177,7 +181,7 @@ fn a_request_may_come_byte_by_byte_and_the_next_one_with_its_end() {
     for byte in request("echo", &["}{\\\""], 1).bytes() {
         client.send([byte]);
     }
-    assert_eq!(client.receive_one()["result"], json!(r#"["}{\\\""]"#));
+    assert_eq!(client.receive_one()["result"], json!("[\"}{\\\\\\\"\"]\n"));
     let two = request("echo", &["a"], 2) + &request("echo", &["b"], 3);
     let (first, second) = two.split_at(two.len() - 10);
     client.send(first);
@@ -220,7 +224,7 @@ fn what_is_not_a_request_gets_an_error_and_the_connection_ends() {
     let mut client = fixture.connect();
     client.send(json!({"method": "echo", "params": [5], "id": "a"}).to_string());
     let reply = client.receive_one();
-    assert_eq!(reply, json!({"id": "a", "result": null, "error": "\"echo\" command has non-string argument"}));
+    assert_eq!(reply, json!({"id": "a", "result": null, "error": "\"echo\" command has non-string argument\n"}));
     client.send(request("version", &[], 1));
     assert_eq!(client.receive_one()["error"], Value::Null);
 }
@@ -251,7 +255,7 @@ fn a_client_that_does_not_read_holds_up_nobody() {
         assert!(fixture.call("version", &[]).is_ok());
     }
     let replies = slow.receive(2);
-    assert_eq!(replies[0]["result"].as_str().unwrap().len(), size);
+    assert_eq!(replies[0]["result"].as_str().unwrap().len(), size + 1);
     assert_eq!(replies[1]["id"], json!(2));
 }
 
@@ -308,12 +312,12 @@ fn a_command_may_answer_later_while_others_go_on() {
     assert!(fixture.call("version", &[]).is_ok());
     responder.reply(Ok(Reply::Text("done".to_owned())));
     let replies = client.receive(2);
-    assert_eq!((&replies[0]["result"], &replies[1]["id"]), (&json!("done"), &json!(2)));
+    assert_eq!((&replies[0]["result"], &replies[1]["id"]), (&json!("done\n"), &json!(2)));
 
     // One that is given up is answered too.
     client.send(request("wait", &[], 3));
     drop(waiting.recv_timeout(TIMEOUT).unwrap());
-    assert_eq!(client.receive_one()["error"], json!("command was given up without a result"));
+    assert_eq!(client.receive_one()["error"], json!("command was given up without a result\n"));
 
     // A client that went away meanwhile doesn't matter.
     client.send(request("wait", &[], 4));
@@ -341,8 +345,8 @@ fn answers_given_before_the_end_still_leave() {
     let start = Instant::now();
     drop(fixture.server);
     assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
-    assert_eq!(first.receive_one()["result"], json!("bye"));
-    assert_eq!(second.receive_one()["error"], json!("the daemon exits"));
+    assert_eq!(first.receive_one()["result"], json!("bye\n"));
+    assert_eq!(second.receive_one()["error"], json!("the daemon exits\n"));
     unanswered.reply(Ok(Reply::Text("too late".to_owned())));
     assert!(!path.exists());
 }
@@ -356,5 +360,5 @@ fn clients_that_come_before_the_service_wait_for_it() {
     early.write_all(request("version", &[], 1).as_bytes()).unwrap();
     let _server = bound.serve(Registry::new("v")).unwrap();
     early.set_read_timeout(Some(TIMEOUT)).unwrap();
-    assert_eq!(Client::new(early).receive_one()["result"], json!("v"));
+    assert_eq!(Client::new(early).receive_one()["result"], json!("v\n"));
 }

@@ -33,7 +33,7 @@ pub enum CallError {
 }
 
 /// Asks the daemon at `path` to carry out `command`, and waits up to `timeout` for the text of its result, or of its
-/// error.
+/// error. Either ends with a newline, or is empty.
 ///
 /// # Errors
 /// If there is no answer.

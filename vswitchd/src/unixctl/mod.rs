@@ -2,7 +2,7 @@
 //!
 //! The protocol is the field's, so that its `ovs-appctl` talks to this daemon: over a Unix stream socket a client sends
 //! JSON-RPC 1.0 requests, `{"method":"version","params":[],"id":0}`, whose parameters are strings, and gets for each
-//! `{"id":0,"result":"text","error":null}`, or the text in `error` if the command failed. A connection can carry many
+//! `{"id":0,"result":"text\n","error":null}`, or the text in `error` if the command failed. A connection can carry many
 //! requests; they are answered in order. After `set-options --format json` the results of that connection are JSON
 //! values instead of text; commands that only know text have it wrapped.
 //!

@@ -25,7 +25,7 @@ pub enum Format {
 /// The result of a command.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
-    /// Text, for whichever format. It may end with a newline or not.
+    /// Text, for whichever format. A client gets it with a newline at the end, whether it is here or not.
     Text(String),
     /// A JSON value; only where the request asks for [`Format::Json`].
     Json(Value),
@@ -232,12 +232,21 @@ impl Reply {
     /// The result as it goes to a client that asked for `format`.
     pub(super) fn into_value(self, format: Format) -> Value {
         match (self, format) {
-            (Reply::Text(text), Format::Text) => Value::String(text),
+            (Reply::Text(text), Format::Text) => Value::String(with_newline(text)),
             (Reply::Text(text), Format::Json) => json!({"reply-format": "plain", "reply": text}),
             (Reply::Json(value), Format::Json) => value,
-            (Reply::Json(value), Format::Text) => Value::String(value.to_string()),
+            (Reply::Json(value), Format::Text) => Value::String(with_newline(value.to_string())),
         }
     }
+}
+
+/// Older clients print what they get as it is, newer ones end the line where it isn't ended: so text that is not empty
+/// ends with a newline.
+pub(super) fn with_newline(mut text: String) -> String {
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text
 }
 
 impl From<String> for Reply {

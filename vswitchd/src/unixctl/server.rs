@@ -18,7 +18,7 @@ use mio::net::{UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use serde_json::Value;
 
-use super::registry::{Format, Outcome, Registry, Reply, Responder};
+use super::registry::{Format, Outcome, Registry, Reply, Responder, with_newline};
 use super::socket::{SocketError, SocketFile, listen_on};
 use super::wire::{self, Call, Framer, REQUEST_MAX};
 
@@ -324,7 +324,7 @@ impl Connection {
     fn answer(&mut self, id: &Value, result: Result<Reply, String>) {
         coverage::inc!("unixctl_replied");
         let outcome = if result.is_ok() { "success" } else { "error" };
-        let result = result.map(|reply| reply.into_value(self.format));
+        let result = result.map(|reply| reply.into_value(self.format)).map_err(with_newline);
         self.out = wire::reply(id, result);
         self.sent = 0;
         tracing::debug!("replying with {outcome}, id={id}: {} bytes", self.out.len());

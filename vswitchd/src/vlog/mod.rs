@@ -180,7 +180,7 @@ impl Vlog {
         self.0.file.lock().path().map(Path::to_owned)
     }
 
-    /// Logs at [`Level::Emer`]: what the process can't go on after.
+    /// Logs at [`Level::Emer`] what the process can't go on after; not to the console, where it says so as it ends.
     pub fn emergency(&self, module: &str, text: &str) {
         self.0.log(module, Level::Emer, text);
     }
@@ -304,7 +304,8 @@ impl Shared {
             let modules = self.modules.read();
             modules.known.get(module).map_or(modules.default, |module| module.levels)
         };
-        let wanted = |destination| levels[destination] >= level;
+        let wanted =
+            |destination| levels[destination] >= level && (destination, level) != (Destination::Console, Level::Emer);
         if !Destination::ALL.into_iter().any(wanted) {
             return;
         }
