@@ -186,9 +186,10 @@ fn the_log_has_the_fields_lines_and_is_rotated() {
     let mut daemon = Daemon::start(&["--log-file", "-vconsole:off"]);
     assert_eq!(daemon.read("stderr"), "");
     let line = daemon.read("vswitchd.log").lines().next().unwrap().to_owned();
-    let shape: String = line.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     let path = daemon.path("vswitchd.log");
-    assert_eq!(shape, format!("0000-00-00T00:00:00.000Z|00000|vlog|INFO|opened log file {}", path.display()));
+    let head = line.strip_suffix(path.to_str().unwrap()).unwrap_or(&line);
+    let shape: String = head.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    assert_eq!(shape, "0000-00-00T00:00:00.000Z|00000|vlog|INFO|opened log file ");
 
     fs::rename(&path, daemon.path("old.log")).unwrap();
     daemon.process.signal(Signal::SIGHUP).unwrap();
