@@ -74,7 +74,7 @@ pub struct Cli {
     pub syslog_method: Option<String>,
 
     /// Print version
-    #[arg(short = 'V', long)]
+    #[arg(short = 'V', long, help_heading = "Daemon")]
     pub version: bool,
 }
 
