@@ -1,0 +1,115 @@
+//! What the threads of a switch share: the datapath, the published configuration, and the megaflows that are installed.
+//!
+//! **Generations.** Whatever a translation depends on and that changes (configuration, learned addresses) changes first and
+//! counts the generation up then. Whoever translates reads the generation *before* anything else, and a megaflow remembers it.
+//! So a megaflow of the current generation was translated from nothing older; one of another generation may have been, and a
+//! revalidator translates it again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use dpif::Dpif;
+use parking_lot::{Condvar, Mutex};
+
+use crate::bridge::Config;
+use crate::clock::Clock;
+use crate::upcall::UkeyTable;
+
+/// What the threads of a switch share.
+pub(crate) struct Backer {
+    pub(crate) dpif: Arc<dyn Dpif>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) limits: Limits,
+    config: ArcSwap<Config>,
+    /// Held while a new configuration is made.
+    writer: Mutex<()>,
+    generation: AtomicU64,
+    pub(crate) ukeys: UkeyTable,
+    revalidator: Mutex<RevalidatorState>,
+    wake: Condvar,
+    /// Held during a pass over all megaflows.
+    pub(crate) pass: Mutex<crate::upcall::PassState>,
+}
+
+/// Limits of the upcall engine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) flow_limit: usize,
+    pub(crate) max_idle_ms: u64,
+    pub(crate) max_revalidator_ms: u64,
+    pub(crate) megaflows: bool,
+}
+
+#[derive(Default)]
+struct RevalidatorState {
+    wanted: bool,
+    stop: bool,
+}
+
+impl Backer {
+    pub(crate) fn new(dpif: Arc<dyn Dpif>, clock: Arc<dyn Clock>, limits: Limits) -> Self {
+        Self {
+            dpif,
+            clock,
+            limits,
+            config: ArcSwap::from_pointee(Config::default()),
+            writer: Mutex::new(()),
+            // 0 is the generation of what has never been translated.
+            generation: AtomicU64::new(1),
+            ukeys: UkeyTable::default(),
+            revalidator: Mutex::default(),
+            wake: Condvar::new(),
+            pass: Mutex::default(),
+        }
+    }
+
+    /// The published configuration.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// The generation; read it before what a translation depends on.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Makes another configuration from the published one and publishes it, unless `change` fails.
+    pub(crate) fn update<T, E>(&self, change: impl FnOnce(&mut Config) -> Result<T, E>) -> Result<T, E> {
+        let _writer = self.writer.lock();
+        let mut config = Config::clone(&self.config.load());
+        let done = change(&mut config)?;
+        self.config.store(Arc::new(config));
+        self.changed();
+        Ok(done)
+    }
+
+    /// Something that translations depend on has changed: all megaflows are to be looked at again.
+    pub(crate) fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.wake_revalidator();
+    }
+
+    /// Lets a revalidator begin a pass now.
+    pub(crate) fn wake_revalidator(&self) {
+        self.revalidator.lock().wanted = true;
+        self.wake.notify_one();
+    }
+
+    /// Waits until a pass is due. `false`: the revalidator is to end.
+    pub(crate) fn wait_for_pass(&self, at_most: Duration) -> bool {
+        let mut state = self.revalidator.lock();
+        if !state.wanted && !state.stop {
+            self.wake.wait_for(&mut state, at_most);
+        }
+        state.wanted = false;
+        !state.stop
+    }
+
+    /// Lets the revalidator end, or (`false`) begin anew.
+    pub(crate) fn stop_revalidator(&self, stop: bool) {
+        self.revalidator.lock().stop = stop;
+        self.wake.notify_all();
+    }
+}

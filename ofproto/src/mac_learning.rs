@@ -1,0 +1,216 @@
+//! Which port is a station behind? The table of a learning switch (IEEE 802.1D).
+//!
+//! Entries are learned from the source addresses that packets come with, age when no packet comes any more, and have to make
+//! room, the least recently seen first, when the table is full. Translations depend on the table, so whoever changes what a
+//! lookup would answer has to say so: every change returns whether it was one.
+
+use std::collections::{BTreeMap, HashMap};
+
+use openflow::OfPort;
+use parking_lot::RwLock;
+
+/// Seconds after which an entry is forgotten, unless a bridge says otherwise.
+pub const DEFAULT_AGING_S: u32 = 300;
+/// Entries that a table has, unless a bridge says otherwise.
+pub const DEFAULT_MAX_ENTRIES: u32 = 8192;
+
+/// The table of one bridge.
+#[derive(Debug)]
+pub struct MacTable {
+    state: RwLock<State>,
+}
+
+/// An entry, as it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MacEntry {
+    /// The VLAN, 0 for frames without one.
+    pub vlan: u16,
+    /// The station.
+    pub mac: [u8; 6],
+    /// Where it is.
+    pub port: OfPort,
+    /// When it was seen last.
+    pub used_ms: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    aging_ms: u64,
+    max_entries: usize,
+    entries: HashMap<Station, Entry, ahash::RandomState>,
+    /// The stations by when they were seen last: a counter tells apart what is of the same millisecond.
+    by_age: BTreeMap<u64, Station>,
+    next: u64,
+}
+
+type Station = (u16, [u8; 6]);
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    port: OfPort,
+    used_ms: u64,
+    order: u64,
+}
+
+impl MacTable {
+    /// An empty table.
+    pub fn new(aging_s: u32, max_entries: u32) -> Self {
+        let state = State {
+            aging_ms: u64::from(aging_s) * 1000,
+            max_entries: max_entries.max(1) as usize,
+            entries: HashMap::default(),
+            by_age: BTreeMap::new(),
+            next: 0,
+        };
+        Self { state: RwLock::new(state) }
+    }
+
+    /// Changes the limits. Says whether entries had to go.
+    pub fn configure(&self, aging_s: u32, max_entries: u32) -> bool {
+        let mut state = self.state.write();
+        state.aging_ms = u64::from(aging_s) * 1000;
+        state.max_entries = max_entries.max(1) as usize;
+        let mut changed = false;
+        while state.entries.len() > state.max_entries {
+            changed |= state.evict_oldest();
+        }
+        changed
+    }
+
+    /// The port that the station is behind, if known.
+    pub fn lookup(&self, vlan: u16, mac: [u8; 6]) -> Option<OfPort> {
+        self.state.read().entries.get(&(vlan, mac)).map(|entry| entry.port)
+    }
+
+    /// The station sent a packet from `port`. Says whether that is news: a new station, or one that moved.
+    pub fn learn(&self, vlan: u16, mac: [u8; 6], port: OfPort, now_ms: u64) -> bool {
+        // A group address is no station's.
+        if mac[0] & 1 != 0 {
+            return false;
+        }
+        let mut state = self.state.write();
+        let station = (vlan, mac);
+        let old = state.entries.get(&station).copied();
+        if let Some(old) = old {
+            if old.port == port && old.used_ms >= now_ms {
+                return false;
+            }
+            state.by_age.remove(&old.order);
+        } else if state.entries.len() >= state.max_entries {
+            state.evict_oldest();
+        }
+        let order = state.next;
+        state.next += 1;
+        state.by_age.insert(order, station);
+        state.entries.insert(station, Entry { port, used_ms: now_ms, order });
+        old.is_none_or(|old| old.port != port)
+    }
+
+    /// Forgets what was not seen for too long. Says whether there was any.
+    pub fn expire(&self, now_ms: u64) -> bool {
+        let oldest_is_old = |state: &State| {
+            let station = state.by_age.values().next()?;
+            let entry = state.entries.get(station)?;
+            Some(now_ms.saturating_sub(entry.used_ms) >= state.aging_ms)
+        };
+        if oldest_is_old(&self.state.read()) != Some(true) {
+            return false;
+        }
+        let mut state = self.state.write();
+        let mut changed = false;
+        while oldest_is_old(&state) == Some(true) {
+            changed |= state.evict_oldest();
+        }
+        changed
+    }
+
+    /// Forgets all stations for which `which` says so. Says whether there was any.
+    pub fn forget(&self, which: impl Fn(&MacEntry) -> bool) -> bool {
+        let mut state = self.state.write();
+        let gone: Vec<_> = state.list().filter(|entry| which(entry)).map(|entry| (entry.vlan, entry.mac)).collect();
+        for station in &gone {
+            state.remove(*station);
+        }
+        !gone.is_empty()
+    }
+
+    /// All entries, the one not seen for longest first.
+    pub fn entries(&self) -> Vec<MacEntry> {
+        self.state.read().list().collect()
+    }
+}
+
+impl State {
+    fn list(&self) -> impl Iterator<Item = MacEntry> + '_ {
+        self.by_age.values().filter_map(|station| {
+            let entry = self.entries.get(station)?;
+            let (vlan, mac) = *station;
+            Some(MacEntry { vlan, mac, port: entry.port, used_ms: entry.used_ms })
+        })
+    }
+
+    fn remove(&mut self, station: Station) -> bool {
+        match self.entries.remove(&station) {
+            Some(entry) => {
+                self.by_age.remove(&entry.order);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn evict_oldest(&mut self) -> bool {
+        match self.by_age.values().next().copied() {
+            Some(station) => self.remove(station),
+            None => false,
+        }
+    }
+}
+
+impl Default for MacTable {
+    fn default() -> Self {
+        Self::new(DEFAULT_AGING_S, DEFAULT_MAX_ENTRIES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mac(n: u8) -> [u8; 6] {
+        [0x50, 0x54, 0, 0, 0, n]
+    }
+
+    #[test]
+    fn only_news_is_news() {
+        let table = MacTable::default();
+        assert!(table.learn(0, mac(1), OfPort(1), 0));
+        assert!(!table.learn(0, mac(1), OfPort(1), 10));
+        assert!(table.learn(0, mac(1), OfPort(2), 20), "it moved");
+        assert!(table.learn(5, mac(1), OfPort(1), 20), "another VLAN is another station");
+        assert!(!table.learn(0, [1, 0, 0, 0, 0, 1], OfPort(1), 20), "a group is no station");
+        assert_eq!(table.lookup(0, mac(1)), Some(OfPort(2)));
+    }
+
+    #[test]
+    fn stations_age_and_packets_keep_them_young() {
+        let table = MacTable::new(300, 10);
+        table.learn(0, mac(1), OfPort(1), 0);
+        table.learn(0, mac(2), OfPort(2), 0);
+        table.learn(0, mac(1), OfPort(1), 299_000);
+        assert!(!table.expire(299_999));
+        assert!(table.expire(300_000));
+        assert_eq!((table.lookup(0, mac(1)), table.lookup(0, mac(2))), (Some(OfPort(1)), None));
+    }
+
+    #[test]
+    fn the_least_recently_seen_makes_room() {
+        let table = MacTable::new(300, 2);
+        table.learn(0, mac(1), OfPort(1), 0);
+        table.learn(0, mac(2), OfPort(1), 1);
+        table.learn(0, mac(1), OfPort(1), 2);
+        table.learn(0, mac(3), OfPort(1), 3);
+        let macs: Vec<_> = table.entries().iter().map(|entry| entry.mac[5]).collect();
+        assert_eq!(macs, [1, 3]);
+    }
+}

@@ -1,0 +1,553 @@
+//! The switch: all bridges over one datapath, as the daemon makes and asks it.
+//!
+//! A switch begins without bridges and without threads. Whoever makes it adds bridges, ports and flows, then calls
+//! [`Switch::start`]: the flows that an earlier process left in the datapath are adopted and checked against what was
+//! configured, and upcalls are answered from then on. The configuration may go on changing at any time from any thread; each
+//! change is published whole.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use dpif::{DatapathFlow, Dpif, DpifError, OdpPort, PortSpec, PortStats};
+use openflow::{FlowCommand, FlowMatch, FlowMod, OfPort};
+use parking_lot::Mutex;
+
+use crate::backer::{Backer, Limits};
+use crate::bridge::{Bridge, BridgeSettings, Config, FailMode};
+use crate::clock::{Clock, MonotonicClock};
+use crate::mac_learning::MacTable;
+use crate::port::{PatchStats, Port, PortKind, PortVlan};
+use crate::table::{FlowModError, Tables};
+use crate::upcall::{self, Engine};
+
+mod show;
+
+/// How a switch is made.
+#[derive(Clone)]
+pub struct Options {
+    /// Threads that answer upcalls; `None` lets the switch choose by the number of processors. A datapath that insists on a
+    /// number overrides it.
+    pub n_handlers: Option<u32>,
+    /// Megaflows that may be installed.
+    pub flow_limit: usize,
+    /// Milliseconds without a packet after which a megaflow goes.
+    pub max_idle_ms: u64,
+    /// Milliseconds between two looks at all megaflows at most.
+    pub max_revalidator_ms: u64,
+    /// Whether flows are installed as wide as translation allows. Without, each is for one packet's fields exactly.
+    pub megaflows: bool,
+    /// The clock, the same as the datapath's.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            n_handlers: None,
+            flow_limit: 200_000,
+            max_idle_ms: 10_000,
+            max_revalidator_ms: 500,
+            megaflows: true,
+            clock: Arc::new(MonotonicClock),
+        }
+    }
+}
+
+/// Why the switch refuses or fails.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SwitchError {
+    /// There is no such bridge.
+    #[error("there is no bridge {0}")]
+    NoSuchBridge(String),
+    /// There is a bridge of that name.
+    #[error("bridge {0} exists already")]
+    BridgeExists(String),
+    /// The bridge has no such port.
+    #[error("bridge {0} has no port {1}")]
+    NoSuchPort(String, String),
+    /// The name or number is taken; the text says by what.
+    #[error("{0}")]
+    Exists(String),
+    /// The request makes no sense; the text says why.
+    #[error("{0}")]
+    Invalid(String),
+    /// The datapath refused; the text says what was tried.
+    #[error("{0}: {1}")]
+    Datapath(String, #[source] DpifError),
+    /// A flow mod can't be carried out.
+    #[error(transparent)]
+    Flow(#[from] FlowModError),
+    /// A thread could not be started.
+    #[error("starting a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// The result of an operation on the switch.
+pub type Result<T, E = SwitchError> = core::result::Result<T, E>;
+
+/// All bridges over one datapath.
+pub struct Switch {
+    backer: Arc<Backer>,
+    options: Options,
+    engine: Mutex<Option<Engine>>,
+}
+
+impl Switch {
+    /// A switch over a datapath, without bridges. Nothing happens to the datapath yet.
+    pub fn new(dpif: Arc<dyn Dpif>, options: Options) -> Self {
+        let limits = Limits {
+            flow_limit: options.flow_limit,
+            max_idle_ms: options.max_idle_ms,
+            max_revalidator_ms: options.max_revalidator_ms,
+            megaflows: options.megaflows,
+        };
+        let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), limits));
+        Self { backer, options, engine: Mutex::new(None) }
+    }
+
+    /// The datapath.
+    pub fn dpif(&self) -> &Arc<dyn Dpif> {
+        &self.backer.dpif
+    }
+
+    /// Adopts the flows that are in the datapath, and answers upcalls from now on. Nothing where it does already.
+    ///
+    /// # Errors
+    /// The datapath's, or the system's where it has no more threads.
+    pub fn start(&self) -> Result<()> {
+        let mut engine = self.engine.lock();
+        if engine.is_none() {
+            let chosen = || available_parallelism().map_or(1, |n| n.get() as u32);
+            let required = self.backer.dpif.features().required_handlers;
+            let n = required.or(self.options.n_handlers).unwrap_or_else(chosen).max(1);
+            *engine = Some(Engine::start(&self.backer, n)?);
+        }
+        Ok(())
+    }
+
+    /// Ends all threads. The datapath goes on with the flows that it has; packets for which it has none are lost. Returns
+    /// when the threads have ended, which takes no longer than the answer to one batch of upcalls.
+    pub fn stop(&self) {
+        if let Some(engine) = self.engine.lock().take() {
+            engine.stop(&self.backer);
+        }
+    }
+
+    /// Makes a bridge with its `LOCAL` port, an internal port of its name, and the flows of its fail mode. A port of that name
+    /// that is in the datapath already is taken over.
+    ///
+    /// # Errors
+    /// The name is taken, or the datapath refuses the port.
+    pub fn bridge_add(&self, name: &str, settings: BridgeSettings) -> Result<()> {
+        if self.config().bridges.contains_key(name) {
+            return Err(SwitchError::BridgeExists(name.into()));
+        }
+        self.check_name_is_free(name)?;
+        let (odp, _) = self.datapath_port(name, dpif::PortKind::Internal)?;
+        let now = self.backer.clock.now_ms();
+        self.backer.update(|config| {
+            let mut tables = Tables::default();
+            tables.apply(&default_flows(settings.fail_mode), now)?;
+            let local = new_port(name, OfPort::LOCAL, PortKind::Internal, Some(odp), settings.local_vlan.clone());
+            let macs = Arc::new(MacTable::new(settings.mac_aging_s, settings.mac_table_size));
+            let ports = BTreeMap::from([(OfPort::LOCAL, local)]);
+            let bridge = Bridge { name: name.into(), settings, ports, tables, macs };
+            config.bridges.insert(name.into(), Arc::new(bridge));
+            config.index();
+            Ok(())
+        })
+    }
+
+    /// Changes a bridge while it runs. The fail mode holds from the next time that it is asked for; installed flows stay.
+    ///
+    /// # Errors
+    /// There is no such bridge.
+    pub fn bridge_set(&self, name: &str, settings: BridgeSettings) -> Result<()> {
+        self.update_bridge(name, |bridge| {
+            if let Some(local) = bridge.ports.get(&OfPort::LOCAL) {
+                let local = with_vlan(local, settings.local_vlan.clone());
+                bridge.ports.insert(OfPort::LOCAL, local);
+            }
+            bridge.macs.configure(settings.mac_aging_s, settings.mac_table_size);
+            bridge.settings = settings;
+            Ok(())
+        })
+    }
+
+    /// Removes a bridge with its ports and flows.
+    ///
+    /// # Errors
+    /// There is no such bridge, or the datapath doesn't let go of a port: the bridge is gone all the same.
+    pub fn bridge_del(&self, name: &str) -> Result<()> {
+        let gone = self.backer.update(|config| {
+            let gone = config.bridges.remove(name).ok_or_else(|| SwitchError::NoSuchBridge(name.into()))?;
+            config.index();
+            Ok::<_, SwitchError>(gone)
+        })?;
+        self.revalidate_now();
+        let results: Vec<_> = gone.ports.values().map(|port| self.release(port)).collect();
+        results.into_iter().collect()
+    }
+
+    /// The names of the bridges.
+    pub fn bridges(&self) -> Vec<String> {
+        self.config().bridges.keys().cloned().collect()
+    }
+
+    /// Puts a port on a bridge and says its number: the one asked for, or the lowest that is free. A device that is a port of
+    /// the datapath already is taken over with the flows that name it.
+    ///
+    /// # Errors
+    /// The bridge is missing, name or number are taken, or the datapath refuses the device.
+    pub fn port_add(
+        &self,
+        bridge: &str,
+        name: &str,
+        kind: PortKind,
+        vlan: PortVlan,
+        request: Option<OfPort>,
+    ) -> Result<OfPort> {
+        self.bridge(bridge)?;
+        self.check_name_is_free(name)?;
+        if let Some(number) = request.filter(|number| !number.is_assignable() || *number == OfPort::LOCAL) {
+            return Err(SwitchError::Invalid(format!(
+                "port {name} can't have the number {number}: expected 1 to {}",
+                OfPort::MAX.0 - 1
+            )));
+        }
+        let odp = match &kind {
+            PortKind::System => Some(self.datapath_port(name, dpif::PortKind::System)?),
+            PortKind::Internal => Some(self.datapath_port(name, dpif::PortKind::Internal)?),
+            PortKind::Patch { .. } => None,
+        };
+        let added = self.update_bridge(bridge, |bridge| {
+            let number = match request {
+                Some(number) => match bridge.ports.get(&number) {
+                    Some(other) => {
+                        return Err(SwitchError::Exists(format!(
+                            "number {number} of bridge {} is port {}'s already",
+                            bridge.name, other.name
+                        )));
+                    }
+                    None => number,
+                },
+                None => bridge
+                    .free_number()
+                    .ok_or_else(|| SwitchError::Exists(format!("bridge {} has no free port number", bridge.name)))?,
+            };
+            bridge.ports.insert(number, new_port(name, number, kind, odp.map(|(odp, _)| odp), vlan));
+            Ok(number)
+        });
+        if let (Err(_), Some((odp, true))) = (&added, odp) {
+            // It was made for this port.
+            let _ = self.backer.dpif.port_del(odp);
+        }
+        added
+    }
+
+    /// Takes a port off a bridge; its device gets back the settings it had.
+    ///
+    /// # Errors
+    /// There is no such port, or the datapath doesn't let go of it: it is no port of the bridge all the same.
+    pub fn port_del(&self, bridge: &str, name: &str) -> Result<()> {
+        let gone = self.update_bridge(bridge, |bridge| {
+            let no_such = || SwitchError::NoSuchPort(bridge.name.to_string(), name.into());
+            let number = bridge.port_by_name(name).ok_or_else(no_such)?.number;
+            if number == OfPort::LOCAL {
+                return Err(SwitchError::Invalid(format!("port {name} goes only with its bridge")));
+            }
+            let gone = bridge.ports.remove(&number).ok_or_else(no_such)?;
+            bridge.macs.forget(|entry| entry.port == number);
+            Ok(gone)
+        })?;
+        // No flow may name the datapath port when it goes: another device could get its number.
+        self.revalidate_now();
+        self.release(&gone)
+    }
+
+    /// Changes what a port does with VLANs.
+    ///
+    /// # Errors
+    /// There is no such port.
+    pub fn port_set_vlan(&self, bridge: &str, name: &str, vlan: PortVlan) -> Result<()> {
+        self.replace_port(bridge, name, |port| with_vlan(port, vlan))
+    }
+
+    /// Changes the name of the port that a patch port is connected to.
+    ///
+    /// # Errors
+    /// There is no such port, or it is no patch port.
+    pub fn port_set_peer(&self, bridge: &str, name: &str, peer: &str) -> Result<()> {
+        let config = self.config();
+        let port = config.bridges.get(bridge).and_then(|bridge| bridge.port_by_name(name));
+        if port.is_some_and(|port| !matches!(port.kind, PortKind::Patch { .. })) {
+            return Err(SwitchError::Invalid(format!("port {name} is no patch port")));
+        }
+        self.replace_port(bridge, name, |port| {
+            new_port(name, port.number, PortKind::Patch { peer: peer.into() }, None, port.vlan.clone())
+        })
+    }
+
+    /// Statistics of a port.
+    ///
+    /// # Errors
+    /// There is no such port, or the datapath's.
+    pub fn port_stats(&self, bridge: &str, name: &str) -> Result<PortStats> {
+        let bridge = self.bridge(bridge)?;
+        let port =
+            bridge.port_by_name(name).ok_or_else(|| SwitchError::NoSuchPort(bridge.name.to_string(), name.into()))?;
+        match port.odp {
+            Some(odp) => self
+                .backer
+                .dpif
+                .port_stats(odp)
+                .map_err(|error| SwitchError::Datapath(format!("statistics of port {name}"), error)),
+            None => Ok(port.patch_stats.get()),
+        }
+    }
+
+    /// The number of a bridge's port.
+    pub fn port_number(&self, bridge: &str, name: &str) -> Option<OfPort> {
+        self.bridge(bridge).ok()?.port_by_name(name).map(|port| port.number)
+    }
+
+    /// The ports of a bridge with their numbers, `LOCAL` included: the names that flow text may use.
+    pub fn port_names(&self, bridge: &str) -> Result<BTreeMap<String, OfPort>> {
+        Ok(self.bridge(bridge)?.ports.values().map(|port| (port.name.clone(), port.number)).collect())
+    }
+
+    /// Carries out flow mods in order: all of them, or none.
+    ///
+    /// # Errors
+    /// The first that can't be carried out; a missing bridge counts for the first.
+    pub fn flow_mods_apply(&self, bridge: &str, flow_mods: &[FlowMod]) -> Result<(), FlowModError> {
+        let now = self.backer.clock.now_ms();
+        self.change_flows(bridge, |bridge| bridge.tables.apply(flow_mods, now))
+    }
+
+    /// Replaces all flows of a bridge by what `flow_mods` make of empty tables (`None`: by those of its fail mode), at once.
+    /// Counters begin anew.
+    ///
+    /// # Errors
+    /// As [`Switch::flow_mods_apply`].
+    pub fn flows_replace(&self, bridge: &str, flow_mods: Option<&[FlowMod]>) -> Result<(), FlowModError> {
+        let now = self.backer.clock.now_ms();
+        self.change_flows(bridge, |bridge| {
+            let mut tables = Tables::default();
+            match flow_mods {
+                Some(flow_mods) => tables.apply(flow_mods, now)?,
+                None => tables.apply(&default_flows(bridge.settings.fail_mode), now)?,
+            }
+            bridge.tables = tables;
+            Ok(())
+        })
+    }
+
+    /// Checks flow mods as for empty tables, changing nothing.
+    ///
+    /// # Errors
+    /// The first that can't be carried out.
+    pub fn flow_mods_check(flow_mods: &[FlowMod]) -> Result<(), FlowModError> {
+        Tables::default().apply(flow_mods, 0)
+    }
+
+    /// Forgets the learned addresses of a bridge, or of all.
+    ///
+    /// # Errors
+    /// There is no such bridge.
+    pub fn fdb_flush(&self, bridge: Option<&str>) -> Result<()> {
+        let config = self.config();
+        let bridges = match bridge {
+            Some(name) => vec![self.bridge(name)?],
+            None => config.bridges.values().cloned().collect(),
+        };
+        for bridge in bridges {
+            bridge.macs.forget(|_| true);
+        }
+        self.backer.changed();
+        Ok(())
+    }
+
+    /// The datapath's flows, their statistics up to date.
+    ///
+    /// # Errors
+    /// The datapath's.
+    pub fn flows_of_datapath(&self) -> Result<Vec<DatapathFlow>> {
+        let mut flows = Vec::new();
+        let visit = &mut |flow: &DatapathFlow| {
+            flows.push(flow.clone());
+            true
+        };
+        self.backer
+            .dpif
+            .flow_dump(visit)
+            .map_err(|error| SwitchError::Datapath("dumping the datapath's flows".into(), error))?;
+        Ok(flows)
+    }
+
+    /// Looks at all megaflows now: pushes their statistics to the rules, deletes idle ones, brings the others up to date with
+    /// the configuration. On return that is done for all that was configured before the call.
+    pub fn revalidate_now(&self) {
+        upcall::revalidate(&self.backer);
+    }
+
+    /// Waits until all upcalls that the datapath has queued are answered, as far as no more come; then as
+    /// [`Switch::revalidate_now`]. Returns at the latest after two seconds.
+    pub fn synchronize(&self) {
+        if let Some(engine) = &*self.engine.lock() {
+            engine.drain(&self.backer);
+        }
+        self.revalidate_now();
+    }
+
+    /// Deletes all flows of the datapath. Their statistics are pushed to the rules before.
+    ///
+    /// # Errors
+    /// The datapath's.
+    pub fn flush(&self) -> Result<()> {
+        upcall::flush(&self.backer)
+            .map_err(|error| SwitchError::Datapath("flushing the datapath's flows".into(), error))
+    }
+
+    /// Deletes the ports of the datapath that belong to no bridge: what an earlier process left and the configuration no
+    /// longer has. Says their names. To be called when the first configuration is complete.
+    ///
+    /// # Errors
+    /// The datapath's.
+    pub fn remove_unclaimed_ports(&self) -> Result<Vec<String>> {
+        let failed = |what: &str| {
+            let what = what.to_string();
+            move |error| SwitchError::Datapath(what, error)
+        };
+        let config = self.config();
+        let mut removed = Vec::new();
+        for port in self.backer.dpif.ports().map_err(failed("listing the datapath's ports"))? {
+            if config.port_of(port.port).is_none() {
+                self.backer.dpif.port_del(port.port).map_err(failed(&format!("removing port {}", port.name)))?;
+                removed.push(port.name);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Ends the switch and everything it made: threads, flows, ports.
+    ///
+    /// # Errors
+    /// The datapath's.
+    pub fn destroy(&self) -> Result<()> {
+        self.stop();
+        self.backer.dpif.destroy().map_err(|error| SwitchError::Datapath("removing the datapath".into(), error))
+    }
+
+    fn config(&self) -> Arc<Config> {
+        self.backer.config()
+    }
+
+    fn bridge(&self, name: &str) -> Result<Arc<Bridge>> {
+        self.config().bridges.get(name).cloned().ok_or_else(|| SwitchError::NoSuchBridge(name.into()))
+    }
+
+    /// A device is a port of one bridge only, and a patch port's name is known to its peer wherever that is.
+    fn check_name_is_free(&self, name: &str) -> Result<()> {
+        match self.config().bridges.values().find(|bridge| bridge.port_by_name(name).is_some()) {
+            Some(bridge) => Err(SwitchError::Exists(format!("port {name} is on bridge {} already", bridge.name))),
+            None => Ok(()),
+        }
+    }
+
+    /// The number of the datapath's port of that name, and whether it was made now.
+    fn datapath_port(&self, name: &str, kind: dpif::PortKind) -> Result<(OdpPort, bool)> {
+        let dpif = &self.backer.dpif;
+        let failed = |error| SwitchError::Datapath(format!("adding port {name} to datapath {}", dpif.name()), error);
+        let there = dpif.ports().map_err(failed)?.into_iter().find(|port| port.name == name && port.kind == kind);
+        match there {
+            Some(port) if port.error.is_none() => return Ok((port.port, false)),
+            Some(port) => dpif.port_del(port.port).map_err(failed)?,
+            None => {}
+        }
+        let spec = PortSpec { name: name.into(), kind, request: None };
+        Ok((dpif.port_add(&spec).map_err(failed)?, true))
+    }
+
+    fn release(&self, port: &Port) -> Result<()> {
+        match port.odp.map(|odp| self.backer.dpif.port_del(odp)) {
+            None | Some(Ok(()) | Err(DpifError::NoSuchPort(_))) => Ok(()),
+            Some(Err(error)) => Err(SwitchError::Datapath(format!("removing port {}", port.name), error)),
+        }
+    }
+
+    fn update_bridge<T>(&self, name: &str, change: impl FnOnce(&mut Bridge) -> Result<T>) -> Result<T> {
+        self.backer.update(|config| {
+            let bridge = config.bridges.get_mut(name).ok_or_else(|| SwitchError::NoSuchBridge(name.into()))?;
+            let done = change(Arc::make_mut(bridge))?;
+            config.index();
+            Ok(done)
+        })
+    }
+
+    fn change_flows(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut Bridge) -> Result<(), FlowModError>,
+    ) -> Result<(), FlowModError> {
+        self.backer.update(|config| {
+            let missing = || FlowModError { index: 0, message: format!("there is no bridge {name}") };
+            change(Arc::make_mut(config.bridges.get_mut(name).ok_or_else(missing)?))
+        })
+    }
+
+    fn replace_port(&self, bridge: &str, name: &str, change: impl FnOnce(&Port) -> Arc<Port>) -> Result<()> {
+        self.update_bridge(bridge, |bridge| {
+            let no_such = || SwitchError::NoSuchPort(bridge.name.to_string(), name.into());
+            let changed = change(bridge.port_by_name(name).ok_or_else(no_such)?);
+            let number = changed.number;
+            bridge.ports.insert(number, changed);
+            // What was learned may be of another VLAN now.
+            bridge.macs.forget(|entry| entry.port == number);
+            Ok(())
+        })
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl fmt::Debug for Switch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Switch").field("datapath", &self.backer.dpif.name()).finish_non_exhaustive()
+    }
+}
+
+fn new_port(name: &str, number: OfPort, kind: PortKind, odp: Option<OdpPort>, vlan: PortVlan) -> Arc<Port> {
+    Arc::new(Port { name: name.into(), number, kind, odp, vlan, patch_stats: Arc::new(PatchStats::default()) })
+}
+
+fn with_vlan(port: &Port, vlan: PortVlan) -> Arc<Port> {
+    Arc::new(Port {
+        name: port.name.clone(),
+        number: port.number,
+        kind: port.kind.clone(),
+        odp: port.odp,
+        vlan,
+        patch_stats: Arc::clone(&port.patch_stats),
+    })
+}
+
+fn default_flows(fail_mode: FailMode) -> Vec<FlowMod> {
+    match fail_mode {
+        FailMode::Secure => Vec::new(),
+        FailMode::Standalone => vec![FlowMod {
+            command: FlowCommand::Add,
+            priority: 0,
+            r#match: FlowMatch::catch_all(),
+            actions: vec![openflow::Action::Output(OfPort::NORMAL)],
+            ..FlowMod::default()
+        }],
+    }
+}
