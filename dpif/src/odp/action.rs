@@ -4,12 +4,15 @@ use std::fmt::Write;
 
 use datapath_common::{Be16, FlowKey, Vlan};
 
-use super::attr::{self, Attr, write_hex};
+use super::attr::{self, Attr, Shown, write_hex};
 use super::cookie::Cookie;
 use super::key::{write_lse, write_tci, write_tunnel_flags};
 use super::{Style, flags};
 use crate::action::{Action, HashAlg, KeyAttr, SetAction, UserspaceAction};
 use crate::port::OdpPort;
+
+/// All fields, without masks.
+const EXACT: Shown = Shown { verbose: true, exact: true, short_op: false };
 
 /// Writes a list of actions; an empty one drops.
 pub(super) fn write_actions(out: &mut String, style: &Style<'_>, actions: &[Action]) {
@@ -78,7 +81,7 @@ fn write_action(out: &mut String, style: &Style<'_>, action: &Action) {
         Action::PushEth { src, dst } => {
             let key = FlowKey { eth_src: *src, eth_dst: *dst, ..FlowKey::ZERO };
             out.push_str("push_eth(");
-            attr::ETH.write(out, &key, &key, true, true);
+            attr::ETH.write(out, &key, &key, EXACT);
             out.write_char(')')
         }
         Action::PopEth => out.write_str("pop_eth"),
@@ -156,7 +159,7 @@ fn write_set(out: &mut String, set: &SetAction) -> std::fmt::Result {
     out.push_str("set(");
     if let Some(attr) = attr_of(*attr) {
         let _ = write!(out, "{}(", attr.name);
-        attr.write(out, value, mask, false, false);
+        attr.write(out, value, mask, Shown::default());
     } else {
         match attr {
             KeyAttr::Priority => write_number(out, "skb_priority", value.skb_priority, mask.skb_priority),
@@ -181,7 +184,7 @@ fn write_tunnel(out: &mut String, value: &FlowKey) {
     out.push_str("tunnel(");
     let start = out.len();
     for field in attr::TUNNEL.fields.iter().filter(|field| field.get(value) != 0) {
-        field.write(out, value, value, true);
+        field.write(out, value, value, EXACT);
         out.push(',');
     }
     if value.tun_flags != 0 {

@@ -39,7 +39,7 @@ pub(super) enum Kind {
     Dec16,
     /// An eight-bit value in two bytes (ICMP type and code), decimal.
     Icmp,
-    /// An ARP opcode: two bytes for the reader of the text, one in the key. So its full mask reads `/0xff`.
+    /// An ARP opcode: two bytes in text, one in the key.
     ArpOp,
     /// An IPv6 flow label, hexadecimal.
     Label,
@@ -79,6 +79,17 @@ pub(super) static TUNNEL: Attr = attr!("tunnel", "tun_id" tun_id Hex64, "src" tu
     "dst" tun_ipv4_dst Ipv4, "ipv6_src" tun_ipv6_src Ipv6, "ipv6_dst" tun_ipv6_dst Ipv6, "tos" tun_tos Hex8,
     "ttl" tun_ttl Dec8, "tp_src" tun_tp_src Dec16, "tp_dst" tun_tp_dst Dec16);
 
+/// Which fields are written, and how.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Shown {
+    /// Those that aren't matched as well.
+    pub(super) verbose: bool,
+    /// There is no mask: all is exact.
+    pub(super) exact: bool,
+    /// An exact ARP opcode has a mask, `op=1/0xff`, as in the kernel's dumps: it keeps eight of the opcode's sixteen bits.
+    pub(super) short_op: bool,
+}
+
 impl Attr {
     /// Whether `mask` has a bit in any of the fields.
     pub(super) fn is_matched(&self, mask: &FlowKey) -> bool {
@@ -90,15 +101,15 @@ impl Attr {
         self.fields.iter().find(|field| field.name == name)
     }
 
-    /// `field=value/mask,…` of the fields that are matched, with `verbose` of all. `exact`: there is no mask, all is exact.
-    pub(super) fn write(&self, out: &mut String, key: &FlowKey, mask: &FlowKey, verbose: bool, exact: bool) {
+    /// `field=value/mask,…` of the fields that are to be shown.
+    pub(super) fn write(&self, out: &mut String, key: &FlowKey, mask: &FlowKey, shown: Shown) {
         let start = out.len();
         for field in self.fields {
-            if field.get(mask) != 0 || (verbose && field.kind != Kind::Frag) {
+            if field.get(mask) != 0 || (shown.verbose && field.kind != Kind::Frag) {
                 if out.len() != start {
                     out.push(',');
                 }
-                field.write(out, key, mask, exact);
+                field.write(out, key, mask, shown);
             }
         }
     }
@@ -119,16 +130,16 @@ impl Field {
     }
 
     /// `name=value/mask`.
-    pub(super) fn write(&self, out: &mut String, key: &FlowKey, mask: &FlowKey, exact: bool) {
+    pub(super) fn write(&self, out: &mut String, key: &FlowKey, mask: &FlowKey, shown: Shown) {
         let (value, mask) = (self.get(key), self.get(mask));
-        let full = self.kind.full_mask();
+        let full = if self.kind == Kind::ArpOp && !shown.short_op { 0xff } else { self.kind.full_mask() };
         if self.kind == Kind::Frag && mask & 3 != 3 {
             let _ = write!(out, "error: partial mask not supported for frag ({mask:#x})");
             return;
         }
         let _ = write!(out, "{}=", self.name);
         self.kind.write(out, value);
-        if !exact && mask & full != full && self.kind != Kind::Frag {
+        if !shown.exact && mask & full != full && self.kind != Kind::Frag {
             out.push('/');
             self.kind.write_mask(out, mask);
         }

@@ -9,7 +9,7 @@ use datapath_common::extract::{eth_type, ip_proto};
 use datapath_common::key::{FRAG_LATER, MAC_PROTO_ETHERNET, VLAN_PRESENT};
 use datapath_common::{Be16, FlowKey, Vlan};
 
-use super::attr::{self, Attr, write_hex};
+use super::attr::{self, Attr, Shown, write_hex};
 use super::{Style, flags};
 use crate::port::OdpPort;
 
@@ -82,7 +82,7 @@ impl Writer<'_> {
 
     fn in_port(&mut self) {
         let (port, mask) = (self.key.in_port, self.mask.in_port);
-        if port == u32::MAX || !(self.verbose || mask != 0) {
+        if port == u32::MAX || (!self.verbose && mask == 0) {
             return;
         }
         self.open("in_port");
@@ -96,8 +96,13 @@ impl Writer<'_> {
     }
 
     fn packet_type(&mut self) {
+        if !self.verbose && self.mask.mac_proto == 0 {
+            return;
+        }
         self.open("packet_type");
-        if self.key.mac_proto == MAC_PROTO_ETHERNET {
+        if self.mask.mac_proto == 0 {
+            self.out.push_str("ns=0/0,id=0/0)");
+        } else if self.key.mac_proto == MAC_PROTO_ETHERNET {
             self.out.push_str("ns=0,id=0)");
         } else {
             let _ = write!(self.out, "ns=1,id={:#x})", self.key.eth_type.get());
@@ -111,11 +116,10 @@ impl Writer<'_> {
         self.open("tunnel");
         let start = self.out.len();
         for field in attr::TUNNEL.fields {
-            let matched = field.get(self.mask) != 0;
-            // Without a mask: what the tunnel has.
-            let there = if self.exact { field.get(self.key) != 0 } else { matched || self.verbose };
-            if there {
-                field.write(self.out, self.key, self.mask, self.exact);
+            // What the tunnel doesn't have is shown only if that is matched. It always has a TTL.
+            let matched = !self.exact && field.get(self.mask) != 0;
+            if matched || (self.verbose && (field.get(self.key) != 0 || field.name == "ttl")) {
+                field.write(self.out, self.key, self.mask, self.shown());
                 self.out.push(',');
             }
         }
@@ -158,7 +162,7 @@ impl Writer<'_> {
         if self.key.mac_proto == MAC_PROTO_ETHERNET {
             if !self.verbose && !attr::ETH.is_matched(self.mask) {
                 // That there is an Ethernet header goes without saying only where the packet type says it.
-                if !self.style.packet_type {
+                if !self.style.packet_type || self.mask.mac_proto == 0 {
                     self.open("eth");
                     self.out.push(')');
                 }
@@ -234,7 +238,7 @@ impl Writer<'_> {
             ip_proto::TCP => {
                 self.attr(&attr::TCP);
                 let (flags, mask) = (self.key.tcp_flags.get() & 0xfff, self.mask.tcp_flags.get() & 0xfff);
-                if self.verbose || mask != 0 {
+                if (self.verbose && !self.style.packet_type) || mask != 0 {
                     self.open("tcp_flags");
                     flags::TCP.write_masked(self.out, flags.into(), mask.into());
                     self.out.push(')');
@@ -280,7 +284,7 @@ impl Writer<'_> {
     }
 
     fn eth_type(&mut self, value: Be16, mask: Be16) {
-        if !(self.verbose || !mask.is_zero()) {
+        if !self.verbose && mask.is_zero() {
             return;
         }
         self.open("eth_type");
@@ -295,9 +299,13 @@ impl Writer<'_> {
     fn attr(&mut self, attr: &Attr) {
         if self.verbose || attr.is_matched(self.mask) {
             self.open(attr.name);
-            attr.write(self.out, self.key, self.mask, self.verbose, self.exact);
+            attr.write(self.out, self.key, self.mask, self.shown());
             self.out.push(')');
         }
+    }
+
+    fn shown(&self) -> Shown {
+        Shown { verbose: self.verbose, exact: self.exact, short_op: !self.style.packet_type }
     }
 
     fn hex32(&mut self, name: &str, value: u32, mask: u32) {
@@ -341,7 +349,7 @@ pub(super) fn write_tci(out: &mut String, tci: Be16, mask: Be16, verbose: bool) 
     let ((vid, pcp), (vid_mask, pcp_mask)) = (parts(tci.get()), parts(mask.get()));
     let start = out.len();
     let mut part = |name: &str, value: u16, mask: u16, full: u16| {
-        if !(verbose || value != 0 || mask != 0) {
+        if !verbose && value == 0 && mask == 0 {
             return;
         }
         if out.len() != start {
@@ -369,7 +377,10 @@ pub(super) fn write_lse(out: &mut String, lse: u32, mask: Option<u32>) {
     let _ = match mask.map(parts) {
         None => write!(out, "label={label},tc={tc},ttl={ttl},bos={bos}"),
         Some((label_mask, tc_mask, ttl_mask, bos_mask)) => {
-            write!(out, "label={label}/0x{label_mask:x},tc={tc}/{tc_mask:x},ttl={ttl}/0x{ttl_mask:x},bos={bos}/{bos_mask:x}")
+            write!(
+                out,
+                "label={label}/0x{label_mask:x},tc={tc}/{tc_mask:x},ttl={ttl}/0x{ttl_mask:x},bos={bos}/{bos_mask:x}"
+            )
         }
     };
 }

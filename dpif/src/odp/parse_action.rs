@@ -3,11 +3,11 @@
 use datapath_common::key::VLAN_PRESENT;
 use datapath_common::{Be16, Be32, Vlan};
 
+use super::PortNumbers;
 use super::attr;
 use super::cookie::Cookie;
 use super::cursor::{Cursor, ParseError};
 use super::parse_key::{parse_lse, parse_port, parse_settable};
-use super::PortNumbers;
 use crate::action::{Action, CtAction, HashAlg, KeyAttr, SetAction, UserspaceAction};
 
 /// How deep lists may lie in lists.
@@ -182,8 +182,9 @@ fn userspace(text: &mut Cursor<'_>, numbers: PortNumbers<'_>) -> Result<Userspac
             }
             name => {
                 text.expect("(")?;
-                let cookie = Cookie::parse(name, text)?
-                    .ok_or_else(|| start.expected("userdata(…), slow_path(…), controller(…), actions or tunnel_out_port"))?;
+                let cookie = Cookie::parse(name, text)?.ok_or_else(|| {
+                    start.expected("userdata(…), slow_path(…), controller(…), actions or tunnel_out_port")
+                })?;
                 action.cookie = cookie.encode();
             }
         }

@@ -27,10 +27,7 @@ pub(super) fn parse_key(text: &mut Cursor<'_>, numbers: PortNumbers<'_>) -> Resu
 
 /// Parses the one attribute of a set action, its name being read already and `(` being next. Says which it was; `None` is an
 /// unknown one.
-pub(super) fn parse_settable(
-    name: &str,
-    text: &mut Cursor<'_>,
-) -> Result<Option<(FlowKey, FlowKey)>, ParseError> {
+pub(super) fn parse_settable(name: &str, text: &mut Cursor<'_>) -> Result<Option<(FlowKey, FlowKey)>, ParseError> {
     let mut parser = Parser { key: FlowKey::ZERO, mask: FlowKey::ZERO, seen: Vec::new(), numbers: None };
     let known = parser.attribute(name, text)?;
     Ok(known.then_some((parser.key, parser.mask)))
@@ -321,7 +318,7 @@ impl<'a> Parser<'a, '_> {
     fn packet_type(&mut self, text: &mut Cursor<'a>) -> Result<(), ParseError> {
         text.expect("ns=")?;
         let start = text.clone();
-        let (ns, _) = text.masked_number(0xffff)?;
+        let (ns, mask) = text.masked_number(0xffff)?;
         text.expect(",id=")?;
         text.masked_number(0xffff)?;
         match ns {
@@ -329,7 +326,7 @@ impl<'a> Parser<'a, '_> {
             1 => self.key.mac_proto = MAC_PROTO_NONE,
             _ => return Err(start.expected("packet type 0 or 1")),
         }
-        self.mask.mac_proto = u8::MAX;
+        self.mask.mac_proto = if mask == 0 { 0 } else { u8::MAX };
         Ok(())
     }
 
@@ -376,17 +373,17 @@ impl<'a> Parser<'a, '_> {
                 "arp" => {
                     (matches!(exact_type, Some(eth_type::ARP | eth_type::RARP)), "eth_type(0x0806) or eth_type(0x8035)")
                 }
-                "mpls" => {
-                    (matches!(exact_type, Some(eth_type::MPLS | eth_type::MPLS_MC)), "eth_type(0x8847) or eth_type(0x8848)")
-                }
+                "mpls" => (
+                    matches!(exact_type, Some(eth_type::MPLS | eth_type::MPLS_MC)),
+                    "eth_type(0x8847) or eth_type(0x8848)",
+                ),
                 "nsh" => (exact_type == Some(eth_type::NSH), "eth_type(0x894f)"),
                 "tcp" | "tcp_flags" => (ip && proto == Some(ip_proto::TCP), "an IP packet with proto=6"),
                 "udp" => (ip && proto == Some(ip_proto::UDP), "an IP packet with proto=17"),
                 "sctp" => (ip && proto == Some(ip_proto::SCTP), "an IP packet with proto=132"),
-                "icmp" => (
-                    exact_type == Some(eth_type::IPV4) && proto == Some(ip_proto::ICMP),
-                    "an IPv4 packet with proto=1",
-                ),
+                "icmp" => {
+                    (exact_type == Some(eth_type::IPV4) && proto == Some(ip_proto::ICMP), "an IPv4 packet with proto=1")
+                }
                 "icmpv6" | "nd" => (
                     exact_type == Some(eth_type::IPV6) && proto == Some(ip_proto::ICMPV6),
                     "an IPv6 packet with proto=58",
