@@ -178,8 +178,8 @@ impl Sink for Live<'_> {
         port.send(packet)
     }
 
-    fn upcall(&mut self, upcall: Upcall, record_bytes: u64) -> Result<(), DropReason> {
-        self.0.handlers.push(upcall, record_bytes)
+    fn upcall(&mut self, upcall: Upcall, packet_len: usize) -> Result<(), DropReason> {
+        self.0.handlers.push(upcall, packet_len)
     }
 }
 

@@ -169,7 +169,7 @@ fn what_cannot_be_sent_is_counted_and_the_program_goes_on() {
     let fits = udp_frame(1, &[0; 72]);
     let mut accelerated = SlicePacket::new(fits.clone());
     accelerated.vlan = vlan(0x8100, 5);
-    let gso = Frame { packet: SlicePacket::new(frame), gso_size: 1000 };
+    let gso = Frame { packet: SlicePacket::new(frame), gso_size: 1000, ..Frame::default() };
     let one_tag = tagged(&[[0x81, 0, 0, 5]], &fits);
     let two_tags = tagged(&[[0x88, 0xa8, 0, 5], [0x81, 0, 0, 5]], &fits);
     for (name, frame, sent) in [

@@ -79,15 +79,16 @@ impl Handlers {
         Ok(self.queues.iter().skip(count as usize).map(Handler::purge).sum())
     }
 
-    /// Queues an upcall for the handler that `hash` chooses, or says why it is lost.
-    pub(super) fn push(&self, upcall: Upcall, record_bytes: u64) -> Result<(), DropReason> {
+    /// Queues an upcall for the handler that its hash chooses, or says why it is lost. `packet_len`: bytes of the packet
+    /// without an accelerated tag.
+    pub(super) fn push(&self, upcall: Upcall, packet_len: usize) -> Result<(), DropReason> {
         let count = self.count();
         let handler = upcall
             .hash
             .checked_rem(count)
             .and_then(|h| self.queues.get(h as usize))
             .ok_or(DropReason::UpcallNoHandler)?;
-        handler.push(upcall, record_bytes, self.credit)
+        handler.push(upcall, packet_len, self.credit)
     }
 
     pub(super) fn recv(&self, handler: u32, batch: &mut UpcallBatch) -> Result<usize> {
@@ -113,12 +114,13 @@ impl Handlers {
 }
 
 impl Handler {
-    fn push(&self, upcall: Upcall, record_bytes: u64, credit: u64) -> Result<(), DropReason> {
+    fn push(&self, upcall: Upcall, packet_len: usize, credit: u64) -> Result<(), DropReason> {
         let mut queue = self.queue.lock();
         let (total, port) = (queue.bytes, queue.outstanding.entry(upcall.key.in_port).or_default());
-        if port.records >= credit || port.bytes + record_bytes > PORT_CREDIT_BYTES {
+        if port.records >= credit || port.bytes >= PORT_CREDIT_BYTES {
             return Err(DropReason::UpcallCredit);
         }
+        let record_bytes = record_bytes(packet_len)?;
         if total + record_bytes > RING_BYTES as u64 {
             return Err(DropReason::UpcallRingFull);
         }

@@ -3,7 +3,7 @@
 //! This is the twin of the TC program, operation by operation, over the same shared code. What it must agree in:
 //!
 //! - a lookup counts before the actions run, whatever becomes of the packet then;
-//! - the program of a flow runs at most [`MAX_LOOKUPS`] times for a packet, one that userspace executes being the first;
+//! - a packet is looked up at most [`MAX_LOOKUPS`] times;
 //! - pushing or popping a VLAN tag makes the key stale, and it is extracted again before the next operation that needs it;
 //! - a truncation holds for the next output or upcall and is gone then;
 //! - an output that can't be done is counted and the program goes on; a change that can't be done drops the packet.
@@ -19,7 +19,6 @@ use datapath_common::packet::{PacketEdit, SlicePacket};
 use datapath_common::{Be16, FlowKey, Op, OpKind, Vlan};
 
 use super::Shared;
-use super::handlers::record_bytes;
 use super::port::Port;
 use crate::flow::Ufid;
 use crate::packet::Packet;
@@ -33,18 +32,23 @@ pub struct Frame {
     pub packet: SlicePacket,
     /// Segment size of a GSO super-packet, else 0.
     pub gso_size: u16,
+    /// Priority that the frame comes with.
+    pub skb_priority: u32,
+    /// Mark that the frame comes with.
+    pub skb_mark: u32,
 }
 
 impl From<SlicePacket> for Frame {
     fn from(packet: SlicePacket) -> Self {
-        Self { packet, gso_size: 0 }
+        Self { packet, ..Self::default() }
     }
 }
 
 impl From<Packet> for Frame {
     fn from(packet: Packet) -> Self {
         let Packet { data, gso_size, partial_checksum } = packet;
-        Self { packet: SlicePacket { bytes: data, vlan: Vlan::default(), partial_checksum }, gso_size }
+        let packet = SlicePacket { bytes: data, vlan: Vlan::default(), partial_checksum };
+        Self { packet, gso_size, ..Self::default() }
     }
 }
 
@@ -72,8 +76,8 @@ pub(super) trait Sink {
     fn looked_up(&mut self, _key: &FlowKey, _masks: u32, _ufid: Option<Ufid>) {}
     /// Sends a packet, its tags in its bytes.
     fn output(&mut self, port: &Port, packet: Packet) -> Result<(), DropReason>;
-    /// Sends a packet to userspace.
-    fn upcall(&mut self, upcall: Upcall, record_bytes: u64) -> Result<(), DropReason>;
+    /// Sends a packet to userspace. `packet_len`: its bytes without an accelerated tag.
+    fn upcall(&mut self, upcall: Upcall, packet_len: usize) -> Result<(), DropReason>;
     /// Something was dropped; it is counted already.
     fn dropped(&mut self, _reason: DropReason) {}
 }
@@ -85,8 +89,8 @@ struct Work {
     layers: Layers,
     /// The packet has changed since the key was extracted.
     stale: bool,
-    /// Programs begun.
-    programs: u32,
+    /// Lookups done.
+    lookups: u32,
 }
 
 /// How a program ended.
@@ -112,12 +116,13 @@ impl<'a, S: Sink> Run<'a, S> {
     pub(super) fn receive(&mut self, in_port: OdpPort, frame: Frame) {
         let Some(port) = self.dp.port(in_port) else { return self.dropped(DropReason::UnknownInPort) };
         port.counters.received(frame.packet.bytes.len());
-        let mut key = FlowKey { in_port: in_port.0, ..FlowKey::ZERO };
+        let Frame { skb_priority, skb_mark, .. } = frame;
+        let mut key = FlowKey { in_port: in_port.0, skb_priority, skb_mark, ..FlowKey::ZERO };
         let Ok(layers) = extract(&frame.packet, &mut key) else {
             port.counters.rx_dropped.fetch_add(1, Ordering::Relaxed);
             return self.dropped(DropReason::Malformed);
         };
-        self.look_up(Work { frame, key, layers, stale: false, programs: 0 });
+        self.look_up(Work { frame, key, layers, stale: false, lookups: 0 });
     }
 
     /// Userspace executes a program on a packet. `false` if the packet is malformed.
@@ -128,7 +133,7 @@ impl<'a, S: Sink> Run<'a, S> {
             self.dropped(DropReason::Malformed);
             return false;
         };
-        let mut work = Work { frame, key, layers, stale: false, programs: 1 };
+        let mut work = Work { frame, key, layers, stale: false, lookups: 0 };
         if let End::Recirc = self.program(&mut work, program) {
             self.look_up(work);
         }
@@ -138,10 +143,10 @@ impl<'a, S: Sink> Run<'a, S> {
     /// Looks the packet up and runs what it finds until the packet is gone.
     fn look_up(&mut self, mut work: Work) {
         loop {
-            if work.programs >= MAX_LOOKUPS {
+            if work.lookups >= MAX_LOOKUPS {
                 return self.dropped(DropReason::RecircLimit);
             }
-            work.programs += 1;
+            work.lookups += 1;
             let found = self.dp.lookup(&work.key, work.frame.packet.bytes.len() as u64);
             self.sink.looked_up(&work.key, found.masks, found.flow.as_ref().map(|f| f.ufid));
             let Some(flow) = found.flow else { return self.upcall(&work, UpcallKind::Miss, Vec::new(), None) };
@@ -229,25 +234,37 @@ impl<'a, S: Sink> Run<'a, S> {
     }
 
     fn output(&mut self, work: &mut Work, to: OdpPort, trunc: Option<usize>, last: bool) {
-        let Some(port) = self.dp.port(to).filter(|p| p.works()) else { return self.dropped(DropReason::NoPort) };
-        let mut packet = if last { std::mem::take(&mut work.frame.packet) } else { work.frame.packet.clone() };
-        if let Some(len) = trunc {
-            packet.bytes.truncate(len);
-        }
-        let len = packet.bytes.len();
-        let gso_size = work.frame.gso_size;
-        let sent = if gso_size == 0 && behind_ethernet(&packet) > port.mtu() as usize {
-            Err(DropReason::Mtu)
-        } else {
-            self.sink.output(&port, finished(packet, gso_size))
-        };
-        match sent {
-            Ok(()) => port.counters.sent(len),
+        let Some(port) = self.dp.port(to) else { return self.dropped(DropReason::NoPort) };
+        match self.transmit(work, &port, trunc, last) {
+            Ok(len) => port.counters.sent(len),
             Err(reason) => {
                 port.counters.tx_dropped.fetch_add(1, Ordering::Relaxed);
                 self.dropped(reason);
             }
         }
+    }
+
+    /// Sends the packet, or a copy of it; says how long it was without an accelerated tag.
+    fn transmit(
+        &mut self,
+        work: &mut Work,
+        port: &Port,
+        trunc: Option<usize>,
+        last: bool,
+    ) -> Result<usize, DropReason> {
+        if !port.works() {
+            return Err(DropReason::NoPort);
+        }
+        let mut packet = if last { std::mem::take(&mut work.frame.packet) } else { work.frame.packet.clone() };
+        if let Some(len) = trunc {
+            packet.bytes.truncate(len);
+        }
+        let len = packet.bytes.len();
+        if work.frame.gso_size == 0 && behind_ethernet(&packet) > port.mtu() as usize {
+            return Err(DropReason::Mtu);
+        }
+        self.sink.output(port, finished(packet, work.frame.gso_size))?;
+        Ok(len)
     }
 
     fn upcall(&mut self, work: &Work, kind: UpcallKind, cookie: Vec<u8>, trunc: Option<usize>) {
@@ -275,7 +292,6 @@ impl<'a, S: Sink> Run<'a, S> {
         }
         let source = &work.frame.packet;
         let len = source.bytes.len().min(trunc.unwrap_or(usize::MAX));
-        let record_bytes = record_bytes(len)?;
         let mut packet = source.clone();
         packet.bytes.truncate(len);
         let packet = finished(packet, work.frame.gso_size);
@@ -289,7 +305,7 @@ impl<'a, S: Sink> Run<'a, S> {
             hash: flow_hash(&work.key, self.dp.seeds.hash),
             arrival_ns: (self.dp.clock)(),
         };
-        self.sink.upcall(upcall, record_bytes)
+        self.sink.upcall(upcall, len)
     }
 
     fn dropped(&mut self, reason: DropReason) {

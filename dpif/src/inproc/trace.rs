@@ -3,6 +3,7 @@
 use datapath_common::FlowKey;
 use datapath_common::op::DropReason;
 
+use super::handlers::record_bytes;
 use super::run::Sink;
 use crate::flow::Ufid;
 use crate::packet::Packet;
@@ -84,7 +85,8 @@ impl Sink for Trace {
         Ok(())
     }
 
-    fn upcall(&mut self, upcall: Upcall, _record_bytes: u64) -> Result<(), DropReason> {
+    fn upcall(&mut self, upcall: Upcall, packet_len: usize) -> Result<(), DropReason> {
+        record_bytes(packet_len)?;
         self.events.push(Event::Upcall(Box::new(upcall)));
         Ok(())
     }
