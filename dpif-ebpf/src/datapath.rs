@@ -1,0 +1,242 @@
+//! The datapath as the interface's users see it.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use datapath_common::maps::EXECUTE_SLOTS;
+use datapath_common::op::DropReason;
+use dpif::{
+    DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent,
+    PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch,
+};
+
+use crate::adopt::{Adopted, adopt};
+use crate::execute::Executor;
+use crate::flows::Flows;
+use crate::grace::Grace;
+use crate::kernel::{self, io_error};
+use crate::maps::Maps;
+use crate::masks::Masks;
+use crate::options::Options;
+use crate::pins::Pins;
+use crate::ports::Ports;
+use crate::ports::events::Watcher;
+use crate::slots::Slots;
+use crate::upcalls::Upcalls;
+
+/// An eBPF datapath, owned by this process as long as this lives.
+pub struct EbpfDpif {
+    name: String,
+    maps: Arc<Maps>,
+    pins: Arc<Pins>,
+    flows: Flows,
+    upcalls: Upcalls,
+    executor: Executor,
+    ports: Arc<Ports>,
+    watcher: parking_lot::Mutex<Option<Watcher>>,
+    adopted: bool,
+}
+
+impl EbpfDpif {
+    /// Makes datapath `name` in the caller's network namespace, or adopts the one that an earlier process left.
+    ///
+    /// Fails if the kernel lacks something ([`DpifError::Kernel`] says what), if a privilege is missing, or if another
+    /// process owns a datapath of this name.
+    pub fn open(name: &str, options: &Options) -> Result<Self> {
+        kernel::check()?;
+        let pins = Arc::new(Pins::open(&options.bpffs, name)?);
+        let (maps, _programs) = Maps::open(&pins, options)?;
+        let maps = Arc::new(maps);
+        let grace = Arc::new(Grace::of_the_kernel()?);
+
+        // Nobody listens until handlers are set; packets that are going up now are waited for.
+        maps.n_handlers().store(0, Ordering::SeqCst);
+        let upcalls = Upcalls::new(Arc::clone(&maps), Arc::clone(&pins));
+        let masks = Masks::adopt(Arc::clone(&maps), Arc::clone(&grace));
+        let adopted = if maps.adopted {
+            let adopted = adopt(&maps, &masks)?;
+            grace.wait().map_err(|error| io_error("waiting for a grace period", error))?;
+            upcalls.purge_all()?;
+            tracing::info!("{name}: adopted {} flows", adopted.flows.len());
+            adopted
+        } else {
+            Adopted { flows: Vec::new(), slots: Vec::new(), stats: Vec::new() }
+        };
+        let slots = Arc::new(Slots::new(Arc::clone(&maps), Arc::clone(&grace), &adopted.slots, &adopted.stats));
+        let flows = Flows::new(Arc::clone(&maps), grace, Arc::clone(&slots), masks, adopted.flows, name);
+        let executor = Executor::new(&pins, options.objects.as_deref(), slots, name)?;
+        let ports = Arc::new(Ports::open(Arc::clone(&maps), Arc::clone(&pins), options, name)?);
+        let watcher =
+            Watcher::start(Arc::clone(&ports)).map_err(|error| io_error("can't watch the ports' devices", error))?;
+        let adopted = maps.adopted;
+        let watcher = parking_lot::Mutex::new(Some(watcher));
+        Ok(Self { name: name.into(), maps, pins, flows, upcalls, executor, ports, watcher, adopted })
+    }
+
+    /// Whether the datapath was there already, with its flows and ports.
+    pub fn was_adopted(&self) -> bool {
+        self.adopted
+    }
+}
+
+impl Drop for EbpfDpif {
+    fn drop(&mut self) {
+        // Nobody will read the rings: misses count as lost from now on, and the rings don't fill.
+        self.maps.n_handlers().store(0, Ordering::SeqCst);
+    }
+}
+
+impl Dpif for EbpfDpif {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn datapath_type(&self) -> &'static str {
+        "system"
+    }
+
+    fn engine(&self) -> &'static str {
+        "ebpf"
+    }
+
+    fn features(&self) -> Features {
+        Features {
+            max_vlan_headers: 2,
+            max_mpls_depth: 3,
+            recirc: true,
+            trunc: true,
+            clone: false,
+            sample_nesting: 0,
+            check_pkt_len: false,
+            explicit_drop: true,
+            ct: false,
+            required_handlers: None,
+        }
+    }
+
+    fn stats(&self) -> Result<DpStats> {
+        let mut stats = DpStats {
+            flows: self.flows.len() as u64,
+            masks: self.flows.n_masks() as u64,
+            max_flows: (self.maps.n_slots - EXECUTE_SLOTS) as u64,
+            drops: DropReason::ALL.iter().map(|(_, name)| (*name, 0)).collect(),
+            ..DpStats::default()
+        };
+        for lane in 0..self.maps.lanes {
+            let Some(part) = self.maps.dp_stats.read(lane) else { continue };
+            stats.hit += part.hit;
+            stats.missed += part.missed;
+            stats.lost += part.lost;
+            stats.mask_hit += part.mask_hit;
+            stats.cache_hit += part.cache_hit;
+            for ((reason, _), (_, count)) in DropReason::ALL.iter().zip(&mut stats.drops) {
+                *count += part.dropped.get(*reason as usize).copied().unwrap_or_default();
+            }
+        }
+        Ok(stats)
+    }
+
+    fn port_add(&self, spec: &PortSpec) -> Result<OdpPort> {
+        self.ports.add(spec)
+    }
+
+    fn port_del(&self, port: OdpPort) -> Result<()> {
+        self.ports.del(port)
+    }
+
+    fn ports(&self) -> Result<Vec<PortInfo>> {
+        Ok(self.ports.list())
+    }
+
+    fn port_stats(&self, port: OdpPort) -> Result<PortStats> {
+        self.ports.stats(port)
+    }
+
+    fn port_events(&self) -> Vec<PortEvent> {
+        self.ports.take_events()
+    }
+
+    fn flow_put(&self, put: &FlowPut) -> Result<()> {
+        self.flows.put(put)
+    }
+
+    fn flow_get(&self, ufid: Ufid) -> Result<DatapathFlow> {
+        self.flows.get(ufid)
+    }
+
+    fn flow_del(&self, ufid: Ufid) -> Result<FlowStats> {
+        let removed = self.flows.remove(ufid)?;
+        self.flows.finish(vec![removed])?.pop().ok_or(DpifError::NoSuchFlow)
+    }
+
+    fn flow_dump(&self, visit: &mut dyn FnMut(&DatapathFlow) -> bool) -> Result<()> {
+        self.flows.dump(visit);
+        Ok(())
+    }
+
+    fn flow_dump_stats(&self, visit: &mut dyn FnMut(Ufid, FlowStats) -> bool) -> Result<()> {
+        self.flows.dump_stats(visit);
+        Ok(())
+    }
+
+    fn flow_flush(&self) -> Result<()> {
+        self.flows.flush()
+    }
+
+    fn execute(&self, execute: Execute<'_>) -> Result<()> {
+        self.executor.execute(execute)
+    }
+
+    fn operate(&self, ops: &mut [DpifOp<'_>]) {
+        // Deletions take effect in their turn; their results come after one grace period for all.
+        let (mut removed, mut waiting) = (Vec::new(), Vec::new());
+        for op in ops.iter_mut() {
+            match op {
+                DpifOp::FlowPut { put, result } => *result = self.flow_put(put),
+                DpifOp::FlowGet { ufid, result } => *result = self.flow_get(*ufid).map(Box::new),
+                DpifOp::Execute { execute, result } => *result = self.execute(*execute),
+                DpifOp::FlowDel { ufid, result } => match self.flows.remove(*ufid) {
+                    Ok(flow) => {
+                        removed.push(flow);
+                        waiting.push(result);
+                    }
+                    Err(error) => *result = Err(error),
+                },
+            }
+        }
+        match self.flows.finish(removed) {
+            Ok(stats) => waiting.into_iter().zip(stats).for_each(|(result, stats)| *result = Ok(stats)),
+            Err(error) => {
+                let text = error.to_string();
+                waiting.into_iter().for_each(|result| *result = Err(DpifError::Kernel(text.clone())));
+            }
+        }
+    }
+
+    fn handlers_set(&self, n_handlers: u32) -> Result<()> {
+        self.upcalls.set_handlers(n_handlers)
+    }
+
+    fn recv(&self, handler: u32, batch: &mut UpcallBatch) -> Result<usize> {
+        self.upcalls.recv(handler, batch)
+    }
+
+    fn recv_fd(&self, handler: u32) -> Result<BorrowedFd<'_>> {
+        self.upcalls.fd(handler)
+    }
+
+    fn recv_purge(&self, handler: u32) -> Result<usize> {
+        self.upcalls.purge(handler)
+    }
+
+    fn destroy(&self) -> Result<()> {
+        // Nobody looks at devices any more while the ports go.
+        *self.watcher.lock() = None;
+        self.maps.n_handlers().store(0, Ordering::SeqCst);
+        self.ports.del_all()?;
+        self.flows.flush()?;
+        self.maps.invalidate();
+        self.pins.remove()
+    }
+}

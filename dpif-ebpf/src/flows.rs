@@ -1,0 +1,281 @@
+//! The flow table, as userspace writes it.
+//!
+//! Each flow has an entry here, the mirror of what lies in the maps, so that a dump reads this process's memory and the
+//! memory-mapped counters and nothing else. The mirror is cut into shards by flow id; whoever changes a flow holds its
+//! shard's lock, so the operations on one flow follow each other, and those on others go on.
+//!
+//! The order of steps is what makes a flow appear and disappear whole, and what lets a later process make sense of the maps
+//! wherever this one ends:
+//!
+//! * put: mask published → slot written → reference published in the lookup table;
+//! * modify: new slot written → reference replaced → old slot rests;
+//! * delete: reference removed → slot invalidated → grace period → final statistics read → slot and statistics free.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use datapath_common::digest::digest;
+use datapath_common::{Digest, FlowKey, Op, SlotRef};
+use dpif::program::{CompileError, compile};
+use dpif::{Action, DatapathFlow, DpifError, FlowPut, FlowStats, PutMode, Result, Ufid};
+use parking_lot::Mutex;
+
+use crate::grace::Grace;
+use crate::kernel::io_error;
+use crate::maps::Maps;
+use crate::masks::{Mask, Masks};
+use crate::slots::{Chain, FlowHeader, Slots};
+use crate::table::TableError;
+
+/// Shards of the mirror.
+const SHARDS: usize = 64;
+
+/// A flow, never changed: a modified one is another.
+pub(crate) struct Flow {
+    pub(crate) ufid: Ufid,
+    /// Masked.
+    pub(crate) key: FlowKey,
+    pub(crate) mask: Arc<Mask>,
+    pub(crate) actions: Vec<Action>,
+    pub(crate) digest: Digest,
+    pub(crate) chain: Chain,
+    pub(crate) stats_id: u32,
+}
+
+/// A flow that the datapath doesn't find any more, on its way out.
+pub(crate) struct Removed(Arc<Flow>);
+
+type Shard = HashMap<Ufid, Arc<Flow>>;
+
+/// The flows of a datapath.
+pub(crate) struct Flows {
+    maps: Arc<Maps>,
+    grace: Arc<Grace>,
+    slots: Arc<Slots>,
+    masks: Masks,
+    shards: Box<[Mutex<Shard>]>,
+    len: AtomicUsize,
+    datapath: String,
+}
+
+impl Flows {
+    /// The flow table of a datapath in which `adopted` are installed.
+    pub(crate) fn new(
+        maps: Arc<Maps>,
+        grace: Arc<Grace>,
+        slots: Arc<Slots>,
+        masks: Masks,
+        adopted: Vec<Flow>,
+        datapath: &str,
+    ) -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        let flows = Self { maps, grace, slots, masks, shards, len: AtomicUsize::new(0), datapath: datapath.into() };
+        for flow in adopted {
+            flows.insert(&mut flows.shard(flow.ufid).lock(), flow);
+        }
+        flows
+    }
+
+    /// Number of flows.
+    pub(crate) fn len(&self) -> usize {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Number of masks.
+    pub(crate) fn n_masks(&self) -> usize {
+        self.masks.in_use()
+    }
+
+    /// Installs or modifies a flow. Doesn't wait for a grace period unless slots or masks have run short.
+    pub(crate) fn put(&self, put: &FlowPut) -> Result<()> {
+        let ops = compile(&put.actions).map_err(|error| compile_error(error, &self.datapath))?;
+        let key = put.key.masked(&put.mask);
+        let mut shard = self.shard(put.ufid).lock();
+        match (shard.get(&put.ufid).map(Arc::clone), put.mode) {
+            (Some(_), PutMode::Create) => Err(DpifError::FlowExists),
+            (None, PutMode::Modify) => Err(DpifError::NoSuchFlow),
+            // The id stands for another flow: what is there is not what the caller thinks it changes.
+            (Some(old), _) if old.key != key || old.mask.key != put.mask => Err(DpifError::FlowExists),
+            (Some(old), _) => {
+                let flow = self.replace(&old, put, &ops)?;
+                shard.insert(put.ufid, Arc::new(flow));
+                Ok(())
+            }
+            (None, _) => {
+                let flow = self.create(put, key, &ops)?;
+                self.insert(&mut shard, flow);
+                Ok(())
+            }
+        }
+    }
+
+    fn insert(&self, shard: &mut Shard, flow: Flow) {
+        shard.insert(flow.ufid, Arc::new(flow));
+        self.len.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn create(&self, put: &FlowPut, key: FlowKey, ops: &[Op]) -> Result<Flow> {
+        let chain = self.slots.take(ops)?;
+        let stats_id = match self.slots.take_stats() {
+            Ok(stats_id) => stats_id,
+            Err(error) => {
+                self.slots.give_back(chain);
+                return Err(error);
+            }
+        };
+        let undo = |chain, error| {
+            self.slots.give_back(chain);
+            self.slots.give_back_stats(stats_id);
+            Err(error)
+        };
+        let mask = match self.masks.acquire(&put.mask) {
+            Ok(mask) => mask,
+            Err(error) => return undo(chain, error),
+        };
+        let digest = digest(&key, &mask.entry, &self.maps.seeds);
+        let header = FlowHeader { stats_id, digest: &digest, ufid: put.ufid, key: &key };
+        let reference = self.slots.write_flow(&chain, &header, ops);
+        let digest_of = |found: SlotRef| Some(self.maps.slots.read(found.slot as usize)?.digest);
+        if let Err(error) = self.maps.flows.insert(&digest, reference, digest_of) {
+            self.masks.release(&mask);
+            return undo(chain, self.publish_error(error, &digest, &key));
+        }
+        Ok(Flow { ufid: put.ufid, key, mask, actions: put.actions.clone(), digest, chain, stats_id })
+    }
+
+    fn replace(&self, old: &Flow, put: &FlowPut, ops: &[Op]) -> Result<Flow> {
+        let chain = self.slots.take(ops)?;
+        let header = FlowHeader { stats_id: old.stats_id, digest: &old.digest, ufid: old.ufid, key: &old.key };
+        let reference = self.slots.write_flow(&chain, &header, ops);
+        if self.maps.flows.replace(&old.digest, reference).is_err() {
+            self.slots.give_back(chain);
+            return Err(DpifError::NoSuchFlow);
+        }
+        self.slots.invalidate(&old.chain);
+        self.slots.retire(old.chain.clone());
+        Ok(Flow {
+            ufid: old.ufid,
+            key: old.key,
+            mask: Arc::clone(&old.mask),
+            actions: put.actions.clone(),
+            digest: old.digest,
+            chain,
+            stats_id: old.stats_id,
+        })
+    }
+
+    fn publish_error(&self, error: TableError, digest: &Digest, key: &FlowKey) -> DpifError {
+        match error {
+            TableError::Occupied(found) => {
+                let slot = self.maps.slots.read(found.slot as usize);
+                // The same masked key under the same mask is the same flow under another id.
+                if slot.is_some_and(|slot| slot.key == *key && slot.digest == *digest) {
+                    DpifError::FlowExists
+                } else {
+                    coverage::inc!("dpif_ebpf_digest_collision");
+                    DpifError::DigestCollision
+                }
+            }
+            TableError::Full | TableError::Missing => DpifError::Full("the datapath's lookup table is full".into()),
+        }
+    }
+
+    /// The flow with this id.
+    pub(crate) fn get(&self, ufid: Ufid) -> Result<DatapathFlow> {
+        let shard = self.shard(ufid).lock();
+        let flow = shard.get(&ufid).ok_or(DpifError::NoSuchFlow)?;
+        Ok(self.describe(flow, self.slots.stats(flow.stats_id)))
+    }
+
+    /// Takes a flow out of the datapath's sight; [`Flows::finish`] does the rest.
+    pub(crate) fn remove(&self, ufid: Ufid) -> Result<Removed> {
+        let mut shard = self.shard(ufid).lock();
+        let flow = shard.get(&ufid).map(Arc::clone).ok_or(DpifError::NoSuchFlow)?;
+        self.maps.flows.remove(&flow.digest).map_err(|_| DpifError::NoSuchFlow)?;
+        shard.remove(&ufid);
+        self.len.fetch_sub(1, Ordering::Relaxed);
+        self.slots.invalidate(&flow.chain);
+        self.masks.release(&flow.mask);
+        Ok(Removed(flow))
+    }
+
+    /// Waits until no packet counts for the removed flows any more, and gives their final statistics in the same order.
+    pub(crate) fn finish(&self, removed: Vec<Removed>) -> Result<Vec<FlowStats>> {
+        if removed.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Without the grace period the slots and numbers stay taken: lost until the datapath is adopted, but never shared.
+        self.grace.wait().map_err(|error| io_error("waiting for a grace period", error))?;
+        let mut stats = Vec::with_capacity(removed.len());
+        for Removed(flow) in &removed {
+            stats.push(self.slots.stats(flow.stats_id));
+            self.slots.give_back(flow.chain.clone());
+            self.slots.give_back_stats(flow.stats_id);
+        }
+        self.slots.reclaim();
+        self.masks.tidy();
+        Ok(stats)
+    }
+
+    /// Deletes all flows.
+    pub(crate) fn flush(&self) -> Result<()> {
+        let mut removed = Vec::new();
+        for shard in &self.shards {
+            let ufids: Vec<Ufid> = shard.lock().keys().copied().collect();
+            for ufid in ufids {
+                match self.remove(ufid) {
+                    Ok(flow) => removed.push(flow),
+                    Err(DpifError::NoSuchFlow) => {}
+                    Err(error) => {
+                        self.finish(removed)?;
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        self.finish(removed).map(drop)
+    }
+
+    /// Calls `visit` with each flow until it says `false`.
+    pub(crate) fn dump(&self, visit: &mut dyn FnMut(&DatapathFlow) -> bool) {
+        for shard in &self.shards {
+            // The counters belong to the flow as long as the lock is held; `visit` may call back.
+            let flows: Vec<(Arc<Flow>, FlowStats)> = {
+                let shard = shard.lock();
+                shard.values().map(|flow| (Arc::clone(flow), self.slots.stats(flow.stats_id))).collect()
+            };
+            if !flows.into_iter().all(|(flow, stats)| visit(&self.describe(&flow, stats))) {
+                return;
+            }
+        }
+    }
+
+    /// Calls `visit` with the id and the statistics of each flow until it says `false`.
+    pub(crate) fn dump_stats(&self, visit: &mut dyn FnMut(Ufid, FlowStats) -> bool) {
+        let mut flows = Vec::new();
+        for shard in &self.shards {
+            flows.extend(shard.lock().values().map(|flow| (flow.ufid, self.slots.stats(flow.stats_id))));
+            if !flows.drain(..).all(|(ufid, stats)| visit(ufid, stats)) {
+                return;
+            }
+        }
+    }
+
+    fn describe(&self, flow: &Flow, stats: FlowStats) -> DatapathFlow {
+        DatapathFlow { ufid: flow.ufid, key: flow.key, mask: flow.mask.key, actions: flow.actions.clone(), stats }
+    }
+
+    fn shard(&self, ufid: Ufid) -> &Mutex<Shard> {
+        // Ids are hashes or random: any bits do.
+        &self.shards[(ufid.0 as usize ^ (ufid.0 >> 64) as usize) % SHARDS]
+    }
+}
+
+/// A refusal of the compiler as that of a datapath.
+pub(crate) fn compile_error(error: CompileError, datapath: &str) -> DpifError {
+    match error {
+        CompileError::Unsupported(_) => DpifError::Unsupported(error.to_string(), datapath.into()),
+        CompileError::Invalid(text) => DpifError::Invalid(text),
+    }
+}

@@ -1,0 +1,333 @@
+//! The maps of a datapath, made or adopted, with its programs loaded against them.
+//!
+//! All maps are pinned as they are made. Last of all the control block gets its layout number; a datapath without it is
+//! incomplete and is made anew. Adoption checks every map's shape, then loads this build's programs against the maps that
+//! are there and puts them into the program array: one write, and every port runs them.
+
+use std::mem::{offset_of, size_of};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use aya::maps::{Map, MapData, RingBuf};
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader, Pod, VerifierLogLevel};
+use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_RINGBUF};
+use datapath_common::maps::{
+    Control, Credit, DpStats, EXECUTE_SLOTS, LAYOUT_VERSION, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_PORTS,
+    PORT_CREDIT, PORT_CREDIT_BYTES, PROGRAM_EXECUTE, PROGRAM_TC, PortEntry, PortRecord, PortStats, RING_BYTES, name,
+};
+use datapath_common::table::bucket_count;
+use datapath_common::{DigestSeeds, FlowStats, MaskEntry, Slot};
+use dpif::{DpifError, Result};
+
+use crate::kernel::{io_error, load_error, map_error, program_error};
+use crate::mmap::Mapping;
+use crate::object::Object;
+use crate::options::Options;
+use crate::pins::Pins;
+use crate::sys::bpf;
+use crate::table::LookupTable;
+
+/// `BPF_F_MMAPABLE`.
+const MMAPABLE: u32 = 1 << 10;
+
+/// Maps that the datapath's object defines and that are pinned. The working memory of the CPUs is not: it is the programs' own.
+const PINNED: [&str; 12] = [
+    name::CONTROL,
+    name::SEEDS,
+    name::PORTS,
+    name::PORT_STATS,
+    name::DP_STATS,
+    name::MASKS,
+    name::SLOTS,
+    name::FLOW_STATS,
+    name::FLOWS,
+    name::RINGS,
+    name::CREDITS,
+    name::PORT_RECORDS,
+];
+
+/// The maps of a datapath.
+pub(crate) struct Maps {
+    /// One entry.
+    pub(crate) control: Mapping<Control>,
+    /// By slot.
+    pub(crate) slots: Mapping<Slot>,
+    /// Two buffers.
+    pub(crate) masks: Mapping<MaskEntry>,
+    /// By lane and statistics number.
+    pub(crate) flow_stats: Mapping<FlowStats>,
+    /// By lane and port.
+    pub(crate) port_stats: Mapping<PortStats>,
+    /// By lane.
+    pub(crate) dp_stats: Mapping<DpStats>,
+    /// By handler and port.
+    pub(crate) credits: Mapping<Credit>,
+    /// By port.
+    pub(crate) records: Mapping<PortRecord>,
+    /// The secret of the digests.
+    pub(crate) seeds: DigestSeeds,
+    /// From digest to slot.
+    pub(crate) flows: LookupTable,
+    ports: OwnedFd,
+    rings: OwnedFd,
+    /// Slots of the datapath.
+    pub(crate) n_slots: usize,
+    /// Lanes of statistics.
+    pub(crate) lanes: usize,
+    /// Whether the datapath was there already.
+    pub(crate) adopted: bool,
+}
+
+impl Maps {
+    /// Makes the maps of the datapath or adopts them, and loads the programs. Returns the loaded object too: it holds what
+    /// the programs' logging needs.
+    pub(crate) fn open(pins: &Pins, options: &Options) -> Result<(Self, Ebpf)> {
+        let shape = match existing(pins)? {
+            Some(shape) => shape,
+            None => {
+                pins.clear()?;
+                Shape::new(options)?
+            }
+        };
+        if !shape.adopted {
+            create_records(pins)?;
+        }
+        let mut programs = load_datapath(pins, options, &shape)?;
+        if !shape.adopted {
+            fill_seeds(pins)?;
+        }
+        let maps = Self::map(pins, &shape)?;
+        let array = pins_program_array(pins, options)?;
+        for (index, program) in [(PROGRAM_TC, "sluice_tc"), (PROGRAM_EXECUTE, "sluice_execute")] {
+            let fd = load_program(&mut programs, program)?;
+            bpf::map_update(array.as_fd(), &index, &fd, 0)
+                .map_err(|error| io_error(format!("can't put {program} into {}", name::PROGRAMS), error))?;
+        }
+        if !shape.adopted {
+            maps.complete(&pins.path("").file_name().unwrap_or_default().to_string_lossy());
+        }
+        Ok((maps, programs))
+    }
+
+    fn map(pins: &Pins, shape: &Shape) -> Result<Self> {
+        let seeds = pins.get(name::SEEDS)?;
+        let seeds = bpf::map_lookup(seeds.as_fd(), &0u32)
+            .map_err(|error| io_error(format!("can't read {}", name::SEEDS), error))?
+            .ok_or_else(|| DpifError::Kernel(format!("map {} is empty", name::SEEDS)))?;
+        Ok(Self {
+            control: mapping(pins, name::CONTROL, 1)?,
+            slots: mapping(pins, name::SLOTS, shape.n_slots)?,
+            masks: mapping(pins, name::MASKS, MAX_MASKS * 2)?,
+            flow_stats: mapping(pins, name::FLOW_STATS, shape.n_slots * shape.lanes)?,
+            port_stats: mapping(pins, name::PORT_STATS, MAX_PORTS * shape.lanes)?,
+            dp_stats: mapping(pins, name::DP_STATS, shape.lanes)?,
+            credits: mapping(pins, name::CREDITS, MAX_PORTS * MAX_HANDLERS)?,
+            records: mapping(pins, name::PORT_RECORDS, MAX_PORTS)?,
+            seeds,
+            flows: LookupTable::new(mapping(pins, name::FLOWS, bucket_count(shape.n_slots))?),
+            ports: pins.get(name::PORTS)?,
+            rings: pins.get(name::RINGS)?,
+            n_slots: shape.n_slots,
+            lanes: shape.lanes,
+            adopted: shape.adopted,
+        })
+    }
+
+    /// Writes the control block; its layout number, last, says that the datapath is complete.
+    fn complete(&self, datapath: &str) {
+        let mut control = Control {
+            layout: 0,
+            lanes: self.lanes as u32,
+            masks: 0,
+            n_handlers: 0,
+            n_slots: self.n_slots as u32,
+            credit: PORT_CREDIT,
+            credit_bytes: PORT_CREDIT_BYTES,
+            name: [0; 16],
+        };
+        for (to, from) in control.name.iter_mut().zip(datapath.bytes()) {
+            *to = from;
+        }
+        self.control.write(0, &control);
+        self.layout().store(LAYOUT_VERSION, Ordering::Release);
+    }
+
+    /// Declares the datapath incomplete, before its pins are removed one by one.
+    pub(crate) fn invalidate(&self) {
+        self.layout().store(0, Ordering::SeqCst);
+    }
+
+    fn layout(&self) -> &AtomicU32 {
+        self.control_u32(offset_of!(Control, layout))
+    }
+
+    /// Number of handlers that read their rings.
+    pub(crate) fn n_handlers(&self) -> &AtomicU32 {
+        self.control_u32(offset_of!(Control, n_handlers))
+    }
+
+    /// `buffer << 32 | count` of the published masks.
+    pub(crate) fn published_masks(&self) -> &AtomicU64 {
+        const { assert!(offset_of!(Control, masks) % 8 == 0) };
+        // The control block has this word: `control` maps one whole entry.
+        self.control
+            .word(0, offset_of!(Control, masks) / 8)
+            .unwrap_or_else(|| unreachable!("the control block is mapped"))
+    }
+
+    fn control_u32(&self, offset: usize) -> &AtomicU32 {
+        self.control.half_word(0, offset / 4).unwrap_or_else(|| unreachable!("the control block is mapped"))
+    }
+
+    /// Sets the device of a port; an empty entry says that there is none.
+    pub(crate) fn set_port(&self, port: u32, entry: &PortEntry) -> Result<()> {
+        bpf::map_update(self.ports.as_fd(), &port, entry, 0)
+            .map_err(|error| io_error(format!("can't write port {port} to {}", name::PORTS), error))
+    }
+
+    /// The ring of a handler, made if it isn't there yet.
+    pub(crate) fn ring(&self, pins: &Pins, handler: u32) -> Result<RingBuf<MapData>> {
+        let pin = format!("ring{handler}");
+        let path = pins.path(&pin);
+        let failed = |error| map_error(format!("can't make {}", path.display()), error);
+        if !path.exists() {
+            let ring = aya_obj::Map::new_from_params(BPF_MAP_TYPE_RINGBUF as u32, 0, 0, RING_BYTES as u32, 0);
+            MapData::create(ring, &pin, None).and_then(|ring| ring.pin(&path).map_err(pin_failed)).map_err(failed)?;
+        }
+        let ring = MapData::from_pin(&path).map_err(failed)?;
+        // Written each time: a process that died may have pinned it and not come this far.
+        bpf::map_update(self.rings.as_fd(), &handler, &(ring.fd().as_fd().as_raw_fd() as u32), 0)
+            .map_err(|error| io_error(format!("can't put {pin} into {}", name::RINGS), error))?;
+        RingBuf::try_from(Map::RingBuf(ring)).map_err(failed)
+    }
+}
+
+fn pin_failed(error: aya::pin::PinError) -> aya::maps::MapError {
+    aya::maps::MapError::PinError { name: None, error }
+}
+
+/// Sizes of a datapath.
+struct Shape {
+    n_slots: usize,
+    lanes: usize,
+    adopted: bool,
+}
+
+impl Shape {
+    fn new(options: &Options) -> Result<Self> {
+        let most = u32::MAX as usize / MAX_LANES / size_of::<Slot>();
+        if options.slots <= EXECUTE_SLOTS || options.slots > most {
+            return Err(DpifError::Invalid(format!(
+                "{} flow slots: a datapath has more than {EXECUTE_SLOTS} and at most {most}",
+                options.slots
+            )));
+        }
+        Ok(Self { n_slots: options.slots, lanes: possible_cpus().min(MAX_LANES), adopted: false })
+    }
+}
+
+fn possible_cpus() -> usize {
+    aya::util::nr_cpus().unwrap_or_else(|(_, error)| {
+        tracing::warn!("can't tell the number of CPUs ({error}); statistics are counted with atomic operations");
+        MAX_LANES + 1
+    })
+}
+
+/// The datapath that is pinned, if it is complete.
+fn existing(pins: &Pins) -> Result<Option<Shape>> {
+    if PINNED.iter().chain(&[name::PROGRAMS]).any(|map| !pins.path(map).exists()) {
+        return Ok(None);
+    }
+    let control: Mapping<Control> = mapping(pins, name::CONTROL, 1)?;
+    let Some(control) = control.read(0).filter(|control| control.layout == LAYOUT_VERSION) else { return Ok(None) };
+    let (n_slots, lanes) = (control.n_slots as usize, control.lanes as usize);
+    if n_slots <= EXECUTE_SLOTS || lanes == 0 || lanes > MAX_LANES {
+        return Err(damaged(pins, name::CONTROL));
+    }
+    Ok(Some(Shape { n_slots, lanes, adopted: true }))
+}
+
+fn damaged(pins: &Pins, map: &str) -> DpifError {
+    DpifError::Kernel(format!(
+        "{} is not what a datapath of layout {LAYOUT_VERSION} has there; remove its folder to begin anew",
+        pins.path(map).display()
+    ))
+}
+
+/// Maps the first `len` elements of a pinned array whose values are `T`.
+fn mapping<T: Pod>(pins: &Pins, map: &str, len: usize) -> Result<Mapping<T>> {
+    let path = pins.path(map);
+    let data = MapData::from_pin(&path).map_err(|error| map_error(format!("can't open {}", path.display()), error))?;
+    let info = data.info().map_err(|error| map_error(format!("can't ask for {}", path.display()), error))?;
+    if info.value_size() as usize != size_of::<T>() || (info.max_entries() as usize) < len {
+        return Err(damaged(pins, map));
+    }
+    Mapping::new(data.fd().as_fd(), len).map_err(|error| io_error(format!("can't map {}", path.display()), error))
+}
+
+fn create_records(pins: &Pins) -> Result<()> {
+    let size = size_of::<PortRecord>() as u32;
+    let map = aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY as u32, 4, size, MAX_PORTS as u32, MMAPABLE);
+    MapData::create(map, name::PORT_RECORDS, None)
+        .and_then(|map| map.pin(pins.path(name::PORT_RECORDS)).map_err(pin_failed))
+        .map_err(|error| map_error(format!("can't make {}", name::PORT_RECORDS), error))
+}
+
+/// The secret is the datapath's for its whole life: the digests of its flows depend on it.
+fn fill_seeds(pins: &Pins) -> Result<()> {
+    use std::io::Read as _;
+    let failed = |error| io_error("can't make the secret of the datapath", error);
+    let mut bytes = [0; size_of::<DigestSeeds>()];
+    std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).map_err(failed)?;
+    let mut words = bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
+    let mut seeds = DigestSeeds { lanes: [0; datapath_common::key::KEY_WORDS * 2], hash: 0, reserved: 0 };
+    for (to, from) in seeds.lanes.iter_mut().chain([&mut seeds.hash]).zip(&mut words) {
+        *to = from;
+    }
+    bpf::map_update(pins.get(name::SEEDS)?.as_fd(), &0u32, &seeds, 0).map_err(failed)
+}
+
+fn load_datapath(pins: &Pins, options: &Options, shape: &Shape) -> Result<Ebpf> {
+    let bytes = Object::Datapath.bytes(options.objects.as_deref())?;
+    let (n_slots, lanes) = (shape.n_slots as u32, shape.lanes as u32);
+    let shared = u32::from(possible_cpus() > shape.lanes);
+    let debug = u32::from(options.debug);
+    let bucket_mask = bucket_count(shape.n_slots) as u32 - 1;
+    let mut loader = EbpfLoader::new();
+    loader
+        .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
+        .override_global("LANES", &lanes, true)
+        .override_global("SHARED_LANES", &shared, true)
+        .override_global("N_SLOTS", &n_slots, true)
+        .override_global("BUCKET_MASK", &bucket_mask, true)
+        .override_global("DEBUG", &debug, false)
+        .map_max_entries(name::SLOTS, n_slots)
+        .map_max_entries(name::FLOWS, bucket_count(shape.n_slots) as u32)
+        .map_max_entries(name::FLOW_STATS, n_slots * lanes)
+        .map_max_entries(name::PORT_STATS, MAX_PORTS as u32 * lanes)
+        .map_max_entries(name::DP_STATS, lanes);
+    for map in PINNED.into_iter().filter(|map| *map != name::PORT_RECORDS) {
+        loader.map_pin_path(map, pins.path(map));
+    }
+    loader.load(&bytes).map_err(|error| load_error("can't load the datapath's eBPF object", error))
+}
+
+/// Loads a program and gives its descriptor, which the object owns.
+fn load_program(object: &mut Ebpf, program: &str) -> Result<u32> {
+    let what = format!("can't load eBPF program {program}");
+    let loaded: &mut SchedClassifier = object
+        .program_mut(program)
+        .ok_or_else(|| DpifError::Kernel(format!("{what}: the object has none of this name")))?
+        .try_into()
+        .map_err(|error| program_error(&what, error))?;
+    loaded.load().map_err(|error| program_error(&what, error))?;
+    let fd = loaded.fd().map_err(|error| program_error(&what, error))?;
+    Ok(fd.as_fd().as_raw_fd() as u32)
+}
+
+/// The array of the datapath's programs. It is the port entries' object that defines it.
+fn pins_program_array(pins: &Pins, options: &Options) -> Result<OwnedFd> {
+    crate::ports::entry::load_object(pins, options.objects.as_deref(), 0)?;
+    pins.get(name::PROGRAMS)
+}

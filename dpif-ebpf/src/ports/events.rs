@@ -1,0 +1,120 @@
+//! Watching the ports' devices.
+//!
+//! A thread waits for news of the kernel. It takes from them only *which* device to look at: what the device is like is asked
+//! for then, so that news which waited or were lost leave nothing wrong.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use dpif::{OdpPort, PortEvent, PortKind};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::pipe;
+
+use super::{Port, Ports};
+use crate::rtnl::{self, Monitor, News};
+
+/// The thread that watches; it ends with this.
+pub(crate) struct Watcher {
+    stop: Option<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    /// Watches the devices of `ports`, beginning with what has happened before.
+    pub(crate) fn start(ports: Arc<Ports>) -> io::Result<Self> {
+        let (stopped, stop) = pipe()?;
+        let monitor = ports.netns().run(Monitor::open)??;
+        let work = move || watch(&ports, monitor, &stopped);
+        let thread = thread::Builder::new().name("dpif-ebpf-ports".into()).spawn(work)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        // The other end of the pipe hangs up.
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn watch(ports: &Ports, mut monitor: Monitor, stopped: &OwnedFd) {
+    ports.on_news(News::Lost);
+    loop {
+        let mut wait =
+            [PollFd::new(monitor.as_fd(), PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut wait, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return tracing::error!("the ports' devices aren't watched any more: {error}"),
+        }
+        if wait[1].any() == Some(true) {
+            return;
+        }
+        match monitor.news() {
+            Ok(news) => news.into_iter().for_each(|news| ports.on_news(news)),
+            Err(error) => return tracing::error!("the ports' devices aren't watched any more: {error}"),
+        }
+    }
+}
+
+impl Ports {
+    /// Brings the ports in step with devices that have changed.
+    fn on_news(&self, news: News) {
+        let state = &mut *self.state.lock();
+        let (index, moved) = match news {
+            News::Changed(index) | News::Gone(index) => (Some(index), false),
+            News::Moved(index) => (Some(index), true),
+            News::Lost => (None, false),
+        };
+        let concerned = |port: &Port| {
+            let record = &port.record;
+            port.error.is_none() && index.is_none_or(|index| index == record.ifindex || index == record.host_ifindex)
+        };
+        for (number, port) in state.ports.iter_mut().filter(|(_, port)| concerned(port)) {
+            match self.refresh(*number, port, moved) {
+                Ok(false) => {}
+                Ok(true) => state.events.push(PortEvent::Changed(OdpPort(*number))),
+                Err(why) => {
+                    let error = format!("{} was {why}", port.name);
+                    tracing::warn!("{}: port {number} is detached: {error}", self.datapath);
+                    if let Err(error) = self.detach(*number, &mut port.record) {
+                        tracing::warn!("{}: port {number}: {error}", self.datapath);
+                    }
+                    port.error = Some(error.clone());
+                    state.events.push(PortEvent::Detached(OdpPort(*number), error));
+                }
+            }
+        }
+    }
+
+    /// Looks at a port's devices. True: something about them changed. An error says why the port can't go on.
+    fn refresh(&self, number: u32, port: &mut Port, moved: bool) -> Result<bool, String> {
+        let gone = || if moved { "moved to another network namespace" } else { "deleted" };
+        let get = |index| match rtnl::by_index(index) {
+            Ok(link) => link.ok_or_else(|| gone().to_owned()),
+            Err(error) => Err(format!("lost from sight: {error}")),
+        };
+        let host = get(port.record.host_ifindex)?;
+        if host.name != port.name {
+            return Err(format!("renamed to {}", host.name));
+        }
+        let mut inside = if port.kind == PortKind::Internal { get(port.record.ifindex)? } else { host.clone() };
+        if inside.mtu != host.mtu {
+            // The operator changes the host's end; the datapath's follows.
+            match rtnl::set_mtu(inside.index, host.mtu) {
+                Ok(()) => inside.mtu = host.mtu,
+                Err(error) => tracing::warn!("{}: can't set the MTU of {}: {error}", port.name, inside.name),
+            }
+        }
+        let changed = (port.mtu, port.mac) != (inside.mtu, host.mac);
+        if changed {
+            (port.mtu, port.mac) = (inside.mtu, host.mac);
+            self.set_entry(number, port).map_err(|error| format!("changed, and {error}"))?;
+        }
+        Ok(changed)
+    }
+}

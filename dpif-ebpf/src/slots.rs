@@ -1,0 +1,343 @@
+//! Flow slots and statistics numbers: who has them, and when they may be had again.
+//!
+//! A slot is free (its generation even), or holds a flow, a piece of a longer program, or a program for packet execution
+//! (odd). It is written whole before anything points to it, and after nothing points to it any more it rests for a grace
+//! period, because a packet that found it may still be running its program. Whoever retires a slot on a handler's way doesn't
+//! wait: the slot is remembered with the grace period that will free it, and the next one who waits anyway frees it too.
+//!
+//! A statistics number belongs to a flow, not to a slot: a modified flow moves to another slot and keeps counting. Its
+//! counters are zero whenever the number is free.
+
+use std::collections::VecDeque;
+use std::mem::offset_of;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use datapath_common::maps::EXECUTE_SLOTS;
+use datapath_common::op::SLOT_OPS;
+use datapath_common::slot::SlotUse;
+use datapath_common::{Digest, FlowKey, Op, OpKind, Slot, SlotRef};
+use dpif::{DpifError, FlowStats, Result, Ufid};
+use parking_lot::Mutex;
+
+use crate::grace::{Grace, Ticket};
+use crate::kernel::io_error;
+use crate::maps::Maps;
+
+const WORD_STATS: usize = offset_of!(Slot, stats_id) / 8;
+const WORD_DIGEST: usize = offset_of!(Slot, digest) / 8;
+const WORD_UFID: usize = offset_of!(Slot, ufid) / 8;
+const WORD_KEY: usize = offset_of!(Slot, key) / 8;
+const WORD_OPS: usize = offset_of!(Slot, ops) / 8;
+/// Words of an operation.
+const OP_WORDS: usize = size_of::<Op>() / 8;
+/// A slot that counts nothing.
+const NO_STATS: u32 = u32::MAX;
+
+/// The slots of a program, the first of them the one that is pointed to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Chain(Box<[u32]>);
+
+impl Chain {
+    /// A chain that was found in the maps.
+    pub(crate) fn adopted(slots: Vec<u32>) -> Option<Self> {
+        (!slots.is_empty()).then(|| Self(slots.into()))
+    }
+
+    /// The slot that is pointed to.
+    pub(crate) fn head(&self) -> u32 {
+        self.0.first().copied().unwrap_or_default()
+    }
+
+    fn slots(&self) -> impl Iterator<Item = u32> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+/// What is written into a flow's slot beside its program.
+pub(crate) struct FlowHeader<'a> {
+    pub(crate) stats_id: u32,
+    pub(crate) digest: &'a Digest,
+    pub(crate) ufid: Ufid,
+    pub(crate) key: &'a FlowKey,
+}
+
+/// All slots and statistics numbers of a datapath.
+pub(crate) struct Slots {
+    maps: Arc<Maps>,
+    grace: Arc<Grace>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    free: Vec<u32>,
+    free_stats: Vec<u32>,
+    /// Retired, in the order of their grace periods.
+    resting: VecDeque<(Ticket, Chain)>,
+}
+
+impl Slots {
+    /// The slots of a datapath of which `in_use` and `stats_in_use` say which ones a flow has. All others become free; the
+    /// caller knows that no program uses them.
+    pub(crate) fn new(maps: Arc<Maps>, grace: Arc<Grace>, in_use: &[bool], stats_in_use: &[bool]) -> Self {
+        let used = |list: &[bool], index: usize| list.get(index).copied().unwrap_or_default();
+        let slots = Self { maps, grace, state: Mutex::default() };
+        let n = slots.maps.n_slots;
+        {
+            let mut state = slots.state.lock();
+            // From the back: the lowest numbers are used first, and the memory that was never touched stays so.
+            for index in (EXECUTE_SLOTS..n).rev().filter(|index| !used(in_use, *index)) {
+                slots.set_free(index as u32);
+                state.free.push(index as u32);
+            }
+            for index in (0..n).rev().filter(|index| !used(stats_in_use, *index)) {
+                slots.clear_stats(index as u32);
+                state.free_stats.push(index as u32);
+            }
+        }
+        slots
+    }
+
+    /// Takes slots for a program of `ops`. Waits for a grace period only if all slots are taken but some are resting.
+    pub(crate) fn take(&self, ops: &[Op]) -> Result<Chain> {
+        self.take_slots(pieces(ops).len())
+    }
+
+    /// Takes the slots that a program for packet execution needs beside its execute slot; `None` if it needs no more.
+    pub(crate) fn take_rest(&self, ops: &[Op]) -> Result<Option<Chain>> {
+        match pieces(ops).len() {
+            1 => Ok(None),
+            n => self.take_slots(n - 1).map(Some),
+        }
+    }
+
+    fn take_slots(&self, n: usize) -> Result<Chain> {
+        self.take_from(|state| {
+            let at = state.free.len().checked_sub(n)?;
+            Some(Chain(state.free.drain(at..).rev().collect()))
+        })
+    }
+
+    /// Takes a statistics number.
+    pub(crate) fn take_stats(&self) -> Result<u32> {
+        self.take_from(|state| state.free_stats.pop())
+    }
+
+    fn take_from<T>(&self, mut take: impl FnMut(&mut State) -> Option<T>) -> Result<T> {
+        loop {
+            let mut state = self.state.lock();
+            self.reclaim_passed(&mut state);
+            if let Some(taken) = take(&mut state) {
+                return Ok(taken);
+            }
+            let Some((ticket, _)) = state.resting.back() else {
+                coverage::inc!("dpif_ebpf_slots_full");
+                let flows = self.maps.n_slots - EXECUTE_SLOTS;
+                return Err(DpifError::Full(format!("the datapath's {flows} flow slots are in use")));
+            };
+            let ticket = *ticket;
+            drop(state);
+            self.grace.wait_for(ticket).map_err(|error| io_error("waiting for a grace period", error))?;
+        }
+    }
+
+    /// Gives back a statistics number that no flow was published with, or whose flow has rested.
+    pub(crate) fn give_back_stats(&self, stats_id: u32) {
+        self.clear_stats(stats_id);
+        self.state.lock().free_stats.push(stats_id);
+    }
+
+    /// Gives back slots that were never pointed to, or that have rested.
+    pub(crate) fn give_back(&self, chain: Chain) {
+        let mut state = self.state.lock();
+        self.free(&mut state, chain);
+    }
+
+    /// Lets slots rest that are not pointed to any more. Doesn't wait.
+    pub(crate) fn retire(&self, chain: Chain) {
+        let mut state = self.state.lock();
+        // Under the lock, so that the tickets in the queue ascend.
+        let ticket = self.grace.ticket();
+        state.resting.push_back((ticket, chain));
+    }
+
+    /// Frees what has rested for long enough.
+    pub(crate) fn reclaim(&self) {
+        self.reclaim_passed(&mut self.state.lock());
+    }
+
+    fn reclaim_passed(&self, state: &mut State) {
+        while state.resting.front().is_some_and(|(ticket, _)| self.grace.passed(*ticket)) {
+            if let Some((_, chain)) = state.resting.pop_front() {
+                self.free(state, chain);
+            }
+        }
+    }
+
+    fn free(&self, state: &mut State, chain: Chain) {
+        // Backwards, as they were taken: what was free longest is taken last.
+        for slot in chain.slots().collect::<Vec<_>>().into_iter().rev() {
+            self.set_free(slot);
+            state.free.push(slot);
+        }
+    }
+
+    /// Writes a flow into slots that nothing points to yet, and gives the reference to publish.
+    pub(crate) fn write_flow(&self, chain: &Chain, header: &FlowHeader<'_>, ops: &[Op]) -> SlotRef {
+        self.write_program(chain, ops);
+        let head = chain.head();
+        if let Some(words) = self.maps.slots.words(head as usize) {
+            let mask_id = header.digest.mask_id;
+            let ufid = header.ufid.0.to_ne_bytes();
+            let digest = [header.digest.lanes[0], header.digest.lanes[1], u64::from(mask_id)];
+            let ufid = [0, 8].map(|at| ufid[at..].first_chunk().map_or(0, |word| u64::from_ne_bytes(*word)));
+            store(words, WORD_STATS, &[u64::from(header.stats_id) | u64::from(mask_id) << 32]);
+            store(words, WORD_DIGEST, &digest);
+            store(words, WORD_UFID, &ufid);
+            store(words, WORD_KEY, header.key.words());
+        }
+        SlotRef { slot: head, generation: self.set_used(head, SlotUse::Flow) }
+    }
+
+    /// Arms execute slot `queue` with a program and the metadata of a packet. A long program goes on in `rest`.
+    pub(crate) fn write_execute(&self, queue: u32, rest: Option<&Chain>, ops: &[Op], key: &FlowKey) {
+        let slots: Box<[u32]> = std::iter::once(queue).chain(rest.iter().flat_map(|rest| rest.slots())).collect();
+        self.write_program(&Chain(slots), ops);
+        if let Some(words) = self.maps.slots.words(queue as usize) {
+            store(words, WORD_STATS, &[u64::from(NO_STATS)]);
+            store(words, WORD_KEY, key.words());
+        }
+        self.set_used(queue, SlotUse::Execute);
+    }
+
+    /// Ends an execution: a packet that comes now finds no program.
+    pub(crate) fn disarm(&self, queue: u32) {
+        self.set_free(queue);
+    }
+
+    /// Makes references to the slot stale: who holds one looks its flow up again.
+    pub(crate) fn invalidate(&self, chain: &Chain) {
+        self.set_free(chain.head());
+    }
+
+    fn write_program(&self, chain: &Chain, ops: &[Op]) {
+        let pieces = pieces(ops);
+        let nexts = chain.slots().skip(1).map(Some).chain(std::iter::once(None));
+        for ((slot, next), piece) in chain.slots().zip(nexts).zip(&pieces) {
+            let Some(words) = self.maps.slots.words(slot as usize) else { continue };
+            let end = next.map_or(Op::default(), |next| Op::new(OpKind::Continue, next));
+            for (i, op) in piece.iter().chain([&end]).take(SLOT_OPS).enumerate() {
+                let head = u64::from(op.kind) | u64::from(op.flags) << 16 | u64::from(op.arg) << 32;
+                store(words, WORD_OPS + i * OP_WORDS, &[head, op.a, op.b]);
+            }
+            if slot != chain.head() {
+                self.set_used(slot, SlotUse::Continuation);
+            }
+        }
+    }
+
+    /// Marks a written slot as used; the store orders all that was written before it. Returns its generation.
+    fn set_used(&self, slot: u32, usage: SlotUse) -> u32 {
+        let Some(word) = self.maps.slots.word(slot as usize, 0) else { return 0 };
+        let generation = word.load(Ordering::Relaxed) as u32 | 1;
+        word.store(u64::from(generation) | u64::from(usage as u32) << 32, Ordering::Release);
+        generation
+    }
+
+    fn set_free(&self, slot: u32) {
+        let Some(word) = self.maps.slots.word(slot as usize, 0) else { return };
+        let old = word.load(Ordering::Relaxed);
+        let generation = old as u32;
+        let free = generation.wrapping_add(generation & 1);
+        // A slot that was never used keeps its page untouched.
+        if old != u64::from(free) {
+            word.store(u64::from(free) | (SlotUse::Free as u64) << 32, Ordering::Release);
+        }
+    }
+
+    /// The statistics of a flow: the sum over the lanes.
+    pub(crate) fn stats(&self, stats_id: u32) -> FlowStats {
+        let (mut stats, mut used_ns) = (FlowStats::default(), 0);
+        for lane in 0..self.maps.lanes {
+            let Some(part) = self.maps.flow_stats.read(lane * self.maps.n_slots + stats_id as usize) else { continue };
+            stats.packets = stats.packets.wrapping_add(part.packets);
+            stats.bytes = stats.bytes.wrapping_add(part.bytes);
+            stats.tcp_flags |= part.tcp_flags as u16;
+            used_ns = used_ns.max(part.used_ns);
+        }
+        // A flow that was used in the first millisecond of the clock was used all the same.
+        stats.used_ms = if used_ns == 0 { 0 } else { (used_ns / 1_000_000).max(1) };
+        stats
+    }
+
+    fn clear_stats(&self, stats_id: u32) {
+        for lane in 0..self.maps.lanes {
+            let Some(words) = self.maps.flow_stats.words(lane * self.maps.n_slots + stats_id as usize) else {
+                continue;
+            };
+            for word in words.iter().filter(|word| word.load(Ordering::Relaxed) != 0) {
+                word.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+fn store(words: &[std::sync::atomic::AtomicU64], at: usize, values: &[u64]) {
+    for (word, value) in words.iter().skip(at).zip(values) {
+        word.store(*value, Ordering::Relaxed);
+    }
+}
+
+/// Cuts a program into what each slot holds: all but the last piece leave room for the operation that goes on in the next
+/// slot, and an operation stays together with the `Data` behind it. A program of nothing is one empty piece.
+fn pieces(mut ops: &[Op]) -> Vec<&[Op]> {
+    let mut pieces = Vec::with_capacity(1);
+    while ops.len() > SLOT_OPS {
+        let is_data = |at: usize| ops.get(at).is_some_and(|op| op.kind == OpKind::Data as u16);
+        let mut cut = SLOT_OPS - 1;
+        while cut > 1 && is_data(cut) {
+            cut -= 1;
+        }
+        let (piece, rest) = ops.split_at(cut);
+        pieces.push(piece);
+        ops = rest;
+    }
+    pieces.push(ops);
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(kind: OpKind, arg: u32) -> Op {
+        Op::new(kind, arg)
+    }
+
+    #[test]
+    fn a_program_is_cut_so_that_every_piece_fits_with_its_link() {
+        for len in [0, 1, 31, 32, 33, 62, 63, 64, 500, 4096] {
+            let ops: Vec<Op> = (0..len).map(|i| op(OpKind::Output, i)).collect();
+            let pieces = pieces(&ops);
+            assert_eq!(pieces.concat(), ops);
+            let (last, others) = pieces.split_last().unwrap();
+            assert!(last.len() <= SLOT_OPS && others.iter().all(|p| p.len() < SLOT_OPS), "{len}");
+            assert_eq!(pieces.len(), if len <= 32 { 1 } else { (len as usize - 2) / 31 + 1 }, "{len}");
+        }
+    }
+
+    #[test]
+    fn a_cookie_stays_with_its_operation() {
+        for before in 20..32 {
+            let mut ops: Vec<Op> = (0..before).map(|i| op(OpKind::Output, i)).collect();
+            ops.push(op(OpKind::Userspace, 128));
+            ops.extend((0..8).map(|_| op(OpKind::Data, 0)));
+            ops.extend((0..10).map(|i| op(OpKind::Output, i)));
+            let pieces = pieces(&ops);
+            assert_eq!(pieces.concat(), ops);
+            assert!(pieces.iter().all(|p| p[0].kind != OpKind::Data as u16), "{before}");
+            assert!(pieces.iter().all(|p| p.len() <= SLOT_OPS));
+        }
+    }
+}

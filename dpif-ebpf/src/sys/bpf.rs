@@ -1,0 +1,159 @@
+//! bpf(2) where aya has no shared or no raw access: map elements through a shared reference, and TCX links by descriptor.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use aya::Pod;
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_type};
+
+/// `BPF_NOEXIST`: only if the key is new.
+pub(crate) const NOEXIST: u64 = 1;
+/// `BPF_EXIST`: only if the key is there.
+pub(crate) const EXIST: u64 = 2;
+
+/// Writes an element.
+pub(crate) fn map_update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = address(key);
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = address(value);
+    attr.__bindgen_anon_2.flags = flags;
+    call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// The value of a key.
+pub(crate) fn map_lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = std::mem::MaybeUninit::<V>::uninit();
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = address(key);
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+    // SAFETY: the kernel has written a whole value, for which every bit pattern is valid (`Pod`).
+    found(call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr)).map(|there| there.then(|| unsafe { value.assume_init() }))
+}
+
+/// Removes an element; false if there is none.
+pub(crate) fn map_delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = address(key);
+    found(call(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr))
+}
+
+/// All keys of a map that nobody else changes meanwhile.
+pub(crate) fn map_keys<K: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<K>> {
+    let mut keys: Vec<K> = Vec::new();
+    loop {
+        let mut next = std::mem::MaybeUninit::<K>::uninit();
+        let mut attr = zeroed();
+        attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+        attr.__bindgen_anon_2.key = keys.last().map_or(0, address);
+        attr.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
+        if !found(call(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr))? {
+            return Ok(keys);
+        }
+        // SAFETY: the kernel has written a whole key, for which every bit pattern is valid (`Pod`).
+        keys.push(unsafe { next.assume_init() });
+    }
+}
+
+/// Makes an array of maps with one element that holds maps like `inner`.
+pub(crate) fn array_of_maps(inner: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_1.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
+    attr.__bindgen_anon_1.key_size = 4;
+    attr.__bindgen_anon_1.value_size = 4;
+    attr.__bindgen_anon_1.max_entries = 1;
+    attr.__bindgen_anon_1.inner_map_fd = inner.as_raw_fd() as u32;
+    call(bpf_cmd::BPF_MAP_CREATE, &mut attr).and_then(owned)
+}
+
+/// Attaches a program to the ingress of a device as its last TCX program. The attachment lasts as long as the link: as
+/// long as the descriptor is open or the link pinned.
+pub(crate) fn link_tcx(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attr.link_create.__bindgen_anon_2.target_ifindex = ifindex;
+    attr.link_create.attach_type = bpf_attach_type::BPF_TCX_INGRESS as u32;
+    call(bpf_cmd::BPF_LINK_CREATE, &mut attr).and_then(owned)
+}
+
+/// The program and the device of a TCX link. A device that is gone has index 0.
+pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    // SAFETY: all-zero is a value of this plain C struct.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    let mut attr = zeroed();
+    attr.info.bpf_fd = link.as_raw_fd() as u32;
+    attr.info.info_len = size_of_val(&info) as u32;
+    attr.info.info = (&raw mut info) as u64;
+    call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    // SAFETY: integers, written by the kernel or zero.
+    let ifindex = unsafe { info.__bindgen_anon_1.tcx.ifindex };
+    Ok(LinkInfo { program: info.prog_id, ifindex })
+}
+
+/// What a link connects.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LinkInfo {
+    /// Id of the program.
+    pub(crate) program: u32,
+    /// Index of the device.
+    pub(crate) ifindex: u32,
+}
+
+/// Ends an attachment at once, whoever else holds the link.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.link_detach.link_fd = link.as_raw_fd() as u32;
+    call(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
+}
+
+/// Pins an object.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = object.as_raw_fd() as u32;
+    call(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Opens a pinned object.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    call(bpf_cmd::BPF_OBJ_GET, &mut attr).and_then(owned)
+}
+
+fn zeroed() -> bpf_attr {
+    // SAFETY: all-zero is a value of this union of plain C structs.
+    unsafe { std::mem::zeroed() }
+}
+
+fn address<T>(value: &T) -> u64 {
+    std::ptr::from_ref(value) as u64
+}
+
+fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
+    // SAFETY: the pointer and length are those of the live `attr`, and what it points to is live in the caller.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command as libc::c_int, std::ptr::from_mut(attr), size_of::<bpf_attr>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn found(result: io::Result<i64>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn owned(fd: i64) -> io::Result<OwnedFd> {
+    // SAFETY: bpf(2) returned a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
