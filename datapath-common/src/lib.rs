@@ -24,6 +24,7 @@ pub mod mask;
 pub mod op;
 pub mod packet;
 pub mod slot;
+pub mod table;
 pub mod upcall;
 
 pub use be::{Be16, Be32, Be64};
@@ -34,4 +35,5 @@ pub use maps::LAYOUT_VERSION;
 pub use mask::MaskEntry;
 pub use op::{Op, OpKind};
 pub use slot::{FlowStats, Slot, SlotRef};
+pub use table::Bucket;
 pub use upcall::UpcallHeader;

@@ -49,7 +49,7 @@ pub mod name {
     pub const SLOTS: &str = "SLOTS";
     /// [`crate::FlowStats`] by `lane * slots + stats_id`, memory-mapped.
     pub const FLOW_STATS: &str = "FLOW_STATS";
-    /// [`crate::SlotRef`] by [`crate::Digest`].
+    /// [`crate::Bucket`] by number, memory-mapped.
     pub const FLOWS: &str = "FLOWS";
     /// Ring buffer by handler.
     pub const RINGS: &str = "RINGS";
@@ -211,7 +211,7 @@ pub struct Credit {
 #[cfg(feature = "user")]
 mod pod {
     use super::{Control, Credit, DpStats, PortEntry, PortRecord, PortStats};
-    use crate::{Digest, DigestSeeds, FlowStats, MaskEntry, Slot, SlotRef};
+    use crate::{Bucket, Digest, DigestSeeds, FlowStats, MaskEntry, Slot, SlotRef};
 
     macro_rules! pod {
         ($($t:ty),*) => { $(
@@ -220,6 +220,7 @@ mod pod {
         )* };
     }
     pod!(
+        Bucket,
         Control,
         Credit,
         DpStats,
@@ -263,6 +264,7 @@ mod tests {
             offset_of!(Slot, key),
             offset_of!(Slot, ops),
             size_of::<SlotRef>(),
+            size_of::<Bucket>(),
             size_of::<FlowStats>(),
             size_of::<UpcallHeader>(),
             offset_of!(UpcallHeader, key),
@@ -283,8 +285,8 @@ mod tests {
         assert_eq!(
             layout,
             [
-                304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 24, 624, 24, 1128, 56, 360, 8, 32, 488, 56, 56, 8, 16,
-                64, 64, 176, 32, 4096, 256, 64, 16, 27
+                304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 24, 624, 24, 1128, 56, 360, 8, 64, 32, 488, 56, 56, 8,
+                16, 64, 64, 176, 32, 4096, 256, 64, 16, 27
             ]
         );
     }

@@ -4,12 +4,13 @@
 //! the masked key is digested, the digest looked up, and the key in the slot compared word by word.
 
 use core::ffi::c_void;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::helpers::bpf_loop;
 use datapath_common::digest::mix;
 use datapath_common::key::{COLD_WORDS, HOT_WORDS, KEY_WORDS, word};
 use datapath_common::maps::{MASK_CACHE, MAX_MASKS};
-use datapath_common::{Digest, DigestSeeds, MaskEntry, Slot};
+use datapath_common::{Digest, DigestSeeds, MaskEntry, Slot, table};
 
 use crate::maps::{CONTROL, Cpu, FLOWS, MASKS, SEEDS, SLOTS, Scratch};
 use crate::stats;
@@ -91,18 +92,23 @@ extern "C" fn next_mask(_: u32, scan: *mut Scan) -> i64 {
 }
 
 /// Looks the key up under mask `s.mask_index`. The slot plus 1, or 0.
-#[inline(never)]
+#[inline(always)]
 fn try_mask(s: &mut Scratch) -> u32 {
     let (Some(mask), Some(seeds)) = (MASKS.get(s.mask_base.wrapping_add(s.mask_index)), SEEDS.get(0)) else { return 0 };
     let digest = digest(&s.words, mask, seeds);
-    // Twice: an element of the table can be given to another flow between its discovery and the read of its value, and then
-    // holds that flow's slot. The second look finds the element that has taken its place, if the flow is still there.
+    let (first, second) = table::buckets(&digest, stats::global(&stats::BUCKET_MASK));
+    let tag = table::tag(&digest);
+    // Twice: a place of the table can be given to another flow between the look at its tag and the read of its reference,
+    // when its flow has moved to its other bucket or was modified. The second look finds the flow if it is still there.
     let mut attempt = 0;
     while attempt < 2 {
-        // SAFETY: the value is one word, read whole.
-        let Some(found) = (unsafe { FLOWS.get(&digest) }) else { return 0 };
-        // SAFETY: eight aligned bytes of a map value.
-        let found = unsafe { core::ptr::read_volatile(core::ptr::from_ref(found).cast::<u64>()) };
+        let mut found = find(first, tag);
+        if found == 0 {
+            found = find(second, tag);
+        }
+        if found == 0 {
+            return 0;
+        }
         let (index, generation) = (found as u32, (found >> 32) as u32);
         if let Some(slot) = SLOTS.get(index)
             && slot.generation == generation
@@ -112,11 +118,34 @@ fn try_mask(s: &mut Scratch) -> u32 {
             s.stats_id = slot.stats_id;
             return index.wrapping_add(1);
         }
-        if let Some(stats) = stats::datapath(s) {
-            // SAFETY: the map's element.
-            unsafe { stats::add(&raw mut (*stats).retried, 1) };
-        }
+        retried(s);
         attempt += 1;
+    }
+    0
+}
+
+/// The reference beside `tag` in a bucket, or 0, which refers to no flow (generations of flows are odd).
+#[inline(always)]
+fn find(bucket: u32, tag: u64) -> u64 {
+    let Some(bucket) = FLOWS.get_ptr(bucket) else { return 0 };
+    let mut i = 0;
+    while i < table::PLACES {
+        // SAFETY: the map's element; userspace writes whole words.
+        unsafe {
+            if core::ptr::read_volatile((&raw const (*bucket).tags).cast::<u64>().add(i)) == tag {
+                return core::ptr::read_volatile((&raw const (*bucket).refs).cast::<u64>().add(i));
+            }
+        }
+        i += 1;
+    }
+    0
+}
+
+#[inline(never)]
+fn retried(s: &Scratch) -> i64 {
+    if let Some(stats) = stats::datapath(s) {
+        // SAFETY: the map's element.
+        unsafe { stats::add(&raw mut (*stats).retried, 1) };
     }
     0
 }
@@ -128,6 +157,8 @@ fn digest(words: &[u64; 64], mask: &MaskEntry, seeds: &DigestSeeds) -> Digest {
     let mut i = 0;
     while i < HOT_WORDS {
         mix(&mut lanes, words[i] & mask.hot[i], seeds.lanes[2 * i], seeds.lanes[2 * i + 1]);
+        // One word after the other: ten registers don't hold all of them, and the stack is short.
+        compiler_fence(Ordering::SeqCst);
         i += 1;
     }
     let mut n = 0;
@@ -153,6 +184,7 @@ fn same_key(words: &[u64; 64], mask: &MaskEntry, slot: &Slot) -> bool {
     let mut i = 0;
     while i < HOT_WORDS {
         diff |= (words[i] & mask.hot[i]) ^ key[i];
+        compiler_fence(Ordering::SeqCst);
         i += 1;
     }
     let mut n = 0;

@@ -1,12 +1,13 @@
 //! The maps, and the working memory of a packet.
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use datapath_common::maps::{
     Control, Credit, DEFAULT_SLOTS, DpStats, MASK_CACHE, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_NESTING, MAX_PORTS,
     PortEntry, PortStats, RING_BYTES,
 };
-use datapath_common::{Digest, DigestSeeds, FlowKey, FlowStats, Layers, MaskEntry, Slot, SlotRef};
+use datapath_common::table::bucket_count;
+use datapath_common::{Bucket, DigestSeeds, FlowKey, FlowStats, Layers, MaskEntry, Slot};
 
 /// `BPF_F_MMAPABLE`.
 const MMAPABLE: usize = 1 << 10;
@@ -37,7 +38,7 @@ pub static SLOTS: Array<Slot, DEFAULT_SLOTS, MMAPABLE> = Array::new();
 pub static FLOW_STATS: Array<FlowStats, { DEFAULT_SLOTS * MAX_LANES }, MMAPABLE> = Array::new();
 /// From digest to slot.
 #[btf_map]
-pub static FLOWS: HashMap<Digest, SlotRef, DEFAULT_SLOTS> = HashMap::new();
+pub static FLOWS: Array<Bucket, { bucket_count(DEFAULT_SLOTS) }, MMAPABLE> = Array::new();
 /// Rings of the handlers.
 #[btf_map]
 pub static RINGS: ArrayOfMaps<RingBuf<u8, RING_BYTES>, MAX_HANDLERS> = ArrayOfMaps::new();

@@ -19,6 +19,10 @@ pub static SHARED_LANES: u32 = 0;
 #[unsafe(no_mangle)]
 pub static N_SLOTS: u32 = datapath_common::maps::DEFAULT_SLOTS as u32;
 
+/// Buckets of the lookup table less one, set at load.
+#[unsafe(no_mangle)]
+pub static BUCKET_MASK: u32 = datapath_common::table::bucket_count(datapath_common::maps::DEFAULT_SLOTS) as u32 - 1;
+
 /// A global that is set at load: read as the verifier sees it, not as the compiler knows it.
 #[inline(always)]
 pub fn global(value: &u32) -> u32 {

@@ -95,6 +95,8 @@ fn cargo(subcommand: &str, linker: &Path) -> Command {
 fn flags() -> Vec<String> {
     vec![
         "-Cdebuginfo=2".into(),
+        // 32-bit registers: without them each 32-bit value costs two shifts. Kernels have had them since 5.1.
+        "-Ctarget-cpu=v3".into(),
         "-Clink-arg=--btf".into(),
         // aya-ebpf reads registers of the machine that the programs will run on.
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
