@@ -92,7 +92,9 @@ impl MacTable {
         let station = (vlan, mac);
         let old = state.entries.get(&station).copied();
         if let Some(old) = old {
-            if old.port == port && old.used_ms >= now_ms {
+            // Statistics come late: what a flow counted before the station moved is no news.
+            let late = old.used_ms > now_ms;
+            if late || (old.port == port && old.used_ms == now_ms) {
                 return false;
             }
             state.by_age.remove(&old.order);

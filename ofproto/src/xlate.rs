@@ -1,1 +1,142 @@
-//! Translation (being built).
+//! Translation: what would the tables do with this packet, and which of its bits did they look at?
+//!
+//! [`translate`] walks a packet's fields through the tables of the bridge that it came in by, over patch ports through those of
+//! other bridges, and gives a list of datapath actions and a mask. Any packet that agrees with this one under the mask would
+//! have been walked in the same way: *that is the promise on which the datapath's flows rest*. It is kept by three rules:
+//!
+//! - Who reads a field un-wildcards it, whatever it is read for: a match, a move, a decision.
+//! - Who writes a field un-wildcards the bits written, because what the datapath has to do about it depends on whether they
+//!   change.
+//! - Nothing else may decide: not the packet's payload, not the time. The configuration and the learned addresses may, because
+//!   each change of them makes all translations be repeated.
+//!
+//! Actions are composed late. Translation keeps two flows, the packet as the tables see it and as the datapath has it by now
+//! (`base`); the differences are committed only before an output. So changes that nobody sees cost nothing, and a packet that
+//! goes out of three ports in three shapes is led from one shape to the next.
+//!
+//! Translation itself changes nothing. What a packet should change (counters, learned addresses) is among its result, to be
+//! done for each packet that takes this way, by a handler for the first and by a revalidator for those that the datapath counted.
+
+use std::sync::Arc;
+
+use datapath_common::FlowKey;
+use dpif::{Action, OdpPort, UserspaceAction};
+
+use crate::bridge::Config;
+use crate::flow::Flow;
+use crate::mac_learning::MacTable;
+use crate::port::PatchStats;
+use crate::rule::RuleStats;
+
+mod action_set;
+mod actions;
+mod commit;
+mod context;
+mod normal;
+mod output;
+
+use context::Context;
+
+/// How deep resubmissions to the same or an earlier table may go.
+pub const MAX_DEPTH: u32 = 64;
+/// How many table lookups one packet may have.
+pub const MAX_RESUBMITS: u32 = 4096;
+/// How long a list of actions may be before the packet is given up.
+pub const MAX_ACTIONS: usize = 16384;
+
+/// A translation.
+#[derive(Clone, Debug)]
+pub struct Xlate {
+    /// What becomes of the packet, as datapath actions; nothing drops.
+    pub odp_actions: Vec<Action>,
+    /// Which bits of the datapath's key this depends on.
+    pub mask: FlowKey,
+    /// Why no datapath can run the actions as they are, if so: every packet has to come up then.
+    pub slow: Option<String>,
+    /// Why the packet was given up, if it was; there are no actions then.
+    pub error: Option<XlateError>,
+    /// What each packet changes.
+    pub effects: Vec<Effect>,
+}
+
+/// Something that each packet of a translation changes.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// A rule counts it.
+    Rule(Arc<RuleStats>),
+    /// Its source address is learned.
+    Learn {
+        /// The table.
+        macs: Arc<MacTable>,
+        /// The VLAN.
+        vlan: u16,
+        /// The station.
+        mac: [u8; 6],
+        /// Where it is.
+        port: openflow::OfPort,
+    },
+    /// It leaves through a patch port.
+    PatchSent(Arc<PatchStats>),
+    /// It enters through a patch port.
+    PatchReceived(Arc<PatchStats>),
+}
+
+/// Why a packet was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum XlateError {
+    /// Tables resubmit to each other without end.
+    #[error("more than {MAX_DEPTH} nested resubmissions")]
+    TooDeep,
+    /// Too many lookups for one packet.
+    #[error("more than {MAX_RESUBMITS} resubmissions")]
+    TooManyResubmits,
+    /// A third VLAN tag.
+    #[error("a packet can't have more than two VLAN tags pushed")]
+    TooManyVlans,
+    /// The list of actions grew too long.
+    #[error("more than {MAX_ACTIONS} datapath actions")]
+    TooManyActions,
+    /// A field that no datapath can write.
+    #[error("SCTP ports can't be written")]
+    SctpPorts,
+}
+
+/// Translates a packet with the datapath's key `key`. `None`: its port belongs to no bridge.
+pub fn translate(config: &Config, key: &FlowKey) -> Option<Xlate> {
+    let (bridge, port) = config.port_of(OdpPort(key.in_port))?;
+    let packet = Flow::from_key(key, port.number);
+    let mut context = Context::new(config, bridge, packet);
+    context.run();
+    Some(context.finish())
+}
+
+impl Xlate {
+    /// The actions of a datapath flow: the translation's, or sending the packet up where no datapath can run these.
+    pub fn flow_actions(&self) -> Vec<Action> {
+        match self.slow {
+            None => self.odp_actions.clone(),
+            Some(_) => {
+                vec![Action::Userspace(UserspaceAction { cookie: SLOW_PATH_COOKIE.into(), ..Default::default() })]
+            }
+        }
+    }
+
+    /// Lets each effect happen for `packets` packets, the last at `used_ms`. Says whether later translations may differ from
+    /// this one because of it.
+    pub fn apply_effects(effects: &[Effect], packets: u64, bytes: u64, used_ms: u64) -> bool {
+        let mut changed = false;
+        for effect in effects {
+            match effect {
+                Effect::Rule(stats) => stats.add(packets, bytes, used_ms),
+                Effect::Learn { macs, vlan, mac, port } => changed |= macs.learn(*vlan, *mac, *port, used_ms),
+                Effect::PatchSent(stats) => stats.sent(packets, bytes),
+                Effect::PatchReceived(stats) => stats.received(packets, bytes),
+            }
+        }
+        changed
+    }
+}
+
+/// The cookie of a packet that comes up because its actions are run by userspace. All cookies have this size and begin with
+/// their kind.
+pub const SLOW_PATH_COOKIE: [u8; 16] = *b"slow-path\0\0\0\0\0\0\0";

@@ -1,0 +1,166 @@
+//! OpenFlow actions, one by one.
+
+use datapath_common::extract::{eth_type, ip_proto};
+use datapath_common::key::VLAN_PRESENT;
+use datapath_common::{Be16, Vlan};
+use openflow::{Action, FieldId, OfPort, Prerequisite};
+
+use super::XlateError;
+use super::context::Context;
+use crate::flow::{is_present, mask_of};
+
+impl Context<'_> {
+    /// Carries out a rule's actions.
+    pub(super) fn run_actions(&mut self, actions: &[Action]) {
+        for action in actions {
+            if self.is_over() {
+                return;
+            }
+            if !self.run_action(action) {
+                return;
+            }
+        }
+    }
+
+    /// Carries out one action. `false`: the rest of the list is not.
+    pub(super) fn run_action(&mut self, action: &Action) -> bool {
+        use FieldId as F;
+        match action {
+            Action::Output(port) => self.output(*port, None),
+            Action::OutputTrunc { port, max_len } => self.output(*port, Some(*max_len)),
+            Action::OutputReg(src) => {
+                if self.meets(src.field.info().prerequisite) {
+                    let port = src.extract(self.read(src.field, src.mask()));
+                    if let Ok(port) = u16::try_from(port) {
+                        self.output(OfPort(port), None);
+                    }
+                }
+            }
+            // No controller is connected in this version: there is nobody to send it to.
+            Action::Controller(_) => {}
+            Action::SetField { field, value, mask } => self.write(*field, *value, *mask),
+            Action::Load { value, dst } => self.write(dst.field, dst.insert(0, (*value).into()), dst.mask()),
+            Action::Move { src, dst } => {
+                if self.meets(src.field.info().prerequisite) {
+                    let value = src.extract(self.read(src.field, src.mask()));
+                    self.write(dst.field, dst.insert(0, value), dst.mask());
+                }
+            }
+            Action::SetVlanVid { vid, push } => self.set_tag(F::DlVlan, (*vid).into(), *push),
+            Action::SetVlanPcp { pcp, push } => self.set_tag(F::DlVlanPcp, (*pcp).into(), *push),
+            Action::StripVlan | Action::PopVlan => self.pop_vlan(),
+            Action::PushVlan(tpid) => {
+                self.push_vlan(Vlan { tpid: Be16::new(*tpid), tci: Be16::new(VLAN_PRESENT) });
+            }
+            Action::ModDlSrc(mac) => self.write_whole(F::EthSrc, mac_bits(*mac)),
+            Action::ModDlDst(mac) => self.write_whole(F::EthDst, mac_bits(*mac)),
+            Action::ModNwSrc(addr) => self.write_whole(F::IpSrc, u32::from(*addr).into()),
+            Action::ModNwDst(addr) => self.write_whole(F::IpDst, u32::from(*addr).into()),
+            Action::ModNwTos(tos) => self.write_whole(F::IpTos, (*tos).into()),
+            Action::ModNwEcn(ecn) => self.write_whole(F::IpEcn, (*ecn).into()),
+            Action::ModNwTtl(ttl) => self.write_whole(F::IpTtl, (*ttl).into()),
+            Action::DecTtl(_) => return self.dec_ttl(),
+            Action::ModTpSrc(port) => self.set_port(true, *port),
+            Action::ModTpDst(port) => self.set_port(false, *port),
+            Action::SetTunnel { id, .. } => self.write_whole(F::TunId, (*id).into()),
+            Action::Resubmit { port, table } => {
+                let table = table.unwrap_or(self.table);
+                self.table_lookup(table, port.unwrap_or(self.flow.in_port()), table <= self.table);
+            }
+            Action::Exit => self.exit = true,
+            Action::ClearActions => self.set.clear(),
+            Action::WriteActions(actions) => self.set.extend_from_slice(actions),
+            Action::WriteMetadata { value, mask } => self.write(F::Metadata, (*value).into(), (*mask).into()),
+            Action::GotoTable(table) => self.table_lookup(*table, self.flow.in_port(), *table <= self.table),
+            // `Note` says nothing to us; what else there may be was refused when the rule was added.
+            _ => {}
+        }
+        true
+    }
+
+    fn write_whole(&mut self, field: FieldId, value: u128) {
+        self.write(field, value, field.full_mask());
+    }
+
+    /// Bits `mask` of a field become those of `value`, in packets that have the field.
+    fn write(&mut self, field: FieldId, value: u128, mask: u128) {
+        let prerequisite = match field {
+            // To match it can mean "no tag"; to write it needs one.
+            FieldId::VlanVid => Prerequisite::VlanVid,
+            _ => field.info().prerequisite,
+        };
+        if !self.meets(prerequisite) {
+            return;
+        }
+        self.wildcards.add(&mask_of(field, mask));
+        let new = (self.flow.get(field) & !mask) | (value & mask);
+        match field {
+            FieldId::VlanTci | FieldId::DlVlan | FieldId::VlanVid | FieldId::DlVlanPcp | FieldId::VlanPcp => {
+                self.write_tag(field, new);
+            }
+            _ => self.flow.set(field, new),
+        }
+    }
+
+    /// Changes the outer tag, which may make one or remove it.
+    fn write_tag(&mut self, field: FieldId, value: u128) {
+        let had = self.has_vlan();
+        self.look_at_vlans();
+        self.flow.set(field, value);
+        let vlan = &mut self.flow.key.vlan;
+        if is_present(*vlan) {
+            if vlan.tpid.is_zero() {
+                vlan.tpid = Be16::new(eth_type::VLAN);
+            }
+        } else {
+            let inner = if had { std::mem::take(&mut self.flow.key.cvlan) } else { Vlan::default() };
+            self.flow.key.vlan = inner;
+        }
+    }
+
+    /// `mod_vlan_*` (with `push`) and `set_vlan_*`.
+    fn set_tag(&mut self, field: FieldId, value: u128, push: bool) {
+        if self.has_vlan() || push {
+            self.write_tag(field, value);
+        }
+    }
+
+    fn set_port(&mut self, source: bool, port: u16) {
+        if !self.meets(Prerequisite::Ip) {
+            return;
+        }
+        let key = &mut self.wildcards.key;
+        (key.ip_proto, key.ip_frag) = (u8::MAX, u8::MAX);
+        if self.flow.is_later_fragment() {
+            return;
+        }
+        let port = match self.flow.key.ip_proto {
+            ip_proto::TCP | ip_proto::UDP => port,
+            ip_proto::SCTP => return self.give_up(XlateError::SctpPorts),
+            _ if self.flow.is_icmp() => port & 0xff,
+            _ => return,
+        };
+        let (key, wildcards) = (&mut self.flow.key, &mut self.wildcards.key);
+        match source {
+            true => (key.tp_src, wildcards.tp_src) = (Be16::new(port), Be16::MAX),
+            false => (key.tp_dst, wildcards.tp_dst) = (Be16::new(port), Be16::MAX),
+        }
+    }
+
+    /// `false`: the packet has come to its end.
+    fn dec_ttl(&mut self) -> bool {
+        if !self.meets(Prerequisite::Ip) {
+            return true;
+        }
+        self.wildcards.key.ip_ttl = u8::MAX;
+        if self.flow.key.ip_ttl <= 1 {
+            return false;
+        }
+        self.flow.key.ip_ttl -= 1;
+        true
+    }
+}
+
+fn mac_bits(mac: [u8; 6]) -> u128 {
+    mac.iter().fold(0, |bits, byte| (bits << 8) | u128::from(*byte))
+}

@@ -1,0 +1,179 @@
+//! The state of a translation, and its way through the tables.
+
+use std::sync::Arc;
+
+use datapath_common::{Be16, FlowKey, Vlan};
+use dpif::Action;
+use openflow::{FieldId, OfPort, Prerequisite};
+
+use super::{Effect, MAX_ACTIONS, MAX_DEPTH, MAX_RESUBMITS, Xlate, XlateError};
+use crate::bridge::{Bridge, Config};
+use crate::flow::{Flow, is_present, mask_of};
+
+/// The state of a translation.
+pub(super) struct Context<'a> {
+    pub(super) config: &'a Config,
+    pub(super) bridge: &'a Arc<Bridge>,
+    /// The packet as it came in.
+    packet: Flow,
+    /// Bits that such packets can have.
+    pub(super) present: FlowKey,
+    /// The packet as the tables see it now.
+    pub(super) flow: Flow,
+    /// The packet as the datapath has it after the actions so far.
+    pub(super) base: Flow,
+    /// What was looked at of the packet as it came in.
+    pub(super) wildcards: Flow,
+    pub(super) actions: Vec<Action>,
+    pub(super) effects: Vec<Effect>,
+    /// The action set (`write_actions`).
+    pub(super) set: Vec<openflow::Action>,
+    pub(super) table: u8,
+    pub(super) depth: u32,
+    resubmits: u32,
+    /// The most that outputs may send, and how many VLAN tags the packet had when that was said.
+    pub(super) trunc: Option<(u32, usize)>,
+    /// An `exit` was met.
+    pub(super) exit: bool,
+    error: Option<XlateError>,
+}
+
+impl<'a> Context<'a> {
+    pub(super) fn new(config: &'a Config, bridge: &'a Arc<Bridge>, packet: Flow) -> Self {
+        Self {
+            config,
+            bridge,
+            packet,
+            present: packet.present_fields(),
+            flow: packet,
+            base: packet,
+            wildcards: Flow::ZERO,
+            actions: Vec::new(),
+            effects: Vec::new(),
+            set: Vec::new(),
+            table: 0,
+            depth: 0,
+            resubmits: 0,
+            trunc: None,
+            exit: false,
+            error: None,
+        }
+    }
+
+    /// The packet goes through the pipeline of the bridge that it came in by.
+    pub(super) fn run(&mut self) {
+        self.pipeline();
+    }
+
+    pub(super) fn finish(mut self) -> Xlate {
+        let mask = self.wildcards.datapath_mask(&self.packet);
+        if self.error.is_some() {
+            self.actions.clear();
+        }
+        let slow = dpif::program::compile(&self.actions).err().map(|error| error.to_string());
+        Xlate { odp_actions: self.actions, mask, slow, error: self.error, effects: self.effects }
+    }
+
+    /// Table 0 of the current bridge, and what is in the action set at the end.
+    pub(super) fn pipeline(&mut self) {
+        self.table_lookup(0, self.flow.in_port(), true);
+        self.run_action_set();
+    }
+
+    /// Looks the packet up in a table as if it had come in by `in_port`, and carries out what is found.
+    pub(super) fn table_lookup(&mut self, table: u8, in_port: OfPort, deepens: bool) {
+        self.resubmits += 1;
+        if self.resubmits > MAX_RESUBMITS {
+            return self.give_up(XlateError::TooManyResubmits);
+        }
+        if deepens && !self.descend() {
+            return;
+        }
+        let old_table = std::mem::replace(&mut self.table, table);
+        let bridge: &'a Arc<Bridge> = self.bridge;
+        let rule = bridge.tables.table(table).and_then(|rules| {
+            // The port is changed for the lookup only: what IN_PORT and NORMAL mean doesn't change with it.
+            let mut flow = self.flow;
+            flow.set_in_port(in_port);
+            rules.lookup(&flow, &mut self.wildcards)
+        });
+        if let Some(rule) = rule {
+            self.effects.push(Effect::Rule(Arc::clone(&rule.stats)));
+            // Each lookup may nest in the one before, and the operator writes how deep: some thousand levels are legal.
+            stacker::maybe_grow(64 << 10, 1 << 20, || self.run_actions(&rule.actions));
+        }
+        self.table = old_table;
+        self.depth -= u32::from(deepens);
+    }
+
+    /// One level deeper, unless that is too deep. Whoever descends takes the level off `depth` again.
+    pub(super) fn descend(&mut self) -> bool {
+        if self.depth >= MAX_DEPTH {
+            self.give_up(XlateError::TooDeep);
+            return false;
+        }
+        self.depth += 1;
+        true
+    }
+
+    /// The packet is given up: nothing more happens, and nothing of what was decided so far.
+    pub(super) fn give_up(&mut self, error: XlateError) {
+        self.error.get_or_insert(error);
+    }
+
+    /// Whether no more actions are to be carried out.
+    pub(super) fn is_over(&self) -> bool {
+        self.exit || self.error.is_some()
+    }
+
+    pub(super) fn emit(&mut self, action: Action) {
+        if self.actions.len() >= MAX_ACTIONS {
+            return self.give_up(XlateError::TooManyActions);
+        }
+        self.actions.push(action);
+    }
+
+    /// Whether the packet has what is asked for.
+    pub(super) fn meets(&mut self, prerequisite: Prerequisite) -> bool {
+        let (met, looked_at) = self.flow.meets(prerequisite);
+        self.wildcards.add(&looked_at);
+        met
+    }
+
+    /// Bits of a field.
+    pub(super) fn read(&mut self, field: FieldId, bits: u128) -> u128 {
+        self.wildcards.add(&mask_of(field, bits));
+        self.flow.get(field)
+    }
+
+    /// Whether the packet has a VLAN tag.
+    pub(super) fn has_vlan(&mut self) -> bool {
+        self.meets(Prerequisite::VlanVid)
+    }
+
+    /// Both VLAN tags were looked at, or are about to change places.
+    pub(super) fn look_at_vlans(&mut self) {
+        let whole = Vlan { tpid: Be16::MAX, tci: Be16::MAX };
+        self.wildcards.key.vlan = whole;
+        self.wildcards.key.cvlan = whole;
+    }
+
+    /// Removes the outer tag, if any.
+    pub(super) fn pop_vlan(&mut self) {
+        if self.has_vlan() {
+            self.look_at_vlans();
+            self.flow.key.vlan = std::mem::take(&mut self.flow.key.cvlan);
+        }
+    }
+
+    /// Adds a tag.
+    pub(super) fn push_vlan(&mut self, vlan: Vlan) {
+        if self.has_vlan() {
+            self.look_at_vlans();
+            if is_present(self.flow.key.cvlan) {
+                return self.give_up(XlateError::TooManyVlans);
+            }
+        }
+        self.flow.key.cvlan = std::mem::replace(&mut self.flow.key.vlan, vlan);
+    }
+}

@@ -1,0 +1,73 @@
+//! NORMAL: the bridge as a learning switch with VLANs (IEEE 802.1Q).
+
+use std::sync::Arc;
+
+use datapath_common::extract::eth_type;
+use datapath_common::key::VLAN_PRESENT;
+use datapath_common::{Be16, Vlan};
+
+use super::Effect;
+use super::context::Context;
+use crate::bridge::Bridge;
+use crate::flow::is_present;
+use crate::port::Port;
+
+const VID: u16 = 0x0fff;
+
+impl<'a> Context<'a> {
+    pub(super) fn normal(&mut self) {
+        let bridge: &'a Arc<Bridge> = self.bridge;
+        let wildcards = &mut self.wildcards.key;
+        (wildcards.eth_src, wildcards.eth_dst) = ([0xff; 6], [0xff; 6]);
+        wildcards.vlan.tci = wildcards.vlan.tci | Be16::new(VID | VLAN_PRESENT);
+
+        let Some(in_port) = bridge.ports.get(&self.flow.in_port()) else { return };
+        let key = &self.flow.key;
+        let vid = if is_present(key.vlan) { key.vlan.tci.get() & VID } else { 0 };
+        let Some(vlan) = in_port.vlan.of_received(vid) else { return };
+        let (src, dst) = (key.eth_src, key.eth_dst);
+        if is_reserved(dst) {
+            return;
+        }
+        if src[0] & 1 == 0 {
+            let macs = Arc::clone(&bridge.macs);
+            self.effects.push(Effect::Learn { macs, vlan, mac: src, port: in_port.number });
+        }
+        let known = if dst[0] & 1 == 0 { bridge.macs.lookup(vlan, dst) } else { None };
+        match known.and_then(|number| bridge.ports.get(&number)) {
+            // A packet doesn't go back where it came from.
+            Some(port) if port.number == in_port.number => {}
+            Some(port) => self.output_vlan(port, vlan),
+            None => {
+                for port in bridge.ports.values().filter(|port| port.number != in_port.number) {
+                    self.output_vlan(port, vlan);
+                }
+            }
+        }
+    }
+
+    /// Sends the packet out of a port of its VLAN, with the tag that the port wants.
+    fn output_vlan(&mut self, port: &Port, vlan: u16) {
+        if !port.vlan.carries(vlan) {
+            return;
+        }
+        let before = (self.flow.key.vlan, self.flow.key.cvlan);
+        let vid = port.vlan.to_send(vlan);
+        let tag = &mut self.flow.key.vlan;
+        if vid == 0 {
+            self.pop_vlan();
+        } else if !is_present(*tag) {
+            *tag = Vlan { tpid: Be16::new(eth_type::VLAN), tci: Be16::new(vid | VLAN_PRESENT) };
+        } else if tag.tci.get() & VID != vid {
+            tag.tci = Be16::new((tag.tci.get() & !VID) | vid);
+            self.look_at_vlans();
+        }
+        self.output_port(port.number);
+        (self.flow.key.vlan, self.flow.key.cvlan) = before;
+    }
+}
+
+/// Addresses that no bridge forwards (IEEE 802.1D, table 7-10).
+fn is_reserved(mac: [u8; 6]) -> bool {
+    matches!(mac, [0x01, 0x80, 0xc2, 0x00, 0x00, 0x00..=0x0f])
+}
