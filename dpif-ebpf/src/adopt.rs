@@ -44,7 +44,10 @@ pub(crate) fn adopt(maps: &Maps, masks: &Masks) -> Result<Adopted> {
                 adopted.flows.push(flow);
                 true
             }
-            _ => {
+            found => {
+                if let Some((flow, _)) = found {
+                    masks.release(&flow.mask);
+                }
                 tracing::warn!("removing a flow of the pinned datapath that is not consistent");
                 false
             }

@@ -81,12 +81,17 @@ impl Executor {
         let header = vnet_header(execute.packet);
         let ops = match compile(execute.actions) {
             Ok(ops) => ops,
+            // One packet without copies can't run this list; one for each output can, if each action by itself is known.
             Err(error) => {
-                // One packet without copies can't run this list; a packet for each output can, if the actions are known.
-                let programs: Option<Vec<_>> =
-                    one_output_each(execute.actions).iter().map(|actions| compile(actions).ok()).collect();
-                let programs = programs.ok_or_else(|| compile_error(error, &self.datapath))?;
-                return programs.iter().try_for_each(|ops| self.run(execute.packet, &header, execute.key, ops));
+                let refused = execute.actions.iter().find_map(|action| compile(std::slice::from_ref(action)).err());
+                let lists = one_output_each(execute.actions);
+                let programs: core::result::Result<Vec<_>, _> = lists.iter().map(|actions| compile(actions)).collect();
+                return match (refused, programs) {
+                    (None, Ok(programs)) => {
+                        programs.iter().try_for_each(|ops| self.run(execute.packet, &header, execute.key, ops))
+                    }
+                    (refused, _) => Err(compile_error(refused.unwrap_or(error), &self.datapath)),
+                };
             }
         };
         if ops.is_empty() {

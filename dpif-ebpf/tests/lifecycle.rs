@@ -2,16 +2,165 @@
 
 mod common;
 
-use common::Host;
+use common::*;
+use dpif::{Dpif, DpifError, OdpPort, PortKind};
+use dpif_ebpf::{Attach, EbpfDpif, Options};
 
 #[test]
 fn a_datapath_that_is_destroyed_leaves_nothing() {
     testkit::require_root_and_bpf!("a_datapath_that_is_destroyed_leaves_nothing");
-    let host = Host::new("life");
-    host.run(|| {
-        let dpif = host.open();
+    for attach in [Attach::Auto, Attach::Clsact] {
+        let mut host = Host::new("life");
+        host.options.attach = attach;
+        let before = host.netns.ip("-d link show").unwrap();
+        let (dpif, left, _right) = two_ports(&host);
         assert!(!dpif.was_adopted());
-        dpif::Dpif::destroy(&dpif).unwrap();
-    });
-    host.assert_no_pins();
+        dpif.port_add(&internal("br0")).unwrap();
+        dpif.flow_put(&flow_of_port(OdpPort(1), vec![output(OdpPort(2))])).unwrap();
+        assert!(host.shows("left", "promiscuity 1"));
+        left.socket.send(&udp(60, 1)).unwrap();
+        dpif.destroy().unwrap();
+        drop(dpif);
+        host.assert_no_pins();
+        assert!(!host.shows("left", "promiscuity 1"));
+        let after = host.netns.ip("-br link show").unwrap();
+        assert_eq!(after.lines().count(), before.lines().filter(|l| !l.starts_with(' ')).count() + 2, "{after}");
+        assert!(!host.netns.exec("tc qdisc show").unwrap().contains("clsact"), "{attach:?}");
+    }
+}
+
+#[test]
+fn a_datapath_outlives_its_process_and_is_adopted() {
+    testkit::require_root_and_bpf!("a_datapath_outlives_its_process_and_is_adopted");
+    for attach in [Attach::Auto, Attach::Clsact] {
+        let mut host = Host::new("adopt");
+        host.options.attach = attach;
+        let (dpif, left, right) = two_ports(&host);
+        dpif.port_add(&internal("br0")).unwrap();
+        let mut long = vec![output(OdpPort(3)); 100];
+        long.push(output(OdpPort(2)));
+        dpif.flow_put(&flow_of_port(OdpPort(1), long.clone())).unwrap();
+        dpif.flow_put(&flow_of_port(OdpPort(2), vec![])).unwrap();
+        left.socket.send(&udp(60, 1)).unwrap();
+        assert_eq!(right.recv().unwrap(), udp(60, 1));
+        let flows = |dpif: &EbpfDpif| {
+            let mut flows = Vec::new();
+            dpif.flow_dump(&mut |flow| {
+                flows.push(flow.clone());
+                true
+            })
+            .unwrap();
+            flows.sort_by_key(|flow| flow.ufid);
+            flows
+        };
+        let (before, ports) = (flows(&dpif), dpif.ports().unwrap());
+        drop(dpif);
+
+        left.socket.send(&udp(80, 2)).unwrap();
+        assert_eq!(right.recv().unwrap(), udp(80, 2), "established flows go on without a process");
+
+        let dpif = host.open();
+        assert!(dpif.was_adopted());
+        assert_eq!(dpif.ports().unwrap(), ports);
+        let after = flows(&dpif);
+        assert_eq!(after.len(), 2);
+        for (before, after) in before.iter().zip(&after) {
+            assert_eq!((before.ufid, before.key, before.mask), (after.ufid, after.key, after.mask));
+            assert_eq!(before.actions, after.actions);
+        }
+        assert_eq!((after[0].stats.packets, after[0].stats.bytes), (2, 140));
+        // It is a datapath like any other now.
+        left.socket.send(&udp(60, 3)).unwrap();
+        assert_eq!(right.recv().unwrap(), udp(60, 3));
+        assert_eq!(dpif.flow_del(after[0].ufid).unwrap().packets, 3);
+        left.socket.send(&udp(60, 4)).unwrap();
+        right.assert_quiet();
+        assert!(host.shows("left", "promiscuity 1"));
+        dpif.destroy().unwrap();
+        assert!(!host.shows("left", "promiscuity 1"));
+        host.assert_no_pins();
+    }
+}
+
+#[test]
+fn one_process_at_a_time_owns_a_datapath() {
+    testkit::require_root_and_bpf!("one_process_at_a_time_owns_a_datapath");
+    let host = Host::new("own");
+    let dpif = host.open();
+    let error = host.run(|| EbpfDpif::open(&host.name, &host.options)).err().unwrap();
+    assert!(matches!(&error, DpifError::Exists(text) if text.contains("in use by another process")), "{error}");
+    dpif.destroy().unwrap();
+    drop(dpif);
+    let dpif = host.open();
+    assert!(!dpif.was_adopted());
+    dpif.destroy().unwrap();
+}
+
+#[test]
+fn what_can_not_be_opened_is_said_in_one_line() {
+    testkit::require_root_and_bpf!("what_can_not_be_opened_is_said_in_one_line");
+    let host = Host::new("bad");
+    let open = |name: &str, options: Options| host.run(|| EbpfDpif::open(name, &options)).err().unwrap().to_string();
+    let error = open("no/name", host.options.clone());
+    assert!(error.contains("is no name for an eBPF datapath"), "{error}");
+    let error = open(&host.name, Options { slots: 3, ..host.options.clone() });
+    assert!(error.contains("3 flow slots"), "{error}");
+    let error = open(&host.name, Options { objects: Some("/nonexistent".into()), ..host.options.clone() });
+    assert!(error.contains("/nonexistent/tc.o"), "{error}");
+    // A refusal leaves nothing that a later process would adopt.
+    assert!(!host.open().was_adopted());
+}
+
+#[test]
+fn a_device_that_can_not_be_a_port_is_refused() {
+    testkit::require_root_and_bpf!("a_device_that_can_not_be_a_port_is_refused");
+    let host = Host::new("refuse");
+    let (dpif, _left, _right) = two_ports(&host);
+    let other = Host::new("other");
+    let _elsewhere = other.neighbour("elsewhere");
+    host.netns.ip("link add kbr0 type bridge").unwrap();
+    host.netns.ip("link add slave type veth peer name slave-peer").unwrap();
+    host.netns.ip("link set slave master kbr0").unwrap();
+    let refusal = |spec| dpif.port_add(&spec).unwrap_err();
+    for (spec, wanted) in [
+        (system("missing"), "no network device missing"),
+        (system("elsewhere"), "no network device elsewhere"),
+        (system("left"), "left is port 1 of datapath"),
+        (system("lo"), "loopback"),
+        (system("slave"), "is a port of kbr0 already"),
+        (system("a/b"), "no name of a network device"),
+        (internal("kbr0"), "needs the device name kbr0"),
+    ] {
+        let error = refusal(spec).to_string();
+        assert!(error.contains(wanted) && !error.contains('\n'), "{error}");
+    }
+    // Another datapath in the same namespace.
+    let second = Host::new("second");
+    let rival = host.run(|| EbpfDpif::open(&second.name, &second.options)).unwrap();
+    let error = rival.port_add(&system("left")).unwrap_err();
+    assert!(matches!(&error, DpifError::Exists(text) if text.contains("eBPF datapath already")), "{error}");
+    rival.destroy().unwrap();
+    assert_eq!(dpif.ports().unwrap().len(), 2);
+    assert!(matches!(dpif.port_del(OdpPort(9)), Err(DpifError::NoSuchPort(OdpPort(9)))));
+    dpif.destroy().unwrap();
+}
+
+#[test]
+fn an_internal_port_is_a_pair_that_comes_and_goes_with_it() {
+    testkit::require_root_and_bpf!("an_internal_port_is_a_pair_that_comes_and_goes_with_it");
+    let host = Host::new("internal");
+    let dpif = host.open();
+    let port = dpif.port_add(&internal("br0")).unwrap();
+    let info = dpif.ports().unwrap().remove(0);
+    assert_eq!((info.port, info.name.as_str(), info.kind, info.mtu), (port, "br0", PortKind::Internal, 1500));
+    let shown = host.netns.ip("link show dev br0").unwrap();
+    let mac: Vec<String> = info.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(shown.contains(&mac.join(":")), "{shown}");
+    assert!(host.shows("br0-dp", "addrgenmode none"));
+    dpif.port_del(port).unwrap();
+    assert!(host.netns.ip("link show dev br0").is_err());
+    assert!(host.netns.ip("link show dev br0-dp").is_err());
+    // The number is not given again at once.
+    assert_eq!(dpif.port_add(&internal("br1")).unwrap(), OdpPort(port.0 + 1));
+    dpif.destroy().unwrap();
 }

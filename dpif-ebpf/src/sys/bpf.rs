@@ -9,11 +9,6 @@ use std::path::Path;
 use aya::Pod;
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_type};
 
-/// `BPF_NOEXIST`: only if the key is new.
-pub(crate) const NOEXIST: u64 = 1;
-/// `BPF_EXIST`: only if the key is there.
-pub(crate) const EXIST: u64 = 2;
-
 /// Writes an element.
 pub(crate) fn map_update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
     let mut attr = zeroed();
@@ -33,31 +28,6 @@ pub(crate) fn map_lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Re
     attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
     // SAFETY: the kernel has written a whole value, for which every bit pattern is valid (`Pod`).
     found(call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr)).map(|there| there.then(|| unsafe { value.assume_init() }))
-}
-
-/// Removes an element; false if there is none.
-pub(crate) fn map_delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
-    let mut attr = zeroed();
-    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
-    attr.__bindgen_anon_2.key = address(key);
-    found(call(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr))
-}
-
-/// All keys of a map that nobody else changes meanwhile.
-pub(crate) fn map_keys<K: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<K>> {
-    let mut keys: Vec<K> = Vec::new();
-    loop {
-        let mut next = std::mem::MaybeUninit::<K>::uninit();
-        let mut attr = zeroed();
-        attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
-        attr.__bindgen_anon_2.key = keys.last().map_or(0, address);
-        attr.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
-        if !found(call(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr))? {
-            return Ok(keys);
-        }
-        // SAFETY: the kernel has written a whole key, for which every bit pattern is valid (`Pod`).
-        keys.push(unsafe { next.assume_init() });
-    }
 }
 
 /// Makes an array of maps with one element that holds maps like `inner`.
