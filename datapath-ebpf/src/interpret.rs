@@ -18,7 +18,7 @@ use datapath_common::{Be16, Layers, Op, OpKind};
 use crate::lookup::lookup;
 use crate::maps::{Cpu, PORTS, SCRATCH, SEEDS, SLOTS, Scratch};
 use crate::skb::{Skb, payload_len};
-use crate::{stats, upcall};
+use crate::{debug, stats, upcall};
 
 /// What a callback of `bpf_loop` gets.
 struct Run {
@@ -165,7 +165,9 @@ fn extract_here(skb: *mut __sk_buff, s: &mut Scratch) -> i32 {
 fn pass(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch) -> i64 {
     s.again = 0;
     s.lookups = s.lookups.wrapping_add(1);
-    if !lookup(cpu, s) {
+    let found = lookup(cpu, s);
+    debug::lookup(skb, s, found);
+    if !found {
         s.trunc = 0;
         upcall::upcall(skb, s, UpcallKind::Miss as u32, 0, 0);
         return 0;
@@ -236,6 +238,7 @@ extern "C" fn next_op(_: u32, run: *mut Run) -> i64 {
         Step::Stop => 1,
         Step::Fail(reason) => {
             stats::drop(s, reason);
+            debug::dropped(skb, s, reason as u32);
             1
         }
     }

@@ -10,7 +10,12 @@
 //! `bpf_loop`s, or short loops in functions of their own; pointers into the packet are taken anew for every load.
 #![no_std]
 #![feature(asm_experimental_arch)]
+// The context pointer is the kernel's from the program's entry on, and the verifier checks every use of it.
+#![allow(clippy::not_unsafe_ptr_arg_deref)]
+// Field by field through raw pointers: a reference to a whole map element would claim what other CPUs don't keep.
+#![allow(clippy::deref_addrof)]
 
+pub mod debug;
 pub mod interpret;
 pub mod lookup;
 pub mod maps;

@@ -191,5 +191,5 @@ pub fn payload_len(skb: Skb) -> u32 {
         ((*skb.0).len, in_bytes)
     };
     let header = if tagged { 18 } else { 14 };
-    if len > header { len - header } else { 0 }
+    len.saturating_sub(header)
 }

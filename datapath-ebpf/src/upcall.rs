@@ -23,10 +23,6 @@ use crate::stats;
 
 /// Bytes of a record's fixed part.
 const HEADER: usize = size_of::<UpcallHeader>();
-const CLASS_0: usize = SIZE_CLASSES[0];
-const CLASS_1: usize = SIZE_CLASSES[1];
-const CLASS_2: usize = SIZE_CLASSES[2];
-const CLASS_3: usize = SIZE_CLASSES[3];
 
 /// Sends the packet up. `cookie_at`: index of the first `Data` operation in the running slot; `cookie_len`: bytes of cookie,
 /// 0 for a miss. Whatever goes wrong is counted as lost.
@@ -78,13 +74,19 @@ fn send(skb: Skb, s: &mut Scratch, kind: u32, cookie_at: u32, cookie_len: u32) -
     let orig_len = skb.len();
     let len = if s.trunc != 0 && s.trunc < orig_len { s.trunc } else { orig_len };
     let mut record = Record { skb, s, credit, handler, kind, hash, len, orig_len, cookie_at, cookie_len };
-    match len as usize {
-        0..=CLASS_0 => record.write::<CLASS_0>(),
-        ..=CLASS_1 => record.write::<CLASS_1>(),
-        ..=CLASS_2 => record.write::<CLASS_2>(),
-        ..=CLASS_3 => record.write::<CLASS_3>(),
-        ..=MAX_UPCALL_PACKET => record.write::<MAX_UPCALL_PACKET>(),
-        _ => Err(DropReason::UpcallTooLarge),
+    let len = len as usize;
+    if len <= SIZE_CLASSES[0] {
+        record.write::<{ SIZE_CLASSES[0] }>()
+    } else if len <= SIZE_CLASSES[1] {
+        record.write::<{ SIZE_CLASSES[1] }>()
+    } else if len <= SIZE_CLASSES[2] {
+        record.write::<{ SIZE_CLASSES[2] }>()
+    } else if len <= SIZE_CLASSES[3] {
+        record.write::<{ SIZE_CLASSES[3] }>()
+    } else if len <= MAX_UPCALL_PACKET {
+        record.write::<MAX_UPCALL_PACKET>()
+    } else {
+        Err(DropReason::UpcallTooLarge)
     }
 }
 
