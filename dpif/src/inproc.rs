@@ -8,6 +8,7 @@
 //! lock over that: a lookup holds the table's read lock, counts, and lets go with the flow in hand; an output looks the port up
 //! likewise; an upcall holds its handler's queue.
 
+mod device;
 mod handlers;
 mod port;
 mod run;
@@ -26,8 +27,10 @@ use datapath_common::key::KEY_WORDS;
 use datapath_common::maps::{DEFAULT_SLOTS, MAX_MASKS, MAX_PORTS, PORT_CREDIT};
 use datapath_common::op::{DROP_REASONS, DropReason};
 use datapath_common::{DigestSeeds, FlowKey};
+use netdev::device::Namespace;
 use parking_lot::{Mutex, RwLock};
 
+use self::device::DeviceWire;
 use self::handlers::Handlers;
 use self::port::{MemoryWire, Port, Wire};
 use self::run::{Run, Sink};
@@ -68,6 +71,19 @@ pub struct Options {
     pub credit: u64,
     /// Frames that wait in a port until its handle is read; more are dropped.
     pub port_queue: usize,
+    /// What ports are.
+    pub backend: PortBackend,
+}
+
+/// What the ports of a datapath are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PortBackend {
+    /// Queues in memory, for tests, examples and users without privileges: see [`InprocPort`].
+    #[default]
+    Memory,
+    /// Network devices: system ports are existing ones, internal ports are made. Needs `CAP_NET_RAW`, internal ports
+    /// `CAP_NET_ADMIN`.
+    Devices,
 }
 
 impl Options {
@@ -82,6 +98,7 @@ impl Options {
             max_masks: MAX_MASKS,
             credit: PORT_CREDIT,
             port_queue: 4096,
+            backend: PortBackend::Memory,
         }
     }
 }
@@ -100,6 +117,8 @@ struct Shared {
     table: RwLock<Table>,
     ports: RwLock<BTreeMap<u32, Arc<Port>>>,
     events: Mutex<Vec<PortEvent>>,
+    /// Where the devices are; absent in memory, or with why it can't be known.
+    namespace: Option<Result<Arc<Namespace>, String>>,
     handlers: Handlers,
     counters: Counters,
 }
@@ -135,6 +154,8 @@ impl InprocDatapath {
             table: RwLock::new(Table::new(options.seeds, options.max_flows, options.max_masks)),
             ports: RwLock::default(),
             events: Mutex::default(),
+            namespace: (options.backend == PortBackend::Devices)
+                .then(|| Namespace::current().map(Arc::new).map_err(|e| e.to_string())),
             handlers: Handlers::new(options.credit),
             counters: Counters::default(),
             options,
@@ -218,6 +239,14 @@ impl Shared {
         found
     }
 
+    fn namespace(&self) -> Result<&Arc<Namespace>> {
+        match &self.namespace {
+            Some(Ok(namespace)) => Ok(namespace),
+            Some(Err(why)) => Err(DpifError::Kernel(format!("the network namespace can't be opened: {why}"))),
+            None => Err(DpifError::Invalid("a datapath in memory has no devices".into())),
+        }
+    }
+
     fn event(&self, event: PortEvent) {
         self.events.lock().push(event);
     }
@@ -293,15 +322,33 @@ impl Dpif for InprocDatapath {
         let number = shared
             .choose_number(&ports, spec)
             .ok_or_else(|| DpifError::Full(format!("datapath {} has its {MAX_PORTS} ports already", self.name())))?;
-        let wire = Wire::Memory(MemoryWire::new(shared.options.port_queue));
-        let mac = local_mac(self.name(), &spec.name);
-        ports.insert(number.0, Arc::new(Port::new(number, &spec.name, spec.kind, 1500, mac, wire)));
+        let (wire, mtu, mac) = match shared.options.backend {
+            PortBackend::Memory => {
+                let wire = MemoryWire::new(shared.options.port_queue);
+                (Wire::Memory(wire), 1500, local_mac(self.name(), &spec.name))
+            }
+            PortBackend::Devices => {
+                let (wire, device) = DeviceWire::open(shared.namespace()?, &spec.name, spec.kind)?;
+                (Wire::Device(wire), device.mtu, device.mac)
+            }
+        };
+        let port = Arc::new(Port::new(number, &spec.name, spec.kind, mtu, mac, wire));
+        ports.insert(number.0, Arc::clone(&port));
+        drop(ports);
+        if let Wire::Device(wire) = &port.wire
+            && let Err(error) = wire.start(shared, number)
+        {
+            shared.ports.write().remove(&number.0);
+            return Err(error);
+        }
         Ok(number)
     }
 
     fn port_del(&self, port: OdpPort) -> Result<()> {
+        // Stopped without the lock: the receiver may be waiting for it.
         let removed = self.shared.ports.write().remove(&port.0);
-        removed.map(drop).ok_or(DpifError::NoSuchPort(port))
+        removed.ok_or(DpifError::NoSuchPort(port))?.stop();
+        Ok(())
     }
 
     fn ports(&self) -> Result<Vec<PortInfo>> {
@@ -313,7 +360,10 @@ impl Dpif for InprocDatapath {
     }
 
     fn port_events(&self) -> Vec<PortEvent> {
-        std::mem::take(&mut self.shared.events.lock())
+        let ports: Vec<_> = self.shared.ports.read().values().cloned().collect();
+        let mut events = std::mem::take(&mut *self.shared.events.lock());
+        events.extend(ports.iter().filter_map(|port| port.look()));
+        events
     }
 
     fn flow_put(&self, put: &FlowPut) -> Result<()> {
@@ -380,7 +430,9 @@ impl Dpif for InprocDatapath {
 
     fn destroy(&self) -> Result<()> {
         self.shared.handlers.set_count(0)?;
-        self.shared.ports.write().clear();
+        // Stopped without the lock, as in `port_del`.
+        let ports = std::mem::take(&mut *self.shared.ports.write());
+        ports.values().for_each(|port| port.stop());
         self.shared.table.write().clear();
         Ok(())
     }

@@ -9,6 +9,7 @@ use datapath_common::op::DropReason;
 use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
+use super::device::DeviceWire;
 use super::run::Frame;
 use crate::Result;
 use crate::error::DpifError;
@@ -36,6 +37,8 @@ struct State {
 pub(super) enum Wire {
     /// A queue that whoever holds the port's handle reads.
     Memory(MemoryWire),
+    /// A network device.
+    Device(DeviceWire),
 }
 
 /// Frames sent out of a port in memory.
@@ -149,6 +152,14 @@ impl Port {
     pub(super) fn send(&self, packet: Packet) -> Result<(), DropReason> {
         match &self.wire {
             Wire::Memory(wire) => wire.send(packet),
+            Wire::Device(wire) => wire.send(&packet),
+        }
+    }
+
+    /// Lets go of the device. Nothing comes in any more when this returns.
+    pub(super) fn stop(&self) {
+        if let Wire::Device(wire) = &self.wire {
+            wire.stop();
         }
     }
 
@@ -158,6 +169,18 @@ impl Port {
         let changed = self.mtu.swap(mtu, Ordering::Relaxed) != mtu || state.mac != mac;
         state.mac = mac;
         changed
+    }
+
+    /// Looks whether the device behind the port is as it was. Says what has happened to it.
+    pub(super) fn look(&self) -> Option<PortEvent> {
+        let Wire::Device(wire) = &self.wire else { return None };
+        if !self.works() {
+            return None;
+        }
+        match wire.look() {
+            Ok(device) => self.update(device.mtu, device.mac).then_some(PortEvent::Changed(self.number)),
+            Err(why) => self.fail(&why).then_some(PortEvent::Detached(self.number, why)),
+        }
     }
 
     /// The device is gone. Says whether that is news.
@@ -182,6 +205,7 @@ impl InprocPort {
     pub(super) fn new(dp: Arc<Shared>, port: Arc<Port>) -> Result<Self> {
         match port.wire {
             Wire::Memory(_) => Ok(Self { dp, port }),
+            Wire::Device(_) => Err(DpifError::Invalid(format!("port {} is a device, not in memory", port.name))),
         }
     }
 
@@ -214,6 +238,7 @@ impl InprocPort {
     pub fn recv_timeout(&self, timeout: Duration) -> Option<Packet> {
         match &self.port.wire {
             Wire::Memory(wire) => wire.recv(timeout),
+            Wire::Device(_) => None,
         }
     }
 
