@@ -65,17 +65,19 @@ impl Ports {
     /// Brings the ports in step with devices that have changed.
     fn on_news(&self, news: News) {
         let state = &mut *self.state.lock();
-        let (index, moved) = match news {
-            News::Changed(index) | News::Gone(index) => (Some(index), false),
-            News::Moved(index) => (Some(index), true),
-            News::Lost => (None, false),
+        let (index, gone) = match news {
+            // A device that isn't there any more will be said to be gone, and then why.
+            News::Changed(index) => (Some(index), None),
+            News::Gone(index) => (Some(index), Some("deleted")),
+            News::Moved(index) => (Some(index), Some("moved to another network namespace")),
+            News::Lost => (None, Some("deleted or moved to another network namespace")),
         };
         let concerned = |port: &Port| {
             let record = &port.record;
             port.error.is_none() && index.is_none_or(|index| index == record.ifindex || index == record.host_ifindex)
         };
         for (number, port) in state.ports.iter_mut().filter(|(_, port)| concerned(port)) {
-            match self.refresh(*number, port, moved) {
+            match self.refresh(*number, port, gone) {
                 Ok(false) => {}
                 Ok(true) => state.events.push(PortEvent::Changed(OdpPort(*number))),
                 Err(why) => {
@@ -91,18 +93,18 @@ impl Ports {
         }
     }
 
-    /// Looks at a port's devices. True: something about them changed. An error says why the port can't go on.
-    fn refresh(&self, number: u32, port: &mut Port, moved: bool) -> Result<bool, String> {
-        let gone = || if moved { "moved to another network namespace" } else { "deleted" };
-        let get = |index| match rtnl::by_index(index) {
-            Ok(link) => link.ok_or_else(|| gone().to_owned()),
-            Err(error) => Err(format!("lost from sight: {error}")),
-        };
+    /// Looks at a port's devices. True: something about them changed. An error says why the port can't go on; that a device
+    /// is not there is one if `gone` says so.
+    fn refresh(&self, number: u32, port: &mut Port, gone: Option<&str>) -> Result<bool, String> {
+        let get = |index| rtnl::by_index(index).map_err(|error| format!("lost from sight: {error}"));
         let host = get(port.record.host_ifindex)?;
+        let inside = if port.kind == PortKind::Internal { get(port.record.ifindex)? } else { host.clone() };
+        let (Some(host), Some(mut inside)) = (host, inside) else {
+            return gone.map_or(Ok(false), |how| Err(how.to_owned()));
+        };
         if host.name != port.name {
             return Err(format!("renamed to {}", host.name));
         }
-        let mut inside = if port.kind == PortKind::Internal { get(port.record.ifindex)? } else { host.clone() };
         if inside.mtu != host.mtu {
             // The operator changes the host's end; the datapath's follows.
             match rtnl::set_mtu(inside.index, host.mtu) {
