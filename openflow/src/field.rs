@@ -12,8 +12,8 @@ mod value;
 
 pub use subfield::Subfield;
 pub(crate) use value::{
-    FieldText, Ipv4Text, Ipv6Text, MacText, TcpFlagsText, ValueUse, frag_word, parse_field_value, parse_integer,
-    parse_ipv4, parse_mac,
+    FieldText, Ipv4Text, Ipv6Text, MacText, TcpFlagsText, ValueUse, frag_word, parse_decimal, parse_field_value,
+    parse_integer, parse_ipv4, parse_mac,
 };
 
 /// What is known about a field; the row of the table.

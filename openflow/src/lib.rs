@@ -22,7 +22,8 @@
 //! **Strictness.** Everything the reference refuses is refused. Beyond that, this parser refuses what the reference
 //! takes and silently weakens: a match whose prerequisite is missing (`tp_dst=80` without `tcp`), values that don't fit
 //! their field (`dl_vlan=5000`), trailing garbage after a number and unbalanced parentheses. What the syntax knows but
-//! this crate does not implement yet is refused by name. Which OpenFlow version could carry a flow is not asked.
+//! this crate does not implement yet is refused by name. Which OpenFlow version could carry a flow is not asked. Bits of
+//! a value that its mask leaves out are set to 0, so that equal flows compare equal and have one text.
 //!
 //! | module | owns |
 //! | --- | --- |

@@ -179,10 +179,12 @@ fn find_outside_quotes(text: &str, wanted: impl Fn(char) -> bool) -> usize {
     text.len()
 }
 
-/// The length of a quotation with its closing quote, the opening one being just before `text`.
+/// The length of a quotation with its closing quote, the opening one being just before `text`. Names are short, so that
+/// a quote without its partner is found to be one without reading all that follows, again and again.
 fn quoted_length(text: &str) -> Option<usize> {
+    const LONGEST: usize = 256;
     let mut escaped = false;
-    for (at, c) in text.char_indices() {
+    for (at, c) in text.char_indices().take(LONGEST) {
         match c {
             _ if escaped => escaped = false,
             '\\' => escaped = true,

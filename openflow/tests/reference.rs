@@ -16,7 +16,7 @@ use std::process::{Command, Output};
 
 use common::additions;
 use openflow::field::FieldFormat;
-use openflow::{Action, FieldId, FlowFlags, FlowMod, MatchFields, NoPortNames, Prerequisite};
+use openflow::{Action, FieldId, FlowFlags, FlowMod, MatchFields, NoPortNames, Prerequisite, check_actions};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use testkit::Need;
@@ -36,6 +36,10 @@ const REFUSED: &[&str] = &[
     "priority actions=1",
     "table=256 actions=1",
     "table=a actions=1",
+    "table=0x3 actions=1",
+    "actions=goto_table:0x3",
+    "actions=resubmit(,0x3)",
+    "actions=resubmit(,3 )",
     "table actions=1",
     "idle_timeout=65536 actions=1",
     "cookie=1/1 actions=1",
@@ -354,6 +358,10 @@ fn only_carryable(flow: &mut FlowMod) {
     let fields = flow.r#match.value.clone();
     let mut tags = usize::from(fields.meets(Prerequisite::VlanVid));
     retain_carryable(&mut flow.actions, &fields, &mut tags);
+    // What is left may have stood on what is gone.
+    if check_actions(&flow.r#match, flow.table, &flow.actions).is_err() {
+        flow.actions.clear();
+    }
 }
 
 fn retain_carryable(actions: &mut Vec<Action>, fields: &MatchFields, tags: &mut usize) {

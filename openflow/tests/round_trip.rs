@@ -155,6 +155,18 @@ fn the_reference_s_dumps_can_be_fed_back() {
 }
 
 #[test]
+fn deep_nesting_is_refused_and_long_text_is_read_in_time() {
+    let deep = format!("{}output:1{}", "write_actions(".repeat(100_000), ")".repeat(100_000));
+    assert!(parse_actions(&deep, &NoPortNames).unwrap_err().to_string().contains("is an instruction"));
+    for piece in ["(", "\"", "a(\"", "\"\\", "load:1->xxreg0,", "[", "->", "+syn", "|"] {
+        let long = piece.repeat(100_000 / piece.len());
+        for text in [long.clone(), format!("tcp,tcp_flags={long} actions={long}"), format!("actions=note:{long}")] {
+            let _ = FlowMod::parse(&text, &NoPortNames);
+        }
+    }
+}
+
+#[test]
 fn port_names_stand_for_their_ports() {
     let names = names();
     let flow =

@@ -3,7 +3,8 @@
 use super::{Action, Controller, PacketInReason};
 use crate::error::{ParseError, ParseErrorKind, Parsed};
 use crate::field::{
-    Access, FieldId, Subfield, ValueUse, is_unsupported_name, parse_field_value, parse_integer, parse_ipv4, parse_mac,
+    Access, FieldId, Subfield, ValueUse, is_unsupported_name, parse_decimal, parse_field_value, parse_integer,
+    parse_ipv4, parse_mac,
 };
 use crate::matching::proto::{ETH_QINQ, ETH_VLAN};
 use crate::port::{OfPort, PortNames};
@@ -81,11 +82,12 @@ impl Reader<'_> {
                 drop = Some(item.key);
                 continue;
             }
-            let at = item.key.at;
-            actions.extend(self.action(item)?.into_iter().map(|action| (at, action)));
-            if let Some((_, last)) = actions.last() {
-                self.check_order(item.key, last, actions.iter().rev().skip(1).map(|(_, action)| action))?;
+            let before = actions.last().map(|(_, action)| action);
+            let found = self.action(item)?;
+            if let Some(action) = found.first() {
+                self.check_order(item.key, action, before)?;
             }
+            actions.extend(found.into_iter().map(|action| (item.key.at, action)));
         }
         match drop {
             Some(key) if !actions.is_empty() => Err(key.fault(ParseErrorKind::DropNotAlone)),
@@ -93,13 +95,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Instructions stand last, in OpenFlow's order, once each.
-    fn check_order<'a>(
-        &self,
-        key: Span<'_>,
-        action: &Action,
-        mut before: impl Iterator<Item = &'a Action>,
-    ) -> Parsed<()> {
+    /// Instructions stand last, in OpenFlow's order, once each. All actions before `before` were in order.
+    fn check_order(&self, key: Span<'_>, action: &Action, before: Option<&Action>) -> Parsed<()> {
         let rank = |action: &Action| match action {
             Action::ClearActions => 1,
             Action::WriteActions(_) => 2,
@@ -108,21 +105,29 @@ impl Reader<'_> {
             _ => 0,
         };
         let this = rank(action);
-        if self.nested && this > 0 {
-            let text = format!("{} is an instruction: expected only actions within write_actions", key.text);
-            return Err(key.fault(ParseErrorKind::InstructionOrder(text)));
+        if this > 0 {
+            self.check_nested(key)?;
         }
-        match before.find(|earlier| rank(earlier) > this || (this > 0 && rank(earlier) == this)) {
-            None => Ok(()),
-            Some(earlier) if rank(earlier) == this => {
-                let text = format!("{} stands twice: expected it at most once", key.text);
-                Err(key.fault(ParseErrorKind::InstructionOrder(text)))
-            }
-            Some(earlier) => {
+        match before {
+            Some(earlier) if rank(earlier) > this => {
                 let text = format!("{} stands after {earlier}: expected it before", key.text);
                 Err(key.fault(ParseErrorKind::InstructionOrder(text)))
             }
+            Some(earlier) if this > 0 && rank(earlier) == this => {
+                let text = format!("{} stands twice: expected it at most once", key.text);
+                Err(key.fault(ParseErrorKind::InstructionOrder(text)))
+            }
+            _ => Ok(()),
         }
+    }
+
+    /// No instruction stands within another; for `write_actions` this also bounds how deep we read.
+    fn check_nested(&self, key: Span<'_>) -> Parsed<()> {
+        if !self.nested {
+            return Ok(());
+        }
+        let text = format!("{} is an instruction: expected only actions within write_actions", key.text);
+        Err(key.fault(ParseErrorKind::InstructionOrder(text)))
     }
 
     /// One item; only `load` may come to several actions.
@@ -171,11 +176,12 @@ impl Reader<'_> {
             "exit" => plain(item, Action::Exit)?,
             "clear_actions" => plain(item, Action::ClearActions)?,
             "write_actions" => {
+                self.check_nested(key)?;
                 let nested = Reader { names: self.names, nested: true }.list(value)?;
                 Action::WriteActions(nested.into_iter().map(|(_, action)| action).collect())
             }
             "write_metadata" => write_metadata(what, value)?,
-            "goto_table" => Action::GotoTable(number(what, value, 254)? as u8),
+            "goto_table" => Action::GotoTable(table(what, value, 254)?),
             "apply_actions" => {
                 let text = "apply_actions is what happens anyway: expected its actions without it".to_string();
                 return Err(key.fault(ParseErrorKind::InvalidAction(text)));
@@ -295,16 +301,16 @@ impl Reader<'_> {
     /// `resubmit:PORT`, `resubmit(PORT,TABLE)`, `resubmit(,TABLE)`.
     fn resubmit(&self, text: Span<'_>) -> Parsed<Action> {
         let (port, rest) = text.split_at_comma();
-        let (table, last) = rest.split_at_comma();
-        let port = match port.trim() {
+        let (table_text, last) = rest.split_at_comma();
+        let port = match port.trim_start() {
             port if port.is_empty() => None,
             // Looking up with the port the packet came in by is looking up as it is.
             port => Some(self.port(port)?).filter(|port| *port != OfPort::IN_PORT),
         };
-        let table = match table.trim() {
-            table if table.is_empty() => None,
+        let table = match table_text.trim_start() {
+            text if text.is_empty() => None,
             // 255 is the reference's number for "the current table".
-            table => Some(number("resubmit's table", table, 255)? as u8).filter(|table| *table != 255),
+            text => Some(table("resubmit's table", text, 255)?).filter(|table| *table != 255),
         };
         if last.trim().text == "ct" {
             return Err(last.fault(ParseErrorKind::UnsupportedAction("resubmit(PORT,TABLE,ct)".into())));
@@ -352,8 +358,9 @@ fn dec_ttl(item: KeyValue<'_>) -> Parsed<Action> {
     let mut ids = Vec::new();
     let mut items = KeyValues::new(item.value);
     while let Some(id) = items.next()? {
-        no_argument(id)?;
-        ids.push(number("dec_ttl's controller id", id.key, 0xffff)? as u16);
+        let bad = || item.value.bad_value("dec_ttl", "controller ids, decimal numbers from 0 to 65535");
+        let number = parse_decimal(id.key.text).filter(|_| id.delimiter.is_none());
+        ids.push(number.ok_or_else(bad)?);
     }
     if ids.is_empty() {
         return Err(item.value.bad_value("dec_ttl", "at least one controller id"));
@@ -403,6 +410,13 @@ fn number(what: &str, text: Span<'_>, max: u64) -> Parsed<u64> {
         .and_then(|value| u64::try_from(value).ok())
         .filter(|value| *value <= max)
         .ok_or_else(|| text.bad_value(what, format!("a number from 0 to {max}")))
+}
+
+/// A table's number, which is decimal only.
+fn table(what: &str, text: Span<'_>, max: u8) -> Parsed<u8> {
+    parse_decimal(text.text)
+        .filter(|table| *table <= max)
+        .ok_or_else(|| text.bad_value(what, format!("a decimal number from 0 to {max}")))
 }
 
 fn mac(what: &str, text: Span<'_>) -> Parsed<[u8; 6]> {

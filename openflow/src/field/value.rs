@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use super::{FieldFormat, FieldId, Maskable};
 use crate::error::{ParseErrorKind, Parsed};
@@ -132,6 +133,11 @@ pub(crate) fn parse_integer(text: &str) -> Option<u128> {
     if negative { wrapping_minus(value) } else { Some(value) }
 }
 
+/// Reads a number that is decimal even where it starts with 0.
+pub(crate) fn parse_decimal<T: FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
 fn wrapping_minus(value: u128) -> Option<u128> {
     Some(u64::try_from(value).ok()?.wrapping_neg().into())
 }
@@ -179,7 +185,7 @@ fn parse_ipv6_masked(text: &str) -> Option<(u128, u128)> {
 
 /// A prefix length of at most `max` as a mask in the highest bits.
 fn parse_prefix(text: &str, max: u32) -> Option<u128> {
-    let length = text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse::<u32>().ok())??;
+    let length: u32 = parse_decimal(text)?;
     (length <= max).then(|| u128::MAX.checked_shl(128 - length).unwrap_or(0))
 }
 

@@ -3,7 +3,7 @@
 use super::{FlowCommand, FlowFlags, FlowMod, MaskedCookie};
 use crate::action::{check_located, parse_action_list};
 use crate::error::{ParseError, ParseErrorKind, Parsed};
-use crate::field::parse_integer;
+use crate::field::{parse_decimal, parse_integer};
 use crate::matching::MatchParser;
 use crate::port::{OfPort, PortNames};
 use crate::scan::{KeyValue, KeyValues, Span};
@@ -89,7 +89,11 @@ fn setting(flow: &mut FlowMod, item: KeyValue<'_>, names: &dyn PortNames) -> Par
         |hint| Err(key.fault(ParseErrorKind::WrongCommand { setting: key.text.into(), command: command.name(), hint }));
     let deletes = command.is_delete();
     match key.text {
-        "table" => flow.table = Some(number(item, 255)? as u8).filter(|table| *table != 255),
+        // Tables are numbered in decimal; 255 is the reference's number for "not said".
+        "table" => {
+            let bad = || value.bad_value("table", "a decimal number from 0 to 255");
+            flow.table = Some(parse_decimal::<u8>(value.text).ok_or_else(bad)?).filter(|table| *table != 255);
+        }
         "priority" if command == FlowCommand::Delete => return wrong("delete_strict looks at priorities"),
         "priority" => flow.priority = number(item, 0xffff)? as u16,
         "idle_timeout" | "hard_timeout" | "importance" if deletes => return wrong("a deletion sets nothing"),
