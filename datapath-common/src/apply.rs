@@ -224,3 +224,6 @@ fn set_ipv6<P: PacketEdit>(packet: &mut P, key: &FlowKey, layers: &Layers, index
     // makes up for this store undoes that.
     packet.store_u64(layers.l3 + 8 + (index as u32 - word::IPV6_SRC as u32) * 8, new, Balanced::No)
 }
+
+#[cfg(test)]
+mod tests;

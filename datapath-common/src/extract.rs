@@ -584,3 +584,6 @@ fn neighbour_discovery<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32) {
         words[word::ARP_THA] &= !FIRST_6;
     }
 }
+
+#[cfg(test)]
+mod tests;
