@@ -40,6 +40,19 @@ pub struct Cli {
     #[command(flatten, next_help_heading = "Engine")]
     pub options: OptionsPart,
 
+    /// Where the BPF file system is that keeps the eBPF datapath [default: $SLUICE_BPFFS or /sys/fs/bpf]
+    #[arg(long, value_name = "PATH", help_heading = "Engine")]
+    pub bpffs: Option<PathBuf>,
+
+    /// Ports of userspace bridges are queues in memory with nothing behind them: tries configurations and commands
+    /// without privileges
+    #[arg(long, help_heading = "Engine")]
+    pub memory_ports: bool,
+
+    /// At the end remove everything of the switch from the system, as "exit --cleanup" does
+    #[arg(long, help_heading = "Daemon")]
+    pub cleanup_on_exit: bool,
+
     /// Check the configuration and end
     #[arg(long, help_heading = "Daemon")]
     pub check: bool,

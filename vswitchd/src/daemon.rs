@@ -107,8 +107,8 @@ pub fn run(
 
     let mut reconciler = Reconciler::new();
     if let Err(error) = reconciler.reconcile(switch, desired) {
-        // What was refused has nothing to shut down, but may have opened something to look at.
-        if let Err(shutdown) = switch.shutdown(true) {
+        // The way back has left the system as it was; what another process made before stays.
+        if let Err(shutdown) = switch.shutdown(false) {
             tracing::error!("could not shut down cleanly: {}", one_line(shutdown.as_ref()));
         }
         return Err(error.into());
@@ -117,6 +117,7 @@ pub fn run(
     let server = socket.map(|bound: Bound| bound.serve(registry)).transpose()?;
 
     let (cleanup, responder) = wait(&events, cli, vlog, switch, &mut reconciler, &rates);
+    let cleanup = cleanup || cli.cleanup_on_exit;
     tracing::info!("exiting{}", if cleanup { " with cleanup" } else { "" });
     let result = switch.shutdown(cleanup).map_err(|error| DaemonError::Shutdown(one_line(error.as_ref())));
     if let Some(responder) = responder {

@@ -2,7 +2,7 @@
 //!
 //! What the switch should be comes from the command line and a file ([`cli`], [`config`]), becomes a list of changes
 //! ([`plan`]) and is applied whole or not at all ([`reconcile`]) to whatever implements
-//! [`Switch`](reconcile::Switch). Around that is what makes a program a daemon: a life with a beginning and an end
+//! [`Switch`](reconcile::Switch), which in the daemon is [`Bridges`](switch::Bridges). Around that is what makes a program a daemon: a life with a beginning and an end
 //! ([`daemon`], [`pidfile`], [`dirs`]), a control socket ([`unixctl`]) and a log ([`vlog`]).
 #![forbid(unsafe_code)]
 
@@ -13,5 +13,6 @@ pub mod dirs;
 pub mod pidfile;
 pub mod plan;
 pub mod reconcile;
+pub mod switch;
 pub mod unixctl;
 pub mod vlog;

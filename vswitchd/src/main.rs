@@ -8,11 +8,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use vswitchd::cli::{Cli, Usage};
-use vswitchd::config::DesiredState;
 use vswitchd::daemon::{self, DaemonError};
-use vswitchd::plan::Change;
-use vswitchd::reconcile::{ReconcileError, Switch, SwitchError, one_line};
-use vswitchd::unixctl::Registry;
+use vswitchd::reconcile::{ReconcileError, Switch, one_line};
+use vswitchd::switch::{Bridges, Setup};
 use vswitchd::vlog::{Syslog, Vlog};
 
 const FAILURE: u8 = 1;
@@ -45,7 +43,10 @@ fn run(program: &str) -> Result<(), (u8, String)> {
         return Ok(());
     }
     let desired = cli.desired().map_err(|error| (WRONG, error.to_string()))?;
-    let mut switch = NoDatapath;
+    let mut switch = Bridges::new(Setup {
+        bpffs: cli.bpffs.clone().unwrap_or_else(|| dpif_ebpf::Options::default().bpffs),
+        memory_ports: cli.memory_ports,
+    });
     if cli.check {
         switch.check(&desired).map_err(|error| (WRONG, one_line(error.as_ref())))?;
         println!("the configuration is valid: {} bridges", desired.bridges.len());
@@ -72,26 +73,4 @@ fn log(program: &str, cli: &Cli) -> Result<Vlog, String> {
         vlog.set(spec).map_err(|error| format!("processing \"{spec}\": {error}"))?;
     }
     Ok(vlog)
-}
-
-/// The switch of a daemon that is built without an engine: it has no bridges and refuses to make one.
-struct NoDatapath;
-
-impl Switch for NoDatapath {
-    fn register_commands(&mut self, _: &Registry) {}
-
-    fn check(&self, _: &DesiredState) -> Result<(), SwitchError> {
-        Ok(())
-    }
-
-    fn apply(&mut self, change: &Change) -> Result<(), SwitchError> {
-        match change {
-            Change::SetOptions(_) => Ok(()),
-            _ => Err("this daemon is built without a datapath".into()),
-        }
-    }
-
-    fn shutdown(&mut self, _: bool) -> Result<(), SwitchError> {
-        Ok(())
-    }
 }

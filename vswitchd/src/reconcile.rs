@@ -34,6 +34,18 @@ pub trait Switch {
     /// Why the change can't be made.
     fn apply(&mut self, change: &Change) -> Result<(), SwitchError>;
 
+    /// Begins to work as it was told: the changes since the last call are complete. What is in the system from an
+    /// earlier process and belongs to the state was adopted, the rest goes now.
+    ///
+    /// # Errors
+    /// Why it can't work.
+    fn settle(&mut self) -> Result<(), SwitchError> {
+        Ok(())
+    }
+
+    /// Leaves what was begun since the last [`settle`](Switch::settle) and not asked for any more, as it was found.
+    fn give_up(&mut self) {}
+
     /// Does what has to be done from time to time on the main thread. Called about once a second, with milliseconds
     /// of a monotonic clock.
     fn run(&mut self, now_ms: u64) {
@@ -111,6 +123,9 @@ impl Reconciler {
                 return Err(self.undo(switch, &before, change.to_string(), error));
             }
         }
+        if let Err(error) = switch.settle() {
+            return Err(self.undo(switch, &before, "start the switch".into(), error));
+        }
         // The order of what is the same may differ.
         self.current = desired.clone();
         Ok(changes.len())
@@ -138,6 +153,7 @@ impl Reconciler {
                 stuck.get_or_insert((undo.to_string(), undo_error));
             }
         }
+        switch.give_up();
         match stuck {
             None => ReconcileError::Failed { change, error },
             Some((undo, undo_error)) => ReconcileError::Stuck { change, error, undo, undo_error },

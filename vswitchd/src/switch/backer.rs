@@ -1,0 +1,116 @@
+//! A datapath with the bridges on it.
+//!
+//! All bridges of a type share one datapath (a packet over several of them is one flow in it), so each type in use has
+//! one backer, opened with its first bridge and removed with its last.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use dpif::Dpif;
+use dpif::inproc::{self, InprocDatapath, PortBackend};
+use dpif_ebpf::EbpfDpif;
+
+use super::Setup;
+use crate::config::{DatapathType, Options};
+use crate::reconcile::SwitchError;
+
+/// The name of the eBPF datapath, that of the kernel's own in the field.
+const EBPF_NAME: &str = "ovs-system";
+/// The name of the userspace datapath, as in the field.
+const USERSPACE_NAME: &str = "ovs-netdev";
+
+/// A datapath with the bridges on it.
+pub(super) struct Backer {
+    pub(super) kind: DatapathType,
+    pub(super) switch: Arc<ofproto::Switch>,
+    /// Whether the switch works; until then it is only configured.
+    pub(super) started: bool,
+    /// Whether the datapath was there before, and its ports.
+    found: Option<BTreeSet<String>>,
+}
+
+impl Backer {
+    /// Makes the datapath, or finds the one that an earlier process left.
+    pub(super) fn open(kind: DatapathType, setup: &Setup, options: &Options) -> Result<Backer, SwitchError> {
+        let (dpif, adopted): (Arc<dyn Dpif>, bool) = match kind {
+            DatapathType::Ebpf => {
+                let dpif = EbpfDpif::open(EBPF_NAME, &ebpf_options(setup, options))?;
+                let adopted = dpif.was_adopted();
+                (Arc::new(dpif), adopted)
+            }
+            DatapathType::Userspace => {
+                (Arc::new(InprocDatapath::with_options(userspace_options(setup, options))), false)
+            }
+        };
+        let found = match adopted {
+            true => Some(dpif.ports()?.into_iter().map(|port| port.name).collect()),
+            false => None,
+        };
+        let switch = Arc::new(ofproto::Switch::new(dpif, switch_options(options)));
+        tracing::info!("{}: {}", switch.dpif_name(), if adopted { "adopted" } else { "created" });
+        Ok(Backer { kind, switch, started: false, found })
+    }
+
+    /// Adopts the flows that fit, removes the ports that nobody asked for, and answers upcalls from now on.
+    pub(super) fn start(&mut self) -> Result<(), SwitchError> {
+        if !self.started {
+            for port in self.switch.remove_unclaimed_ports()? {
+                tracing::info!("{}: removed port {port}, which no bridge has any more", self.switch.dpif_name());
+            }
+            self.switch.start()?;
+            self.started = true;
+        }
+        Ok(())
+    }
+
+    /// Leaves a datapath that was not started as it was found.
+    pub(super) fn give_up(&self) -> Result<(), SwitchError> {
+        let Some(found) = &self.found else {
+            return Ok(self.switch.destroy()?);
+        };
+        let dpif = self.switch.dpif();
+        for port in dpif.ports()?.into_iter().filter(|port| !found.contains(&port.name)) {
+            dpif.port_del(port.port)?;
+        }
+        Ok(())
+    }
+
+    /// Ends. What can go on without the process does, unless it should not.
+    pub(super) fn shutdown(&self, cleanup: bool) -> Result<(), SwitchError> {
+        match (cleanup, self.kind) {
+            (false, DatapathType::Ebpf) => self.switch.stop(),
+            // A datapath in this process would not outlive it, but its devices want their settings back.
+            _ => self.switch.destroy()?,
+        }
+        Ok(())
+    }
+}
+
+fn ebpf_options(setup: &Setup, options: &Options) -> dpif_ebpf::Options {
+    let mut ebpf = dpif_ebpf::Options { bpffs: setup.bpffs.clone(), ..dpif_ebpf::Options::default() };
+    if let Some(max_flows) = options.max_flows {
+        ebpf.slots = max_flows as usize;
+    }
+    ebpf
+}
+
+fn userspace_options(setup: &Setup, options: &Options) -> inproc::Options {
+    let mut userspace = inproc::Options::new(USERSPACE_NAME);
+    if !setup.memory_ports {
+        userspace.backend = PortBackend::Devices;
+    }
+    if let Some(max_flows) = options.max_flows {
+        userspace.max_flows = max_flows as usize;
+    }
+    userspace
+}
+
+fn switch_options(options: &Options) -> ofproto::Options {
+    ofproto::Options {
+        n_handlers: options.n_handlers.map(u32::from),
+        flow_limit: options.flow_limit as usize,
+        max_idle_ms: options.max_idle.into(),
+        max_revalidator_ms: options.max_revalidator.into(),
+        ..ofproto::Options::default()
+    }
+}

@@ -1,0 +1,28 @@
+//! The control commands about bridges and datapaths, in the field's words.
+//!
+//! `dpctl/…` is about datapaths as such; the rest about bridges, what they learned, and the upcall engine between both.
+
+mod bridges;
+mod drops;
+mod filter;
+mod flows;
+mod options;
+mod show;
+
+use std::sync::Arc;
+
+use super::shared::Shared;
+use crate::unixctl::Registry;
+
+/// Registers all of them.
+pub(super) fn register(registry: &Registry, shared: &Arc<Shared>) {
+    show::register(registry, shared);
+    flows::register(registry, shared);
+    drops::register(registry, shared);
+    bridges::register(registry, shared);
+}
+
+/// An error of many layers as a command's one line.
+fn say(error: impl std::error::Error + 'static) -> String {
+    crate::reconcile::one_line(&error)
+}

@@ -1,0 +1,87 @@
+//! Ports whose devices come and go.
+//!
+//! A device can be deleted, renamed or moved away while it is a port; the datapath then detaches it and says so. The port
+//! stays on its bridge, out of work, so that flows that name it keep their meaning. When a device of its name is there
+//! again, it goes back to work with the number that it had.
+
+use std::collections::BTreeMap;
+
+use dpif::PortEvent;
+use openflow::OfPort;
+
+use super::{port_kind, port_vlan};
+use crate::config::{PortConfig, PortKind};
+use crate::reconcile::{SwitchError, one_line};
+
+/// The ports as they were asked for, by name.
+#[derive(Default)]
+pub(super) struct Ports(BTreeMap<String, Asked>);
+
+struct Asked {
+    bridge: String,
+    port: PortConfig,
+    /// Whether its device is gone, and the number that it had.
+    lost: Option<OfPort>,
+}
+
+/// Adds a port as it is asked for.
+pub(super) fn add(
+    switch: &ofproto::Switch,
+    bridge: &str,
+    port: &PortConfig,
+    number: Option<OfPort>,
+) -> Result<OfPort, SwitchError> {
+    Ok(switch.port_add(bridge, &port.name, port_kind(port), port_vlan(&port.vlan), number)?)
+}
+
+impl Ports {
+    /// A port is on a bridge, or was changed there.
+    pub(super) fn added(&mut self, bridge: &str, port: &PortConfig) {
+        let lost = self.0.get(&port.name).and_then(|asked| asked.lost);
+        self.0.insert(port.name.clone(), Asked { bridge: bridge.into(), port: port.clone(), lost });
+    }
+
+    /// A port is on no bridge any more.
+    pub(super) fn removed(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
+    /// Hears what happened to the devices of a datapath, and tries to get lost ports back to work.
+    pub(super) fn run(&mut self, switch: &ofproto::Switch) {
+        let dpif = switch.dpif();
+        for event in dpif.port_events() {
+            let PortEvent::Detached(number, why) = event else { continue };
+            let ports = dpif.ports().unwrap_or_default();
+            let name = ports.into_iter().find(|port| port.port == number).map_or_else(String::new, |port| port.name);
+            tracing::warn!("{}: port {number}, {name}, is out of work: {why}", switch.dpif_name());
+            if let Some(asked) = self.0.get_mut(&name) {
+                asked.lost = switch.port_number(&asked.bridge, &name);
+            }
+        }
+        let bridges = switch.bridges();
+        for (name, asked) in self.0.iter_mut().filter(|(_, asked)| bridges.contains(&asked.bridge)) {
+            if let Some(number) = asked.lost
+                && asked.port.kind == PortKind::System
+                && nix::net::if_::if_nametoindex(name.as_str()).is_ok()
+            {
+                match restore(switch, asked, number) {
+                    Ok(()) => {
+                        tracing::info!("{}: port {name} is back at work", switch.dpif_name());
+                        asked.lost = None;
+                    }
+                    Err(error) => tracing::debug!("port {name} stays out of work: {}", one_line(error.as_ref())),
+                }
+            }
+        }
+    }
+}
+
+/// Puts a port back on its bridge with the number that it had.
+fn restore(switch: &ofproto::Switch, asked: &Asked, number: OfPort) -> Result<(), SwitchError> {
+    let (bridge, name) = (&asked.bridge, &asked.port.name);
+    // An attempt that failed half-way has left it on no bridge.
+    if switch.port_number(bridge, name).is_some() {
+        switch.port_del(bridge, name)?;
+    }
+    add(switch, bridge, &asked.port, Some(number)).map(drop)
+}
