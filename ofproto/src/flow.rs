@@ -165,13 +165,13 @@ impl Flow {
     /// Register `n`, 0 to 15.
     pub fn reg(&self, n: usize) -> u32 {
         let pair = self.ext.get(1 + n / 2).copied().unwrap_or(0);
-        (if n % 2 == 0 { pair >> 32 } else { pair }) as u32
+        (if n.is_multiple_of(2) { pair >> 32 } else { pair }) as u32
     }
 
     /// Sets register `n`, 0 to 15.
     pub fn set_reg(&mut self, n: usize, value: u32) {
         if let Some(pair) = self.ext.get_mut(1 + n / 2) {
-            let shift = if n % 2 == 0 { 32 } else { 0 };
+            let shift = if n.is_multiple_of(2) { 32 } else { 0 };
             *pair = (*pair & !(0xffff_ffff << shift)) | (u64::from(value) << shift);
         }
     }

@@ -26,6 +26,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 #[derive(Default)]
 pub(crate) struct PassState {
     number: u64,
+    /// The flows that were in the datapath are known: any other is a stranger's.
+    adopted: bool,
 }
 
 /// What the revalidator's thread does until it is to end.
@@ -39,6 +41,9 @@ pub(super) fn run(backer: &Backer) {
 /// One pass over all megaflows.
 pub(crate) fn revalidate(backer: &Backer) {
     let mut pass = backer.pass.lock();
+    if !pass.adopted {
+        return expire(backer);
+    }
     pass.number += 1;
     let began = Instant::now();
 
@@ -94,7 +99,7 @@ pub(crate) fn flush(backer: &Backer) -> dpif::Result<()> {
 /// Makes ukeys of the flows that are in the datapath already, to be translated again before anything else. What they counted
 /// so far belongs to rules of the past.
 pub(super) fn adopt(backer: &Backer) -> dpif::Result<()> {
-    let _pass = backer.pass.lock();
+    let mut pass = backer.pass.lock();
     let now = backer.clock.now_ms();
     let mut foreign = Vec::new();
     backer.dpif.flow_dump(&mut |flow| {
@@ -122,6 +127,7 @@ pub(super) fn adopt(backer: &Backer) -> dpif::Result<()> {
     for ufid in foreign {
         let _ = backer.dpif.flow_del(ufid);
     }
+    pass.adopted = true;
     backer.wake_revalidator();
     Ok(())
 }

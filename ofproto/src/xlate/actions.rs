@@ -3,7 +3,7 @@
 use datapath_common::extract::{eth_type, ip_proto};
 use datapath_common::key::VLAN_PRESENT;
 use datapath_common::{Be16, Vlan};
-use openflow::{Action, FieldId, OfPort, Prerequisite};
+use openflow::{Action, FieldId, OfPort, Prerequisite, Subfield};
 
 use super::XlateError;
 use super::context::Context;
@@ -29,11 +29,8 @@ impl Context<'_> {
             Action::Output(port) => self.output(*port, None),
             Action::OutputTrunc { port, max_len } => self.output(*port, Some(*max_len)),
             Action::OutputReg(src) => {
-                if self.meets(src.field.info().prerequisite) {
-                    let port = src.extract(self.read(src.field, src.mask()));
-                    if let Ok(port) = u16::try_from(port) {
-                        self.output(OfPort(port), None);
-                    }
+                if let Some(Ok(port)) = self.read_part(*src).map(u16::try_from) {
+                    self.output(OfPort(port), None);
                 }
             }
             // No controller is connected in this version: there is nobody to send it to.
@@ -41,8 +38,7 @@ impl Context<'_> {
             Action::SetField { field, value, mask } => self.write(*field, *value, *mask),
             Action::Load { value, dst } => self.write(dst.field, dst.insert(0, (*value).into()), dst.mask()),
             Action::Move { src, dst } => {
-                if self.meets(src.field.info().prerequisite) {
-                    let value = src.extract(self.read(src.field, src.mask()));
+                if let Some(value) = self.read_part(*src) {
                     self.write(dst.field, dst.insert(0, value), dst.mask());
                 }
             }
@@ -76,6 +72,11 @@ impl Context<'_> {
             _ => {}
         }
         true
+    }
+
+    /// What is in a part of a field; `None` in packets without the field.
+    fn read_part(&mut self, src: Subfield) -> Option<u128> {
+        self.meets(src.field.info().prerequisite).then(|| src.extract(self.read(src.field, src.mask())))
     }
 
     fn write_whole(&mut self, field: FieldId, value: u128) {
