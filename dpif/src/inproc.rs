@@ -315,13 +315,12 @@ impl Dpif for InprocDatapath {
     fn port_add(&self, spec: &PortSpec) -> Result<OdpPort> {
         check_name(&spec.name)?;
         let shared = &self.shared;
-        let mut ports = shared.ports.write();
-        if ports.values().any(|p| p.name == spec.name) {
-            return Err(DpifError::Exists(format!("{} is a port of datapath {} already", spec.name, self.name())));
-        }
-        let number = shared
-            .choose_number(&ports, spec)
-            .ok_or_else(|| DpifError::Full(format!("datapath {} has its {MAX_PORTS} ports already", self.name())))?;
+        let check_new = |ports: &BTreeMap<u32, Arc<Port>>| match ports.values().any(|p| p.name == spec.name) {
+            true => Err(DpifError::Exists(format!("{} is a port of datapath {} already", spec.name, self.name()))),
+            false => Ok(()),
+        };
+        check_new(&shared.ports.read())?;
+        // Devices are opened without the lock: packets go on meanwhile.
         let (wire, mtu, mac) = match shared.options.backend {
             PortBackend::Memory => {
                 let wire = MemoryWire::new(shared.options.port_queue);
@@ -332,6 +331,11 @@ impl Dpif for InprocDatapath {
                 (Wire::Device(wire), device.mtu, device.mac)
             }
         };
+        let mut ports = shared.ports.write();
+        check_new(&ports)?;
+        let number = shared
+            .choose_number(&ports, spec)
+            .ok_or_else(|| DpifError::Full(format!("datapath {} has its {MAX_PORTS} ports already", self.name())))?;
         let port = Arc::new(Port::new(number, &spec.name, spec.kind, mtu, mac, wire));
         ports.insert(number.0, Arc::clone(&port));
         drop(ports);

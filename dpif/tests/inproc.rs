@@ -11,6 +11,7 @@ use dpif::inproc::{Frame, InprocDatapath, InprocPort, Options};
 use dpif::*;
 use frames::{checksums_are_right, ethernet, tcp_frame, udp_frame};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use proptest::prelude::*;
 
 /// A datapath with ports 1 to 3.
 fn datapath() -> (InprocDatapath, [InprocPort; 3]) {
@@ -467,4 +468,106 @@ fn a_full_port_drops_and_counts() {
     }
     assert_eq!(drops(&dp), [("output", 1)]);
     assert_eq!([p2.recv(), p2.recv(), p2.recv()].iter().flatten().count(), 2);
+}
+
+/// Any action that a flow can have, with values that packets may or may not fit.
+fn any_action() -> impl Strategy<Value = Action> {
+    let any_set = (0usize..9, any::<[u64; 4]>()).prop_map(|(which, bits)| {
+        use KeyAttr::*;
+        let attr = [Ethernet, Ipv4, Ipv6, Tcp, Udp, Icmp, Icmpv6, Arp, SkbMark][which];
+        set(attr, |v, m| {
+            let words: &[usize] = match attr {
+                Ethernet => &[1, 2],
+                Ipv4 => &[4, 5],
+                Ipv6 => &[4, 12, 13, 16],
+                Arp => &[4, 5, 19, 20],
+                SkbMark => &[7],
+                _ => &[4],
+            };
+            for (word, bits) in words.iter().zip(bits) {
+                let mask = bits.rotate_left(7) & datapath_common::apply::settable(*word);
+                (v.words_mut()[*word], m.words_mut()[*word]) = (bits & mask, mask);
+            }
+        })
+    });
+    prop_oneof![
+        3 => (1u32..5).prop_map(output),
+        4 => any_set,
+        1 => any::<[u16; 2]>().prop_map(|[t, tci]| Action::PushVlan(vlan(if t & 1 == 0 { 0x8100 } else { 0x88a8 }, tci | 0x1000))),
+        1 => Just(Action::PopVlan),
+        1 => (0u32..3).prop_map(Action::Recirc),
+        1 => any::<u32>().prop_map(|basis| Action::Hash { alg: HashAlg::L4, basis }),
+        1 => (14u32..100).prop_map(Action::Trunc),
+        1 => prop::collection::vec(any::<u8>(), 0..40)
+            .prop_map(|cookie| Action::Userspace(UserspaceAction { cookie, ..Default::default() })),
+    ]
+}
+
+/// Frames that are right, cut off, damaged, or noise.
+fn any_frame() -> impl Strategy<Value = Vec<u8>> {
+    let tag = [0x81, 0, 0, 5];
+    let base = prop_oneof![
+        Just(udp_frame(53, b"some payload")),
+        Just(tcp_frame(0x12)),
+        Just(tagged(&[tag], &tcp_frame(0x10))),
+        Just(tagged(&[[0x88, 0xa8, 0, 1], tag, tag], &udp_frame(1, b""))),
+        Just(ethernet(0x0806, &[0, 1, 8, 0, 6, 4, 0, 1, 1, 1, 1, 1, 1, 1, 10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 10, 0, 0, 2])),
+        Just(ethernet(
+            0x86dd,
+            &[&[0x60, 0, 0, 0, 0, 40, 0, 64][..], &[1; 32], &[58, 0, 0, 0, 0, 0, 0, 0, 135], &[0; 40]].concat()
+        )),
+        prop::collection::vec(any::<u8>(), 0..120),
+    ];
+    (
+        base,
+        any::<prop::sample::Index>(),
+        any::<bool>(),
+        prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+    )
+        .prop_map(|(mut frame, cut, whole, damage)| {
+            for (at, byte) in damage {
+                if !frame.is_empty() {
+                    let at = at.index(frame.len());
+                    frame[at] = byte;
+                }
+            }
+            if !whole {
+                frame.truncate(cut.index(frame.len() + 1));
+            }
+            frame
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #[test]
+    fn no_frame_and_no_program_is_too_strange(
+        actions in prop::collection::vec(any_action(), 0..8),
+        frames in prop::collection::vec((any_frame(), any::<bool>(), any::<bool>()), 1..4),
+    ) {
+        let (dp, _) = datapath();
+        dp.handlers_set(2).unwrap();
+        let installed = dp.flow_put(&flow(1, actions.clone())).is_ok();
+        let mut bytes = 0;
+        for (frame, partial_checksum, accelerated) in frames {
+            bytes += frame.len() as u64;
+            let tag = if accelerated { vlan(0x8100, 7) } else { Vlan::default() };
+            let packet = SlicePacket { bytes: frame.clone(), vlan: tag, partial_checksum };
+            let trace = dp.process(OdpPort(1), packet);
+            // Each packet ends somewhere, unless its program only changed it.
+            let ends = trace.outputs().len() + trace.upcalls().len() + trace.drops().len();
+            let sends = actions.iter().any(|a| matches!(a, Action::Output(_) | Action::Userspace(_) | Action::Recirc(_)));
+            prop_assert!(ends > 0 || !sends);
+            let key = FlowKey { in_port: 1, ..FlowKey::ZERO };
+            let _ = dp.process_execute(Execute { packet: &Packet::new(frame), key: &key, actions: &actions });
+        }
+        let stats = dp.stats().unwrap();
+        let port = dp.port_stats(OdpPort(1)).unwrap();
+        prop_assert_eq!(port.rx_bytes, bytes);
+        if installed && !actions.iter().any(|a| matches!(a, Action::Recirc(_))) {
+            let flow = dp.flow_get(Ufid(1)).unwrap().stats;
+            prop_assert_eq!(flow.packets, stats.hit);
+            prop_assert_eq!(flow.packets + port.rx_dropped, port.rx_packets);
+        }
+    }
 }

@@ -8,6 +8,7 @@
 //! removal reports are final.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -84,7 +85,28 @@ pub(super) struct Found {
 struct Subtable {
     mask: FlowKey,
     entry: MaskEntry,
-    flows: HashMap<Digest, Arc<Flow>>,
+    flows: HashMap<Digest, Arc<Flow>, BuildHasherDefault<DigestHasher>>,
+}
+
+/// A digest is a keyed hash already: it needs none of its own.
+#[derive(Default)]
+struct DigestHasher(u64);
+
+impl Hasher for DigestHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let word = chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+            self.0 = self.0.rotate_left(32) ^ word;
+        }
+    }
+
+    // The length of the lanes, the number of the mask: the same for all digests of a table.
+    fn write_usize(&mut self, _: usize) {}
+    fn write_u32(&mut self, _: u32) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// A flow to put, its actions compiled.
@@ -192,7 +214,7 @@ impl Table {
             None => {
                 let entry = MaskEntry::new(self.next_mask_id, &new.mask);
                 self.next_mask_id = self.next_mask_id.wrapping_add(1);
-                self.subtables.push(Subtable { mask: new.mask, entry, flows: HashMap::new() });
+                self.subtables.push(Subtable { mask: new.mask, entry, flows: HashMap::default() });
                 self.subtables.len() - 1
             }
         };
