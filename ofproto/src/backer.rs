@@ -21,7 +21,7 @@ use crate::upcall::UkeyTable;
 pub(crate) struct Backer {
     pub(crate) dpif: Arc<dyn Dpif>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) limits: Limits,
+    limits: ArcSwap<Limits>,
     config: ArcSwap<Config>,
     /// Held while a new configuration is made.
     writer: Mutex<()>,
@@ -53,7 +53,7 @@ impl Backer {
         Self {
             dpif,
             clock,
-            limits,
+            limits: ArcSwap::from_pointee(limits),
             config: ArcSwap::from_pointee(Config::default()),
             writer: Mutex::new(()),
             // 0 is the generation of what has never been translated.
@@ -63,6 +63,23 @@ impl Backer {
             wake: Condvar::new(),
             pass: Mutex::default(),
         }
+    }
+
+    /// The limits of the upcall engine.
+    pub(crate) fn limits(&self) -> Limits {
+        **self.limits.load()
+    }
+
+    /// Changes them.
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        self.limits.store(Arc::new(limits));
+        // Whether flows are wide is among them.
+        self.changed();
+    }
+
+    /// Megaflows that may be installed: the operator's limit, or what the revalidator copes with.
+    pub(crate) fn flow_limit(&self) -> usize {
+        self.ukeys.adapted_limit().min(self.limits().flow_limit)
     }
 
     /// The published configuration.

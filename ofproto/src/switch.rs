@@ -55,6 +55,17 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    fn limits(&self) -> Limits {
+        Limits {
+            flow_limit: self.flow_limit,
+            max_idle_ms: self.max_idle_ms,
+            max_revalidator_ms: self.max_revalidator_ms,
+            megaflows: self.megaflows,
+        }
+    }
+}
+
 /// Why the switch refuses or fails.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -91,21 +102,30 @@ pub type Result<T, E = SwitchError> = core::result::Result<T, E>;
 /// All bridges over one datapath.
 pub struct Switch {
     backer: Arc<Backer>,
-    options: Options,
+    n_handlers: Mutex<Option<u32>>,
     engine: Mutex<Option<Engine>>,
 }
 
 impl Switch {
     /// A switch over a datapath, without bridges. Nothing happens to the datapath yet.
     pub fn new(dpif: Arc<dyn Dpif>, options: Options) -> Self {
-        let limits = Limits {
-            flow_limit: options.flow_limit,
-            max_idle_ms: options.max_idle_ms,
-            max_revalidator_ms: options.max_revalidator_ms,
-            megaflows: options.megaflows,
-        };
-        let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), limits));
-        Self { backer, options, engine: Mutex::new(None) }
+        let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), options.limits()));
+        Self { backer, n_handlers: Mutex::new(options.n_handlers), engine: Mutex::new(None) }
+    }
+
+    /// Changes the options while the switch runs. The clock stays. Another number of handlers restarts the threads.
+    ///
+    /// # Errors
+    /// As [`Switch::start`].
+    pub fn set_options(&self, options: &Options) -> Result<()> {
+        self.backer.set_limits(options.limits());
+        let before = std::mem::replace(&mut *self.n_handlers.lock(), options.n_handlers);
+        let runs = self.engine.lock().is_some();
+        if runs && before != options.n_handlers {
+            self.stop();
+            self.start()?;
+        }
+        Ok(())
     }
 
     /// The datapath.
@@ -122,7 +142,7 @@ impl Switch {
         if engine.is_none() {
             let chosen = || available_parallelism().map_or(1, |n| n.get() as u32);
             let required = self.backer.dpif.features().required_handlers;
-            let n = required.or(self.options.n_handlers).unwrap_or_else(chosen).max(1);
+            let n = required.or(*self.n_handlers.lock()).unwrap_or_else(chosen).max(1);
             *engine = Some(Engine::start(&self.backer, n)?);
         }
         Ok(())

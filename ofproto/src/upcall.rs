@@ -127,7 +127,7 @@ pub struct Summary {
 
 impl Summary {
     pub(crate) fn of(backer: &Backer) -> Self {
-        let limit = backer.limits.flow_limit;
+        let limit = backer.flow_limit();
         Self { limit, ..backer.ukeys.summary() }
     }
 }

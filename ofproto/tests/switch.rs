@@ -379,6 +379,54 @@ fn a_bridge_in_secure_mode_forwards_only_what_its_flows_say() {
 }
 
 #[test]
+fn under_changing_tables_each_packet_meets_one_whole_version() {
+    let world = World::new();
+    let p = world.bridge("br0", &[("p1", trunk()), ("p2", trunk()), ("p3", trunk())]);
+    // In each version exactly one of the two tables leads somewhere, so a mixture gives no output or two.
+    let version = |n: usize| -> Vec<FlowMod> {
+        let (first, second) = if n.is_multiple_of(2) { ("resubmit(,1)", "2") } else { ("resubmit(,2)", "3") };
+        let (one, two) = if n.is_multiple_of(2) { (second, "drop") } else { ("drop", second) };
+        [
+            "delete".to_string(),
+            format!("actions={first}"),
+            format!("table=1,actions={one}"),
+            format!("table=2,actions={two}"),
+        ]
+        .iter()
+        .map(|text| FlowMod::parse(text, &NoPortNames).unwrap())
+        .collect()
+    };
+    world.switch.flow_mods_apply("br0", &version(0)).unwrap();
+    world.switch.start().unwrap();
+    let (sent, stop) = (std::sync::atomic::AtomicUsize::new(0), std::sync::atomic::AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut n = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                n += 1;
+                world.switch.flow_mods_apply("br0", &version(n)).unwrap();
+            }
+            assert!(n > 20, "only {n} versions");
+        });
+        for n in 0..2000u32 {
+            let [_, _, a, b] = n.to_be_bytes();
+            p[0].send(udp_frame(B, [0x50, 0x54, 0, 1, a, b], &[])).unwrap();
+            sent.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            if n.is_multiple_of(40) {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        world.switch.synchronize();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    world.switch.synchronize();
+    let came = p[1..].iter().map(|port| std::iter::from_fn(|| port.recv()).count()).sum::<usize>();
+    let lost = world.dp.stats().unwrap().lost as usize;
+    assert_eq!(came + lost, sent.into_inner());
+    assert!(lost < 1000, "{lost} lost");
+}
+
+#[test]
 fn exact_flows_and_megaflows_send_the_same_frames() {
     let mut outputs = Vec::new();
     for megaflows in [true, false] {

@@ -110,6 +110,17 @@ impl Switch {
         Summary::of(&self.backer)
     }
 
+    /// What takes memory, by the field's names (`memory/show`).
+    pub fn memory_usage(&self) -> Vec<(String, u64)> {
+        let config = self.config();
+        let sum = |count: fn(&crate::bridge::Bridge) -> usize| config.bridges.values().map(|b| count(b) as u64).sum();
+        vec![
+            ("ports".into(), sum(|bridge| bridge.ports.len())),
+            ("rules".into(), sum(|bridge| bridge.tables.len())),
+            ("udpif keys".into(), Summary::of(&self.backer).current as u64),
+        ]
+    }
+
     /// The number and name of each port of a bridge.
     ///
     /// # Errors

@@ -159,7 +159,7 @@ fn decide<'a>(backer: &Backer, upcall: &'a Upcall) -> Option<Answer<'a>> {
                 backer.changed();
             }
             let flow_actions = xlate.flow_actions();
-            let mask = if backer.limits.megaflows { xlate.mask } else { exact_mask(&key) };
+            let mask = if backer.limits().megaflows { xlate.mask } else { exact_mask(&key) };
             answer.slow = xlate.slow.is_some();
             answer.actions = xlate.odp_actions;
             (flow_actions, mask, xlate.effects)
@@ -188,7 +188,7 @@ fn prepare(
     generation: u64,
     now: u64,
 ) -> Option<(Arc<Ukey>, FlowPut)> {
-    if backer.ukeys.len() >= backer.limits.flow_limit {
+    if backer.ukeys.len() >= backer.flow_limit() {
         coverage::inc!("upcall_flow_limit_hit");
         return None;
     }

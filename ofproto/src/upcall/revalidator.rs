@@ -32,7 +32,7 @@ pub(crate) struct PassState {
 
 /// What the revalidator's thread does until it is to end.
 pub(super) fn run(backer: &Backer) {
-    while backer.wait_for_pass(Duration::from_millis(backer.limits.max_revalidator_ms)) {
+    while backer.wait_for_pass(Duration::from_millis(backer.limits().max_revalidator_ms)) {
         revalidate(backer);
         std::thread::sleep(PAUSE);
     }
@@ -83,7 +83,7 @@ pub(crate) fn revalidate(backer: &Backer) {
         let mut ops: Vec<_> = batch.iter().map(|ufid| delete(*ufid)).collect();
         backer.dpif.operate(&mut ops);
     }
-    backer.ukeys.pass_ended(began.elapsed().as_millis() as u64);
+    backer.ukeys.pass_ended(began.elapsed().as_millis() as u64, backer.limits().flow_limit);
 }
 
 /// Deletes all flows, pushing their statistics.
@@ -166,8 +166,8 @@ struct Look<'a> {
 
 impl<'a> Look<'a> {
     fn new(backer: &'a Backer, pass: u64, dumped: bool) -> Self {
-        let (n, limit) = (backer.ukeys.len(), backer.limits.flow_limit);
-        let max_idle_ms = if n > limit { CROWDED_IDLE_MS } else { backer.limits.max_idle_ms };
+        let (n, limit) = (backer.ukeys.len(), backer.flow_limit());
+        let max_idle_ms = if n > limit { CROWDED_IDLE_MS } else { backer.limits().max_idle_ms };
         // In this order: what is read behind the generation is not older than it says.
         let generation = backer.generation();
         let config = backer.config();
@@ -203,7 +203,7 @@ impl<'a> Look<'a> {
         coverage::inc!("revalidate_flow");
         // Bits that the flow doesn't match on are 0 here. If they matter now, the new mask has them, and the flow goes.
         let Some(xlate) = translate(&self.config, &ukey.key) else { return Some(Change::Delete) };
-        let mask = if self.backer.limits.megaflows { xlate.mask } else { exact_mask(&ukey.key) };
+        let mask = if self.backer.limits().megaflows { xlate.mask } else { exact_mask(&ukey.key) };
         let too_wide = mask.words().iter().zip(ukey.mask.words()).any(|(new, installed)| new & !installed != 0);
         if too_wide {
             return Some(Change::Delete);

@@ -15,6 +15,11 @@ use crate::xlate::Effect;
 /// Parts of the table, each with a lock of its own.
 const SHARDS: usize = 64;
 
+/// Flows that there may be at first.
+const FIRST_LIMIT: usize = 10_000;
+/// Flows that there may be however long a pass takes.
+const LEAST_LIMIT: usize = 1_000;
+
 /// What userspace knows of a megaflow.
 pub(crate) struct Ukey {
     pub(super) ufid: Ufid,
@@ -59,6 +64,7 @@ pub(crate) struct UkeyTable {
     max: AtomicUsize,
     average: AtomicUsize,
     dump_ms: AtomicU64,
+    limit: AtomicUsize,
     /// Two independent secret hashes make an id.
     hashers: [ahash::RandomState; 2],
     pub(super) unknown_port: RateLimit,
@@ -73,6 +79,7 @@ impl Default for UkeyTable {
             max: AtomicUsize::new(0),
             average: AtomicUsize::new(0),
             dump_ms: AtomicU64::new(0),
+            limit: AtomicUsize::new(FIRST_LIMIT),
             hashers: [ahash::RandomState::new(), ahash::RandomState::new()],
             unknown_port: RateLimit::default(),
             failed: RateLimit::default(),
@@ -126,8 +133,23 @@ impl UkeyTable {
         all
     }
 
-    /// A pass of the revalidator has ended.
-    pub(super) fn pass_ended(&self, dump_ms: u64) {
+    /// How many flows the revalidator copes with.
+    pub(crate) fn adapted_limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// A pass of the revalidator has ended. One that takes long lowers the number of flows that there may be, one that would
+    /// do with more flows in a second raises it.
+    pub(super) fn pass_ended(&self, dump_ms: u64, most: usize) {
+        let limit = self.adapted_limit();
+        let per_second = self.len() as u64 * 1000 / dump_ms.max(1);
+        let adapted = match dump_ms {
+            2001.. => limit / (dump_ms as usize / 1000),
+            1301.. => limit / 4 * 3,
+            0..1000 if (limit as u64) < per_second => limit + 1000,
+            _ => limit,
+        };
+        self.limit.store(adapted.max(LEAST_LIMIT).min(most.max(LEAST_LIMIT)), Ordering::Relaxed);
         self.dump_ms.store(dump_ms, Ordering::Relaxed);
         let average = self.average.load(Ordering::Relaxed);
         self.average.store((average + self.len()) / 2, Ordering::Relaxed);
@@ -145,5 +167,22 @@ impl UkeyTable {
 
     fn shard(&self, ufid: Ufid) -> Option<&RwLock<HashMap<Ufid, Arc<Ukey>, ahash::RandomState>>> {
         self.shards.get(ufid.0 as usize % SHARDS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_that_take_long_lower_the_limit_and_quick_ones_raise_it() {
+        let table = UkeyTable::default();
+        table.len.store(20_000, Ordering::Relaxed);
+        for (dump_ms, limit) in
+            [(10, 11_000), (999, 12_000), (1_100, 12_000), (1_400, 9_000), (3_100, 3_000), (9_000, 1_000), (10, 2_000)]
+        {
+            table.pass_ended(dump_ms, 200_000);
+            assert_eq!(table.adapted_limit(), limit, "after {dump_ms} ms");
+        }
     }
 }
