@@ -184,7 +184,8 @@ fn recirculate(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch) {
     if s.again != 0 {
         let mut run = Run { skb, cpu, s };
         // SAFETY: the callback gets the context that is given here.
-        unsafe { bpf_loop(MAX_LOOKUPS, next_pass as *mut c_void, core::ptr::from_mut(&mut run).cast(), 0) };
+        // One more than passes there may be: the last call counts the drop.
+        unsafe { bpf_loop(MAX_LOOKUPS + 1, next_pass as *mut c_void, core::ptr::from_mut(&mut run).cast(), 0) };
     }
 }
 

@@ -55,10 +55,9 @@ fn send(skb: Skb, s: &mut Scratch, kind: u32, cookie_at: u32, cookie_len: u32) -
     }
     let hash = flow_hash(s.key(), seeds.hash);
     let handler = hash % n_handlers;
-    if s.in_port >= MAX_PORTS as u32 {
-        return Err(DropReason::UnknownInPort);
-    }
-    let Some(credit) = CREDITS.get_ptr_mut(handler * MAX_PORTS as u32 + s.in_port) else {
+    // A packet that userspace executes may have come from no port; port 0, which no device has, lends it credit.
+    let credit_port = if s.in_port < MAX_PORTS as u32 { s.in_port } else { 0 };
+    let Some(credit) = CREDITS.get_ptr_mut(handler * MAX_PORTS as u32 + credit_port) else {
         return Err(DropReason::UnknownInPort);
     };
     // SAFETY: the maps' elements; userspace writes what is consumed.
@@ -73,7 +72,7 @@ fn send(skb: Skb, s: &mut Scratch, kind: u32, cookie_at: u32, cookie_len: u32) -
 
     let orig_len = skb.len();
     let len = if s.trunc != 0 && s.trunc < orig_len { s.trunc } else { orig_len };
-    let mut record = Record { skb, s, credit, handler, kind, hash, len, orig_len, cookie_at, cookie_len };
+    let mut record = Record { skb, s, credit, credit_port, handler, kind, hash, len, orig_len, cookie_at, cookie_len };
     let len = len as usize;
     if len <= SIZE_CLASSES[0] {
         record.write::<{ SIZE_CLASSES[0] }>()
@@ -94,6 +93,7 @@ struct Record<'a> {
     skb: Skb,
     s: &'a mut Scratch,
     credit: *mut Credit,
+    credit_port: u32,
     handler: u32,
     kind: u32,
     hash: u32,
@@ -145,7 +145,7 @@ impl Record<'_> {
             (*header).packet_len = self.len;
             (*header).orig_len = self.orig_len;
             (*header).arrival_ns = bpf_ktime_get_coarse_ns();
-            (*header).credit_port = self.s.in_port;
+            (*header).credit_port = self.credit_port;
             (*header).hash = self.hash;
             (*header).vlan = self.skb.accelerated_vlan();
             (*header).gso_size = (*self.skb.0).gso_size as u16;
