@@ -103,6 +103,8 @@ pub type Result<T, E = SwitchError> = core::result::Result<T, E>;
 pub struct Switch {
     backer: Arc<Backer>,
     n_handlers: Mutex<Option<u32>>,
+    /// Held while bridges and ports come and go: between the look at a name and its use nobody else may take it.
+    admin: Mutex<()>,
     engine: Mutex<Option<Engine>>,
 }
 
@@ -110,7 +112,7 @@ impl Switch {
     /// A switch over a datapath, without bridges. Nothing happens to the datapath yet.
     pub fn new(dpif: Arc<dyn Dpif>, options: Options) -> Self {
         let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), options.limits()));
-        Self { backer, n_handlers: Mutex::new(options.n_handlers), engine: Mutex::new(None) }
+        Self { backer, n_handlers: Mutex::new(options.n_handlers), admin: Mutex::new(()), engine: Mutex::new(None) }
     }
 
     /// Changes the options while the switch runs. The clock stays. Another number of handlers restarts the threads.
@@ -162,6 +164,7 @@ impl Switch {
     /// # Errors
     /// The name is taken, or the datapath refuses the port.
     pub fn bridge_add(&self, name: &str, settings: BridgeSettings) -> Result<()> {
+        let _admin = self.admin.lock();
         if self.config().bridges.contains_key(name) {
             return Err(SwitchError::BridgeExists(name.into()));
         }
@@ -202,6 +205,7 @@ impl Switch {
     /// # Errors
     /// There is no such bridge, or the datapath doesn't let go of a port: the bridge is gone all the same.
     pub fn bridge_del(&self, name: &str) -> Result<()> {
+        let _admin = self.admin.lock();
         let gone = self.backer.update(|config| {
             let gone = config.bridges.remove(name).ok_or_else(|| SwitchError::NoSuchBridge(name.into()))?;
             config.index();
@@ -230,6 +234,7 @@ impl Switch {
         vlan: PortVlan,
         request: Option<OfPort>,
     ) -> Result<OfPort> {
+        let _admin = self.admin.lock();
         self.bridge(bridge)?;
         self.check_name_is_free(name)?;
         if let Some(number) = request.filter(|number| !number.is_assignable() || *number == OfPort::LOCAL) {
@@ -273,6 +278,7 @@ impl Switch {
     /// # Errors
     /// There is no such port, or the datapath doesn't let go of it: it is no port of the bridge all the same.
     pub fn port_del(&self, bridge: &str, name: &str) -> Result<()> {
+        let _admin = self.admin.lock();
         let gone = self.update_bridge(bridge, |bridge| {
             let no_such = || SwitchError::NoSuchPort(bridge.name.to_string(), name.into());
             let number = bridge.port_by_name(name).ok_or_else(no_such)?.number;
@@ -438,6 +444,7 @@ impl Switch {
     /// # Errors
     /// The datapath's.
     pub fn remove_unclaimed_ports(&self) -> Result<Vec<String>> {
+        let _admin = self.admin.lock();
         let failed = |what: &str| {
             let what = what.to_string();
             move |error| SwitchError::Datapath(what, error)

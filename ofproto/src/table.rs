@@ -143,12 +143,11 @@ impl Tables {
         }
         let actions: Arc<[Action]> = flow_mod.actions.clone().into();
         for (id, rule) in selected {
-            // A modification keeps timeouts and, unless it says otherwise, cookie and counters.
+            // A modification keeps timeouts and flags and, unless it says otherwise, cookie and counters.
             check::check_rule(&rule.r#match, Some(id), &actions)?;
             let mut changed = Rule {
                 actions: Arc::clone(&actions),
                 cookie: flow_mod.cookie.unwrap_or(rule.cookie),
-                flags: flow_mod.flags,
                 modified_ms: now_ms,
                 ..(*rule).clone()
             };
@@ -185,4 +184,97 @@ impl Tables {
 fn is_selected(rule: &Rule, flow_mod: &FlowMod) -> bool {
     flow_mod.cookie_filter.is_none_or(|cookie| rule.cookie & cookie.mask == cookie.value & cookie.mask)
         && flow_mod.out_port.is_none_or(|port| rule.outputs_to(port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use openflow::NoPortNames;
+
+    fn apply(tables: &mut Tables, texts: &[&str], now_ms: u64) -> Result<(), FlowModError> {
+        let mods: Vec<_> = texts.iter().map(|text| FlowMod::parse(text, &NoPortNames).unwrap()).collect();
+        tables.apply(&mods, now_ms)
+    }
+
+    /// Priorities of what is left, by table.
+    fn left(tables: &Tables) -> Vec<(u8, u16)> {
+        let mut left: Vec<_> = tables.rules().map(|(table, rule)| (table, rule.priority)).collect();
+        left.sort_unstable();
+        left
+    }
+
+    const FLOWS: &[&str] = &[
+        "priority=1,actions=drop",
+        "priority=2,ip,actions=output:1",
+        "priority=3,ip,nw_dst=10.0.0.1,cookie=0x15,actions=output:2",
+        "priority=4,table=1,tcp,actions=write_actions(output:1)",
+    ];
+
+    #[test]
+    fn deletions_select_by_match_priority_table_cookie_and_output() {
+        for (delete, expected) in [
+            ("delete", vec![]),
+            ("delete table=0", vec![(1, 4)]),
+            ("delete ip", vec![(0, 1)]),
+            ("delete ip,nw_dst=10.0.0.0/8", vec![(0, 1), (0, 2), (1, 4)]),
+            ("delete_strict ip", vec![(0, 1), (0, 2), (0, 3), (1, 4)]),
+            ("delete_strict priority=2,ip", vec![(0, 1), (0, 3), (1, 4)]),
+            ("delete cookie=0x5/0xf", vec![(0, 1), (0, 2), (1, 4)]),
+            ("delete out_port=1", vec![(0, 1), (0, 3)]),
+            ("delete arp", vec![(0, 1), (0, 2), (0, 3), (1, 4)]),
+        ] {
+            let mut tables = Tables::default();
+            apply(&mut tables, FLOWS, 0).unwrap();
+            apply(&mut tables, &[delete], 0).unwrap();
+            assert_eq!(left(&tables), expected, "{delete}");
+        }
+    }
+
+    #[test]
+    fn a_modification_changes_actions_and_keeps_the_rest() {
+        let mut tables = Tables::default();
+        apply(&mut tables, &["priority=7,idle_timeout=5,cookie=9,ip,actions=output:1"], 100).unwrap();
+        tables.rules().next().unwrap().1.stats.add(3, 300, 150);
+        apply(&mut tables, &["modify ip,actions=output:2"], 200).unwrap();
+        let (_, rule) = tables.rules().next().unwrap();
+        assert_eq!((rule.priority, rule.idle_timeout, rule.cookie, rule.created_ms), (7, 5, 9, 100));
+        assert_eq!((rule.stats.packets(), rule.outputs_to(openflow::OfPort(2))), (3, true));
+        // To add it again is to begin anew.
+        apply(&mut tables, &["priority=7,ip,actions=output:2"], 300).unwrap();
+        let (_, rule) = tables.rules().next().unwrap();
+        assert_eq!((tables.len(), rule.stats.packets(), rule.created_ms, rule.cookie), (1, 0, 300, 0));
+    }
+
+    #[test]
+    fn a_modification_of_nothing_adds_unless_it_looks_for_a_cookie() {
+        let mut tables = Tables::default();
+        apply(&mut tables, &["modify cookie=1/1,ip,actions=drop"], 0).unwrap();
+        assert!(tables.is_empty());
+        apply(&mut tables, &["modify_strict priority=3,ip,actions=drop"], 0).unwrap();
+        assert_eq!(left(&tables), [(0, 3)]);
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused_by_name() {
+        for (texts, index, message) in [
+            (
+                &["priority=1,actions=drop", "nd,actions=set_field:fe80::1->nd_target"][..],
+                1,
+                "field nd_target can't be written",
+            ),
+            (&["actions=write_actions(resubmit(,1))"][..], 0, "not supported inside write_actions"),
+            (
+                &["priority=1,ip,actions=drop", "check_overlap,priority=1,tcp,actions=drop"][..],
+                1,
+                "overlaps with a flow",
+            ),
+        ] {
+            let parsed: Result<Vec<_>, _> = texts.iter().map(|text| FlowMod::parse(text, &NoPortNames)).collect();
+            // What the parser refuses never comes here.
+            let Ok(mods) = parsed else { continue };
+            let error = Tables::default().apply(&mods, 0).unwrap_err();
+            assert_eq!(error.index, index);
+            assert!(error.message.contains(message), "{error}");
+        }
+    }
 }

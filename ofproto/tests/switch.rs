@@ -427,6 +427,32 @@ fn under_changing_tables_each_packet_meets_one_whole_version() {
 }
 
 #[test]
+fn after_a_change_installed_flows_do_what_new_ones_would() {
+    let mut rng = common::Rng(11);
+    let ports = [("p1", trunk()), ("p2", trunk()), ("p3", trunk())];
+    let old = World::new();
+    let p = old.bridge("br0", &ports);
+    old.switch.start().unwrap();
+    let frames: Vec<_> = (0..40).map(|_| (rng.below(3), common::random_frame(&mut rng))).collect();
+    for round in 0..12 {
+        // What was learned before would tell the two apart.
+        let mut flows = common::random_flows(&mut rng, 30);
+        flows.retain(|flow| !flow.to_string().contains("NORMAL"));
+        old.switch.flows_replace("br0", Some(&flows)).unwrap();
+        old.switch.revalidate_now();
+        let new = World::with(|options| options.megaflows = false);
+        let q = new.bridge("br0", &ports);
+        new.switch.flows_replace("br0", Some(&flows)).unwrap();
+        new.switch.start().unwrap();
+        for (from, frame) in &frames {
+            let (a, b) = (old.send(&p[*from], frame, &p), new.send(&q[*from], frame, &q));
+            assert_eq!(a, b, "round {round}, frame {frame:02x?} from {}", ports[*from].0);
+        }
+    }
+    assert!(old.dp.stats().unwrap().hit > 20, "{:?}", old.dp.stats());
+}
+
+#[test]
 fn exact_flows_and_megaflows_send_the_same_frames() {
     let mut outputs = Vec::new();
     for megaflows in [true, false] {
