@@ -1,9 +1,11 @@
 //! The daemon's life: how it starts, what it refuses, what signals and the control socket do, how it ends. With the
 //! field's own `ovs-appctl` where there is one.
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -12,70 +14,26 @@ use testkit::process::run_bounded;
 use testkit::{Need, Process, wait_until};
 use vswitchd::unixctl::call;
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+use common::{Daemon, TIMEOUT, vswitchd};
 
-/// A command that runs the daemon with `OVS_RUNDIR` and `OVS_LOGDIR` in `directory`.
-fn vswitchd(directory: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vswitchd"));
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::null());
-    command.env("OVS_RUNDIR", directory).env("OVS_LOGDIR", directory).env("OVS_SYSLOG_METHOD", "null");
-    command
+/// Starts a daemon and waits until it serves.
+fn start(args: &[&str]) -> (TempDir, Daemon) {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = start_in(&directory, args);
+    (directory, daemon)
 }
 
-/// Runs the daemon where it should end by itself; its exit code and what it said on standard error.
+fn start_in(directory: &TempDir, args: &[&str]) -> Daemon {
+    Daemon::start(directory.path(), vswitchd(directory.path(), args))
+}
+
 fn outcome(directory: &Path, args: &[&str]) -> (Option<i32>, String) {
-    let output = run_bounded(&mut vswitchd(directory, args), TIMEOUT).unwrap();
-    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
-}
-
-/// A running daemon.
-struct Daemon {
-    process: Process,
-    directory: TempDir,
-}
-
-impl Daemon {
-    /// Starts one and waits until it serves.
-    fn start(args: &[&str]) -> Daemon {
-        Daemon::start_in(tempfile::tempdir().unwrap(), args)
-    }
-
-    fn start_in(directory: TempDir, args: &[&str]) -> Daemon {
-        let stderr = fs::File::create(directory.path().join("stderr")).unwrap();
-        let process = Process::spawn(vswitchd(directory.path(), args).stderr(stderr)).unwrap();
-        let daemon = Daemon { process, directory };
-        let serves = || call(&daemon.socket(), "version", &[], TIMEOUT).is_ok();
-        assert!(wait_until(TIMEOUT, serves), "{}", daemon.read("stderr"));
-        daemon
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap_or_default()
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.path(&format!("vswitchd.{}.ctl", self.process.pid()))
-    }
-
-    fn call(&self, command: &str, args: &[&str]) -> Result<String, String> {
-        call(&self.socket(), command, args, TIMEOUT).unwrap()
-    }
-
-    /// Waits for the end, checks that it left nothing behind, and returns its exit code.
-    fn ended(mut self) -> Option<i32> {
-        let status = self.process.wait(TIMEOUT).unwrap().expect("it did not end");
-        assert!(!self.socket().exists() && !self.path("vswitchd.pid").exists());
-        status.code()
-    }
+    common::outcome(&mut vswitchd(directory, args))
 }
 
 #[test]
 fn it_has_a_pidfile_and_a_socket_while_it_lives() {
-    let daemon = Daemon::start(&[]);
+    let (_directory, daemon) = start(&[]);
     assert_eq!(daemon.read("vswitchd.pid"), format!("{}\n", daemon.process.pid()));
     let version = format!("vswitchd (Sluice) {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(daemon.call("version", &[]), Ok(version));
@@ -88,7 +46,7 @@ fn it_has_a_pidfile_and_a_socket_while_it_lives() {
 #[test]
 fn signals_end_it_cleanly() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let mut daemon = Daemon::start(&["--log-file"]);
+        let (_directory, mut daemon) = start(&["--log-file"]);
         daemon.process.signal(signal).unwrap();
         let log = daemon.path("vswitchd.log");
         let kept = tempfile::NamedTempFile::new().unwrap();
@@ -102,13 +60,13 @@ fn signals_end_it_cleanly() {
 
 #[test]
 fn a_second_one_is_refused_and_the_first_goes_on() {
-    let daemon = Daemon::start(&[]);
-    let (code, error) = outcome(daemon.directory.path(), &["-vconsole:off"]);
+    let (_directory, daemon) = start(&[]);
+    let (code, error) = outcome(&daemon.directory, &["-vconsole:off"]);
     let pidfile = daemon.path("vswitchd.pid");
     let pid = daemon.process.pid();
     assert_eq!((code, error), (Some(1), format!("vswitchd: {}: already running as pid {pid}\n", pidfile.display())));
     let socket = daemon.socket();
-    let (code, error) = outcome(daemon.directory.path(), &["-vconsole:off", "--unixctl", socket.to_str().unwrap()]);
+    let (code, error) = outcome(&daemon.directory, &["-vconsole:off", "--unixctl", socket.to_str().unwrap()]);
     assert_eq!(code, Some(1));
     assert!(error.starts_with(&format!("vswitchd: {}: a running process listens", socket.display())), "{error}");
     assert!(daemon.call("version", &[]).is_ok());
@@ -117,12 +75,11 @@ fn a_second_one_is_refused_and_the_first_goes_on() {
 
 #[test]
 fn what_a_killed_one_left_is_replaced() {
-    let mut daemon = Daemon::start(&[]);
+    let (directory, mut daemon) = start(&[]);
     daemon.process.signal(Signal::SIGKILL).unwrap();
     daemon.process.wait(TIMEOUT).unwrap();
     assert!(daemon.socket().exists() && daemon.path("vswitchd.pid").exists());
-    let Daemon { directory, .. } = daemon;
-    let next = Daemon::start_in(directory, &[]);
+    let next = start_in(&directory, &[]);
     assert_eq!(next.read("vswitchd.pid"), format!("{}\n", next.process.pid()));
 }
 
@@ -183,7 +140,7 @@ fn a_check_ends_with_0_and_starts_nothing() {
 
 #[test]
 fn the_log_has_the_fields_lines_and_is_rotated() {
-    let mut daemon = Daemon::start(&["--log-file", "-vconsole:off"]);
+    let (_directory, mut daemon) = start(&["--log-file", "-vconsole:off"]);
     assert_eq!(daemon.read("stderr"), "");
     let line = daemon.read("vswitchd.log").lines().next().unwrap().to_owned();
     let path = daemon.path("vswitchd.log");
@@ -213,7 +170,7 @@ fn the_configuration_can_be_read_again() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("switch.toml");
     fs::write(&path, "[options]\nmax-idle = 1000\n").unwrap();
-    let daemon = Daemon::start_in(directory, &["--config", path.to_str().unwrap()]);
+    let daemon = start_in(&directory, &["--config", path.to_str().unwrap()]);
     assert!(daemon.call("config/show", &[]).unwrap().contains("max-idle = 1000\n"));
     assert_eq!(daemon.call("config/reload", &[]), Ok("0 changes\n".to_owned()));
     fs::write(&path, "[options]\nmax-idle = 2000\n").unwrap();
@@ -228,10 +185,10 @@ fn the_configuration_can_be_read_again() {
 #[test]
 fn the_fields_tool_talks_to_it() {
     testkit::require!("the_fields_tool_talks_to_it"; Need::Tool("ovs-appctl"));
-    let daemon = Daemon::start(&["-vconsole:off", "--log-file"]);
+    let (_directory, daemon) = start(&["-vconsole:off", "--log-file"]);
     let appctl = |args: &[&str]| -> Output {
         let mut command = testkit::tools::command("ovs-appctl").unwrap();
-        run_bounded(command.env("OVS_RUNDIR", daemon.directory.path()).args(["-T", "20"]).args(args), TIMEOUT).unwrap()
+        run_bounded(command.env("OVS_RUNDIR", &daemon.directory).args(["-T", "20"]).args(args), TIMEOUT).unwrap()
     };
     let socket = daemon.socket();
     let socket = socket.to_str().unwrap();
@@ -245,7 +202,7 @@ fn the_fields_tool_talks_to_it() {
     assert_eq!(stdout(&["-t", socket, "version"]), version);
     assert_eq!(stdout(&["-t", "vswitchd", "version"]), version);
     let list = stdout(&["-t", "vswitchd", "list-commands"]);
-    assert!(list.starts_with("The available commands are:\n  config/reload"), "{list}");
+    assert!(list.starts_with("The available commands are:\n  bridge/dump-flows       BRIDGE\n"), "{list}");
     assert!(list.contains("  exit                    [--cleanup]\n"), "{list}");
     assert_eq!(stdout(&["-t", "vswitchd", "help"]), list);
     let coverage = stdout(&["-t", "vswitchd", "coverage/show"]);

@@ -19,6 +19,7 @@ const MODULES: &[(&str, &str)] = &[
     ("vswitchd::pidfile", "daemon"),
     ("vswitchd::plan", "bridge"),
     ("vswitchd::reconcile", "bridge"),
+    ("vswitchd::switch", "bridge"),
     ("vswitchd::unixctl", "unixctl"),
     ("vswitchd::vlog", "vlog"),
     // Names that are only ever given by hand.

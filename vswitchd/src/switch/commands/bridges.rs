@@ -18,9 +18,7 @@ pub(super) fn register(registry: &Registry, shared: &Arc<Shared>) {
         ("revalidator/purge", "", 0, 0, revalidator_purge),
     ] {
         let all = Arc::clone(shared);
-        registry.register(name, usage, min_args, max_args, move |args| {
-            command(&all, args.first().map(String::as_str))
-        });
+        registry.register(name, usage, min_args, max_args, move |args| command(&all, args.first().map(String::as_str)));
     }
 }
 

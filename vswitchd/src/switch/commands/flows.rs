@@ -107,8 +107,7 @@ fn put(shared: &Shared, args: &[String], mode: PutMode) -> Result<String, String
     let [text, actions] = options.rest.as_slice() else { return Err("too few arguments".into()) };
     let (ufid, key, mask) = parse_flow(text, &switch)?;
     let numbers = port_numbers(&switch);
-    let actions =
-        odp::parse_actions(actions, Some(&numbers)).map_err(|error| format!("parsing actions ({error})"))?;
+    let actions = odp::parse_actions(actions, Some(&numbers)).map_err(|error| format!("parsing actions ({error})"))?;
     let mode = if options.may_create { PutMode::CreateOrModify } else { mode };
     let ufid = ufid.unwrap_or_else(|| generated(&key));
     let put = FlowPut { mode, ufid, key, mask, actions };

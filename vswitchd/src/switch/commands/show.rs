@@ -157,7 +157,8 @@ mod tests {
 
     #[test]
     fn bytes_are_told_in_the_largest_unit_that_fits() {
-        for (bytes, text) in [(0, ""), (1023, ""), (1024, " (1.0 KiB)"), (1536 << 10, " (1.5 MiB)"), (1 << 41, " (2.0 TiB)")]
+        for (bytes, text) in
+            [(0, ""), (1023, ""), (1024, " (1.0 KiB)"), (1536 << 10, " (1.5 MiB)"), (1 << 41, " (2.0 TiB)")]
         {
             assert_eq!(human(bytes), text);
         }
