@@ -7,6 +7,7 @@
 mod bench;
 mod build_ebpf;
 mod cmd;
+mod run;
 mod setup;
 mod test;
 
@@ -23,6 +24,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Show the switch at work: build it, send real traffic through it between network namespaces, say what happened
+    Run(run::Options),
     /// Build the eBPF programs into target/bpf/, installing the toolchain they need if it is missing
     BuildEbpf(build_ebpf::Options),
     /// Run checks and tests; the last line counts what passed, failed and was skipped
@@ -34,6 +37,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Args::parse().task {
         None => Ok(Args::command().print_help().is_ok()),
+        Some(Task::Run(options)) => run::run(&options),
         Some(Task::BuildEbpf(options)) => build_ebpf::run(&options).map(|_| true),
         Some(Task::Test(options)) => test::run(&options),
         Some(Task::Bench(options)) => bench::run(&options),

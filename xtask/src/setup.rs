@@ -27,6 +27,8 @@ const TEST_TOOLS: [(&str, &str); 5] = [
     ("tcpdump", "tcpdump"),
     ("bpftool", "bpftool"),
 ];
+/// The programs that `cargo xtask run` uses.
+const RUN_TOOLS: [&str; 3] = ["ip", "ping", "bpftool"];
 /// The reference switch's programs, and the packages they and their libraries come in beside what is installed.
 const OVS_TOOLS: [&str; 6] = ["ovs-appctl", "ovs-ofctl", "ovs-vsctl", "ovs-vswitchd", "ovsdb-server", "ovsdb-tool"];
 const OVS_PACKAGES: [&str; 2] = ["openvswitch-switch", "openvswitch-common"];
@@ -53,6 +55,13 @@ pub(crate) fn test_tools() {
     if let Err(error) = reference_switch() {
         println!("    without the reference switch: {error:#}");
     }
+}
+
+/// The programs that `cargo xtask run` uses.
+pub(crate) fn run_tools() -> Result<()> {
+    let wanted = TEST_TOOLS.iter().filter(|(tool, _)| RUN_TOOLS.contains(tool) && find(tool).is_none());
+    let packages: Vec<&str> = wanted.map(|(_, package)| *package).collect();
+    debian_packages(&packages, "cargo xtask run")
 }
 
 /// The reference switch's programs, unpacked under `.cache/ovs`: installing the package would start its daemon.

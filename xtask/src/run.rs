@@ -1,0 +1,110 @@
+//! `cargo xtask run`: the switch at work, on this machine, in a minute.
+//!
+//! Everything is set up and built, a small network is made of namespaces ([`lab`]), the daemon is started in one of them
+//! ([`daemon`]) and real traffic is sent through it, kind by kind ([`kinds`]); then what happened is shown, what goes on while
+//! the daemon is stopped ([`stopped`]), and what other tools see ([`counters`]). Each kind passes or fails, the [`report`] says
+//! so, and everything is removed again, however the run ends.
+//!
+//! | | |
+//! | --- | --- |
+//! | `--keep` | leaves it all up ([`keep`]) and says how to look around; `--end` removes it |
+//! | `--port IFACE` | no namespaces: a bridge of real devices, until Ctrl-C ([`devices`]) |
+//! | no root, no BPF | the same kinds of traffic through the datapath that runs in a process ([`in_process`]) |
+
+mod address;
+mod counters;
+mod daemon;
+mod devices;
+mod in_process;
+mod interrupt;
+mod keep;
+mod kinds;
+mod lab;
+mod place;
+mod report;
+mod stopped;
+mod throughput;
+mod traffic;
+mod vlan;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use testkit::Need;
+
+use self::{daemon::Daemon, lab::Lab, place::Place, report::Report};
+use crate::{build_ebpf, cmd, setup};
+
+/// Options of `run`.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Leave the switch and its hosts up, and say how to look around
+    #[arg(long, conflicts_with_all = ["ports", "end"])]
+    keep: bool,
+    /// Remove what an earlier --keep left up
+    #[arg(long, conflicts_with = "ports")]
+    end: bool,
+    /// Bridge this real device (with keys of vswitchd's --port, such as `eth1,tag=10`) until Ctrl-C; may be repeated
+    #[arg(long = "port", value_name = "IFACE[,KEY=VALUE...]")]
+    ports: Vec<String>,
+}
+
+/// Runs the switch; whether everything that was shown passed.
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    if options.end {
+        return keep::end();
+    }
+    if let Some(reason) = missing() {
+        return in_process::run(&reason, !options.ports.is_empty());
+    }
+    if let Err(error) = setup::ebpf_toolchain() {
+        if error.downcast_ref::<setup::NotHere>().is_some() {
+            return in_process::run(&format!("{error:#}"), !options.ports.is_empty());
+        }
+        return Err(error);
+    }
+    build_ebpf::run(&build_ebpf::Options::default())?;
+    let program = build_daemon()?;
+    interrupt::install()?;
+    if options.ports.is_empty() { show(options, program) } else { devices::run(&options.ports, program) }
+}
+
+/// Why the eBPF datapath can't run here; `None` if it can.
+fn missing() -> Option<String> {
+    let root = nix::unistd::geteuid().is_root();
+    let tools = if root { setup::run_tools().err().map(|error| format!("{error:#}")) } else { None };
+    tools.or_else(|| [Need::Namespaces, Need::Bpf].into_iter().find_map(Need::missing))
+}
+
+/// Builds the daemon, with the eBPF programs in it; returns where it is.
+fn build_daemon() -> Result<PathBuf> {
+    let step = cmd::step("building vswitchd");
+    cmd::run(cmd::cargo().args(["build", "--release", "--package", "vswitchd"]).env_remove("CARGO_TARGET_DIR"))?;
+    step.done("target/release/vswitchd");
+    Ok(cmd::root().join("target/release/vswitchd"))
+}
+
+fn show(options: &Options, program: PathBuf) -> Result<bool> {
+    let step = cmd::step("making hosts, wires and a switch between them");
+    // In this order, since they are dropped in the reverse one: daemon, network, the file system with its pins.
+    let place = if options.keep { Place::to_keep()? } else { Place::new()? };
+    let lab = Lab::new()?;
+    let daemon = Daemon::start(&program, &place, Some(&lab.switch), &lab.switch_options())?;
+    let before = daemon.stats()?;
+    lab.connect()?;
+    step.done(format!("{} hosts, vswitchd is process {}", lab.hosts().count(), daemon.pid()));
+
+    let mut report = Report::new();
+    kinds::run(&lab, &mut report)?;
+    vlan::run(&lab, &mut report)?;
+    throughput::run(&lab, &mut report)?;
+    counters::show(&daemon, before, &mut report)?;
+    stopped::run(&lab, &daemon, &mut report)?;
+    counters::with_bpftool(&daemon, &place, &mut report)?;
+    if options.keep {
+        keep::keep(lab, daemon, place)?;
+    } else {
+        report.check("clean-up", || daemon.end(&lab, &place))?;
+    }
+    Ok(report.summary())
+}

@@ -1,0 +1,145 @@
+//! What happened, by the daemon's word and by the kernel's.
+
+use std::{mem::offset_of, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use datapath_common::maps::{DpStats, name};
+use testkit::{process::run_ok, tools};
+
+use super::{
+    daemon::{Daemon, Stats},
+    interrupt,
+    place::Place,
+    report::Report,
+};
+use crate::cmd;
+
+/// How many hits there must be for each miss.
+const HITS_PER_MISS: u64 = 100;
+/// How many megaflows are shown.
+const SHOWN_FLOWS: usize = 8;
+/// Columns of a line of them.
+const COLUMNS: usize = 150;
+/// How often the counters are compared while packets that nobody asked for keep changing them.
+const ATTEMPTS: usize = 50;
+
+/// Shows counters, megaflows and learned addresses since `before`.
+pub(super) fn show(daemon: &Daemon, before: Stats, report: &mut Report) -> Result<()> {
+    cmd::step("what happened");
+    report.check("hits and misses", || {
+        let Stats { hit, missed, lost } = daemon.stats()?.since(before);
+        let share = 100.0 * hit as f64 / (hit + missed).max(1) as f64;
+        let text = format!("{hit} hits, {missed} misses (upcalls), {lost} lost: {share:.3} % never left the kernel");
+        ensure!(lost == 0 && hit >= HITS_PER_MISS * missed.max(1), "{text}");
+        Ok(text)
+    })?;
+    report.check("megaflows", || {
+        let flows = daemon.ask("dpctl/dump-flows", &[])?;
+        let mut lines: Vec<&str> = flows.lines().filter(|line| line.contains("actions:")).collect();
+        ensure!(!lines.is_empty(), "no megaflow is installed: {flows:?}");
+        lines.sort_by_key(|line| std::cmp::Reverse(packets(line)));
+        lines.iter().take(SHOWN_FLOWS).for_each(|line| println!("      {}", shortened(line)));
+        Ok(format!("{} installed", lines.len()))
+    })?;
+    report.check("learned addresses", || {
+        let mut learned = 0;
+        for bridge in ["br0", "br1"] {
+            let table = daemon.ask("fdb/show", &[bridge])?;
+            println!("      {bridge}:");
+            table.lines().for_each(|line| println!("        {line}"));
+            learned += table.lines().count().saturating_sub(1);
+        }
+        ensure!(learned > 0, "no address was learned");
+        Ok(format!("{learned} in br0 and br1"))
+    })
+}
+
+/// Compares the daemon's counters with those that `bpftool` reads from the pinned map.
+pub(super) fn with_bpftool(daemon: &Daemon, place: &Place, report: &mut Report) -> Result<()> {
+    report.check("bpftool", || {
+        let datapaths = place.datapaths();
+        let [datapath] = datapaths.as_slice() else { bail!("expected the pins of one datapath: {datapaths:?}") };
+        let map = datapath.join(name::DP_STATS);
+        let bpftool = tools::find("bpftool").context("bpftool is not installed")?;
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let first = daemon.stats()?;
+            let mut command = Command::new(&bpftool);
+            command.args(["--json", "map", "dump", "pinned"]).arg(&map);
+            let dump = sum(&run_ok(&mut command, Duration::from_secs(10))?)?;
+            let second = daemon.stats()?;
+            if first == second {
+                ensure!(dump == first, "bpftool sees {dump:?}, dpctl/show says {first:?}");
+                let Stats { hit, missed, lost } = dump;
+                return Ok(format!("{} has hit:{hit} missed:{missed} lost:{lost}, as dpctl/show", name::DP_STATS));
+            }
+            last = Some((first, second));
+            interrupt::sleep(Duration::from_millis(100))?;
+        }
+        bail!("the counters don't come to rest: {last:?}")
+    })
+}
+
+/// Adds up the lanes of a dump of `DP_STATS`.
+fn sum(json: &str) -> Result<Stats> {
+    let dump: serde_json::Value = serde_json::from_str(json).context("bpftool printed no JSON")?;
+    let lanes = dump.as_array().context("bpftool printed no list")?;
+    let mut sum = Stats::default();
+    for lane in lanes {
+        let bytes = lane["value"].as_array().context("bpftool printed an entry without a value")?;
+        let bytes: Vec<u8> =
+            bytes.iter().filter_map(|byte| u8::from_str_radix(byte.as_str()?.strip_prefix("0x")?, 16).ok()).collect();
+        let word = |offset: usize| {
+            let word = bytes.get(offset..).and_then(|rest| rest.first_chunk());
+            word.map(|word| u64::from_ne_bytes(*word)).context("bpftool printed a short value")
+        };
+        sum.hit += word(offset_of!(DpStats, hit))?;
+        sum.missed += word(offset_of!(DpStats, missed))?;
+        sum.lost += word(offset_of!(DpStats, lost))?;
+    }
+    Ok(sum)
+}
+
+fn packets(flow: &str) -> u64 {
+    let text = flow.split_once("packets:").map_or("", |(_, rest)| rest);
+    text.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok()).unwrap_or_default()
+}
+
+fn shortened(line: &str) -> String {
+    if line.chars().count() <= COLUMNS {
+        return line.into();
+    }
+    // The end, with the counters and actions, says more than the middle.
+    let start: String = line.chars().take(COLUMNS / 2).collect();
+    let end: String = line.chars().skip(line.chars().count() - COLUMNS / 2).collect();
+    format!("{start}…{end}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_are_added_up() {
+        let lane = |hit: u8, missed: u8, lost: u8| {
+            let words = [hit, missed, lost].map(|low| {
+                let mut word = [0; 8];
+                word[if cfg!(target_endian = "little") { 0 } else { 7 }] = low;
+                word
+            });
+            let bytes: Vec<String> = words.concat().iter().map(|byte| format!("0x{byte:02x}")).collect();
+            serde_json::json!({"key": ["0x00"], "value": bytes})
+        };
+        let dump = serde_json::json!([lane(255, 2, 0), lane(1, 3, 4)]).to_string();
+        assert_eq!(sum(&dump).unwrap(), Stats { hit: 256, missed: 5, lost: 4 });
+        assert!(sum("[{\"key\": []}]").is_err() && sum("").is_err());
+    }
+
+    #[test]
+    fn a_long_flow_keeps_both_ends() {
+        let line = format!("in_port(1),{}, packets:12, actions:2", "x".repeat(300));
+        let text = shortened(&line);
+        assert!(text.starts_with("in_port(1)") && text.ends_with("packets:12, actions:2") && text.contains('…'));
+        assert_eq!((packets(&line), packets("none")), (12, 0));
+    }
+}
