@@ -19,6 +19,11 @@ pub(crate) struct Host {
     pub(crate) options: Options,
 }
 
+/// Pins apart from those of a real switch on the same machine, and few slots.
+pub(crate) fn options() -> Options {
+    Options { bpffs: "/run/sluice-test/bpf".into(), slots: 4096, ..Options::default() }
+}
+
 /// A neighbour on a wire.
 pub(crate) struct Neighbour {
     pub(crate) netns: Netns,
@@ -32,9 +37,7 @@ impl Host {
         // `slx-PID-N-LABEL`: unique, but longer than a datapath's name may be.
         let mut words = netns.name().split('-').skip(1);
         let name = format!("t{}-{}", words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        // Apart from a real switch's pins on the same machine.
-        let options = Options { bpffs: "/run/sluice-test/bpf".into(), slots: 4096, ..Options::default() };
-        Self { netns, name, options }
+        Self { netns, name, options: options() }
     }
 
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, loaded_programs};
@@ -161,10 +162,16 @@ impl Rig {
         socket.send(&arrival.bytes).unwrap_or_else(|error| panic!("{arrival:?}: {error}"));
     }
 
-    /// Frames that came out of a port through a clone, its VLAN tags in the bytes.
-    pub(crate) fn sent(&self, port: u32, wait: std::time::Duration) -> Option<Vec<u8>> {
+    /// The next frame that came out of a port at the other end of its wire, VLAN tags in the bytes. Those that need not survive
+    /// the wire are left out (they do where their tag went beside the bytes).
+    pub(crate) fn sent(&self, port: u32, wait: Duration) -> Option<Vec<u8>> {
         let socket = self.sockets.get((port as usize).checked_sub(1)?)?;
-        socket.recv(wait).expect("to receive").map(|frame| frame.bytes)
+        loop {
+            let frame = socket.recv(wait).expect("to receive")?;
+            if survives_the_wire(&frame.bytes) {
+                return Some(frame.bytes);
+            }
+        }
     }
 }
 
