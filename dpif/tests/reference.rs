@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use datapath_common::FlowKey;
+use datapath_common::{Be16, FlowKey};
 use testkit::Need;
 
 use self::frames::{CLASSES, PER_CLASS, Rng};
@@ -27,9 +27,9 @@ use self::rules::{RULES, View};
 use self::server::Server;
 
 /// Frames whose flows are in the reference's datapath at a time.
-const BATCH: usize = 2000;
+const BATCH: usize = 500;
 /// Frames in one command: the dummy port's queue holds a hundred and drops the rest.
-const RECEIVE: usize = 24;
+const RECEIVE: usize = 8;
 
 struct Frame {
     class: usize,
@@ -141,11 +141,10 @@ fn dump(server: &Server, frames: &[Frame], traced: &[Result<FlowKey, String>]) -
             }
             let text = unixctl.call("dpctl/dump-flows", &["-m".into()]).unwrap();
             for line in text.lines() {
-                if let Some(key) = flow_text::parse_dump(line) {
-                    let key = key.unwrap_or_else(|error| panic!("{line}: {error}"));
-                    let [_, _, a, b, c, d] = key.eth_src;
-                    keys.insert(u32::from_be_bytes([a, b, c, d]) as usize, key);
-                }
+                let Some(source) = flow_text::source_of_dump(line) else { continue };
+                let [_, _, a, b, c, d] = source;
+                keys.entry(u32::from_be_bytes([a, b, c, d]) as usize)
+                    .or_insert_with(|| flow_text::parse_dump(line).unwrap_or_else(|error| panic!("{line}: {error}")));
             }
             missing.retain(|i| !keys.contains_key(i));
         }
@@ -190,8 +189,9 @@ fn as_dumped(key: &FlowKey) -> FlowKey {
     // The text of a network service header that isn't matched is empty.
     (key.nsh_flags, key.nsh_ttl, key.nsh_mdtype, key.nsh_np) = (0, 0, 0, 0);
     (key.nsh_path, key.nsh_context) = Default::default();
-    if key.eth_type.get() == 0x05ff {
-        key.eth_type = datapath_common::Be16::new(datapath_common::extract::eth_type::NONE);
+    // That there is no Ethernet type is not shown behind a tag.
+    if key.eth_type.get() < 0x0600 {
+        key.eth_type = Be16::ZERO;
     }
     // A dump shows type and code only of the ICMP that belongs to the IP version.
     let shown = match key.eth_type.get() {

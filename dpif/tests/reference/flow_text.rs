@@ -128,12 +128,19 @@ fn tcp_flags(text: &str) -> Option<u16> {
     })
 }
 
-/// The key of a line of `dpctl/dump-flows -m`, all of it, also what the flow doesn't match. `None` where the line has none.
-pub(crate) fn parse_dump(line: &str) -> Option<Result<FlowKey, ParseError>> {
-    let (key, _) = line.split_once(", packets:")?;
-    let key = without_masks(key);
+/// The source address in a line of `dpctl/dump-flows -m`; `None` where the line is no flow.
+pub(crate) fn source_of_dump(line: &str) -> Option<[u8; 6]> {
+    let (_, rest) = line.split_once("eth(src=")?;
+    mac(rest.split(',').next()?)
+}
+
+/// The key of such a line, all of it, also what the flow doesn't match.
+pub(crate) fn parse_dump(line: &str) -> Result<FlowKey, ParseError> {
+    let key = line.split(", packets:").next().unwrap_or_default();
+    // A label stack without bottom and label is written so.
+    let key = without_masks(key).replace("mpls((bad key length 0)", "mpls()");
     let number = |name: &str| (name == "p1").then_some(dpif::OdpPort(1));
-    Some(parse_flow_key(&key, Some(&number)).map(|(key, _)| key))
+    parse_flow_key(&key, Some(&number)).map(|(key, _)| key)
 }
 
 /// The text with all masks taken out: every value counts as exact. That a frame has no Ethernet type is said by a mask, which

@@ -60,7 +60,7 @@ impl View {
         (self.key, self.layers) = (FlowKey::ZERO, Layers::default());
         let packet = SlicePacket::new(self.frame.clone());
         self.dropped = extract_into(&packet, &mut self.key, &mut self.layers).is_err();
-        // What only our key says, for matches of the field's that have no place in the reference's userspace datapath.
+        // The reference's flow has no such fields.
         (self.key.ipv6_exthdrs, self.key.mpls_labels) = (0, 0);
     }
 
@@ -195,21 +195,20 @@ fn ipv6_length_ends_packet(view: &mut View) {
 
 fn many_extension_headers(view: &mut View) {
     if view.layers.l4 == 0
-        && let Some(Walk { headers, end, fragment, last_fragment_follows }) = view.walk()
-        && headers > MAX_EXT_HEADERS as usize
+        && let Some(walk) = view.walk()
+        && walk.headers > MAX_EXT_HEADERS as usize
         && !is_blank(view)
     {
-        // What the module finds, which has no bound: as without the headers, but for the fragment.
-        match end {
+        // As without the headers, but for the fragment.
+        match walk.end {
             End::Broken => {}
-            End::Later if last_fragment_follows => {}
             End::Later => (view.key.ip_proto, view.key.ip_frag) = (ip_proto::FRAGMENT, FRAG_LATER),
             End::Upper { proto, offset } => {
                 let start = view.layers.l3 as usize + 40;
                 view.frame.drain(start..start + offset);
                 view.frame[start - 34] = proto;
                 view.extract();
-                view.key.ip_frag = if fragment == Fragment::None { FRAG_NONE } else { FRAG_FIRST };
+                view.key.ip_frag = if walk.fragment == Fragment::Part { FRAG_FIRST } else { FRAG_NONE };
             }
         }
     }
@@ -306,8 +305,6 @@ struct Walk {
     headers: usize,
     end: End,
     fragment: Fragment,
-    /// The fragment that ends the chain begins with an extension header.
-    last_fragment_follows: bool,
 }
 
 #[derive(PartialEq, Eq, Clone, Copy)]
@@ -331,7 +328,7 @@ enum Fragment {
 }
 
 fn walk(mut proto: u8, payload: &[u8]) -> Walk {
-    let mut walk = Walk { headers: 0, end: End::Broken, fragment: Fragment::None, last_fragment_follows: false };
+    let mut walk = Walk { headers: 0, end: End::Broken, fragment: Fragment::None };
     let mut offset = 0;
     loop {
         if !matches!(proto, ip_proto::HOP | ip_proto::ROUTING | ip_proto::DEST | ip_proto::AUTH | ip_proto::FRAGMENT) {
@@ -358,10 +355,6 @@ fn walk(mut proto: u8, payload: &[u8]) -> Walk {
             }
             if part & !7 != 0 {
                 walk.end = End::Later;
-                walk.last_fragment_follows = matches!(
-                    head[0],
-                    ip_proto::HOP | ip_proto::ROUTING | ip_proto::DEST | ip_proto::AUTH | ip_proto::FRAGMENT
-                );
                 return walk;
             }
         }
