@@ -19,7 +19,7 @@ const HITS_PER_MISS: u64 = 100;
 /// How many megaflows are shown.
 const SHOWN_FLOWS: usize = 8;
 /// Columns of a line of them.
-const COLUMNS: usize = 150;
+const COLUMNS: usize = 200;
 /// How often the counters are compared while packets that nobody asked for keep changing them.
 const ATTEMPTS: usize = 50;
 

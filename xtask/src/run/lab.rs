@@ -58,6 +58,8 @@ impl Lab {
         let switch = Netns::new("sw")?;
         // What the kernel says by itself on the ports' devices would go past the switch.
         switch.silence()?;
+        // Each of its devices answers for its own addresses only: br1 must not speak for br0.
+        switch.sysctl("ipv4/conf/all/arp_ignore", "1")?;
         let host = |label, port, network, number| Host::new(&switch, label, port, network, number);
         let (one, two) = (host("one", "p1", address::SWITCHED, 1)?, host("two", "p2", address::SWITCHED, 2)?);
         let bridge = kernel_bridge([&one, &two]);
@@ -138,11 +140,11 @@ fn give_addresses(netns: &Netns, device: &str, network: u8, host: u8) -> Result<
 fn kernel_bridge(hosts: [&Host; 2]) -> Result<Netns> {
     let netns = Netns::new("bridge")?;
     netns.silence()?;
-    netns.ip("link add br type bridge").context("this kernel has no bridge to compare with")?;
-    netns.ip("link set br up")?;
+    netns.ip("link add name bridge0 type bridge").context("this kernel has no bridge to compare with")?;
+    netns.ip("link set bridge0 up")?;
     for host in hosts {
         wire(&netns, host.port, &host.netns, "eth1")?;
-        netns.ip(&format!("link set {} master br", host.port))?;
+        netns.ip(&format!("link set {} master bridge0", host.port))?;
         host.netns.ip("link set eth1 up")?;
         give_addresses(&host.netns, "eth1", address::BRIDGED, host.number)?;
     }
