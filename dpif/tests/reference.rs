@@ -12,6 +12,8 @@ mod frames;
 mod rules;
 #[path = "reference/server.rs"]
 mod server;
+#[path = "reference/twin.rs"]
+mod twin;
 #[path = "reference/unixctl.rs"]
 mod unixctl;
 
@@ -19,6 +21,8 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
+use datapath_common::extract::{Layers, eth_type, extract_into};
+use datapath_common::packet::SlicePacket;
 use datapath_common::{Be16, FlowKey};
 use testkit::Need;
 
@@ -76,6 +80,29 @@ fn the_key_is_the_references_but_for_the_listed_differences() {
     for (rule, hits) in RULES.iter().zip(&hits) {
         assert!(*hits > 0, "no frame shows the difference {:?}", rule.name);
     }
+}
+
+#[test]
+fn the_fields_that_the_reference_lacks_are_as_a_simple_reading_finds_them() {
+    let (mut extended, mut labelled) = (0, 0);
+    for frame in generate() {
+        let (mut key, mut layers) = (FlowKey::ZERO, Layers::default());
+        let dropped = extract_into(&SlicePacket::new(frame.bytes.clone()), &mut key, &mut layers).is_err();
+        let l3 = frame.bytes.get(layers.l3 as usize..).unwrap_or_default();
+        let bits = match key.eth_type.get() {
+            eth_type::IPV6 if l3.len() >= 40 => twin::extension_bits(l3),
+            _ => 0,
+        };
+        let labels = match key.eth_type.get() {
+            eth_type::MPLS | eth_type::MPLS_MC => twin::label_bits(l3),
+            _ => 0,
+        };
+        assert!(dropped || key.ipv6_exthdrs == bits, "{}: {:#x}, not {bits:#x}", hex(&frame.bytes), key.ipv6_exthdrs);
+        assert!(dropped || key.mpls_labels == labels, "{}: {}, not {labels}", hex(&frame.bytes), key.mpls_labels);
+        extended += u32::from(bits != 0);
+        labelled += u32::from(labels != 0);
+    }
+    assert!(extended > 1000 && labelled > 300, "{extended} with extension headers, {labelled} with labels");
 }
 
 #[test]
