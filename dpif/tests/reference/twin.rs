@@ -32,9 +32,9 @@ pub(crate) fn extension_bits(packet: &[u8]) -> u16 {
         let again = if is_destination { destinations >= 2 } else { bits & bit != 0 };
         let late = destinations >= 2 && !is_destination && kind != ip_proto::HOP;
         // A repetition is no disorder by itself, but for hop-by-hop options, which are the first header or out of place.
-        let seen = if kind == ip_proto::HOP { bits | u16::from(again) * REPEATED } else { bits & !REPEATED };
+        let seen = if kind == ip_proto::HOP { bits | (u16::from(again) * REPEATED) } else { bits & !REPEATED };
         let disordered = late || seen & !before != 0;
-        bits |= u16::from(again) * REPEATED | u16::from(disordered) * DISORDERED;
+        bits |= (u16::from(again) * REPEATED) | (u16::from(disordered) * DISORDERED);
         bits |= if kind == ip_proto::HOP && disordered { 0 } else { bit };
         destinations += u32::from(is_destination);
     }
