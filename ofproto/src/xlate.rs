@@ -20,6 +20,7 @@
 use std::sync::Arc;
 
 use datapath_common::FlowKey;
+use dpif::odp::{Cookie, CookieKind, SlowPath};
 use dpif::{Action, OdpPort, UserspaceAction};
 
 use crate::bridge::Config;
@@ -116,7 +117,7 @@ impl Xlate {
         match self.slow {
             None => self.odp_actions.clone(),
             Some(_) => {
-                vec![Action::Userspace(UserspaceAction { cookie: SLOW_PATH_COOKIE.into(), ..Default::default() })]
+                vec![Action::Userspace(UserspaceAction { cookie: slow_path_cookie(), ..Default::default() })]
             }
         }
     }
@@ -137,6 +138,12 @@ impl Xlate {
     }
 }
 
-/// The cookie of a packet that comes up because its actions are run by userspace. All cookies have this size and begin with
-/// their kind.
-pub const SLOW_PATH_COOKIE: [u8; 16] = *b"slow-path\0\0\0\0\0\0\0";
+/// The cookie of a packet that comes up because its actions are run by userspace.
+fn slow_path_cookie() -> Vec<u8> {
+    Cookie::new(CookieKind::SlowPath(SlowPath::ACTION)).encode()
+}
+
+/// Whether a cookie is that of a packet whose actions are run by userspace.
+pub fn is_slow_path(cookie: &[u8]) -> bool {
+    matches!(Cookie::decode(cookie).map(|cookie| cookie.kind), Some(CookieKind::SlowPath(reasons)) if reasons & SlowPath::ACTION != 0)
+}

@@ -15,7 +15,7 @@ use super::slow;
 use super::ukey::{Phase, State, Ukey};
 use crate::backer::Backer;
 use crate::flow::extract_again;
-use crate::xlate::{Effect, SLOW_PATH_COOKIE, Xlate, translate};
+use crate::xlate::{Effect, Xlate, is_slow_path, translate};
 
 /// What a handler's thread does until `exit` is readable.
 pub(super) fn run(backer: &Backer, id: u32, exit: &EventFd, idle: &AtomicBool) {
@@ -130,7 +130,7 @@ fn installed(backer: &Backer, ukey: &Arc<Ukey>, result: dpif::Result<()>) {
 fn decide<'a>(backer: &Backer, upcall: &'a Upcall) -> Option<Answer<'a>> {
     let missed = match upcall.kind {
         UpcallKind::Miss => true,
-        UpcallKind::Action if upcall.cookie == SLOW_PATH_COOKIE => false,
+        UpcallKind::Action if is_slow_path(&upcall.cookie) => false,
         UpcallKind::Action => {
             coverage::inc!("upcall_unknown_cookie");
             return None;
