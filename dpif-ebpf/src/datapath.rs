@@ -10,8 +10,11 @@ use dpif::{
     DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent,
     PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch,
 };
+use parking_lot::Mutex;
 
 use crate::adopt::{Adopted, adopt};
+use crate::background::Background;
+use crate::debug;
 use crate::execute::Executor;
 use crate::flows::Flows;
 use crate::grace::Grace;
@@ -21,7 +24,7 @@ use crate::masks::Masks;
 use crate::options::Options;
 use crate::pins::Pins;
 use crate::ports::Ports;
-use crate::ports::events::Watcher;
+use crate::ports::events;
 use crate::slots::Slots;
 use crate::upcalls::Upcalls;
 
@@ -34,8 +37,9 @@ pub struct EbpfDpif {
     upcalls: Upcalls,
     executor: Executor,
     ports: Arc<Ports>,
-    watcher: parking_lot::Mutex<Option<Watcher>>,
+    watcher: Mutex<Option<Background>>,
     adopted: bool,
+    _debug: Option<Background>,
 }
 
 impl EbpfDpif {
@@ -46,7 +50,7 @@ impl EbpfDpif {
     pub fn open(name: &str, options: &Options) -> Result<Self> {
         kernel::check()?;
         let pins = Arc::new(Pins::open(&options.bpffs, name)?);
-        let (maps, _programs) = Maps::open(&pins, options)?;
+        let (maps, mut programs) = Maps::open(&pins, options)?;
         let maps = Arc::new(maps);
         let grace = Arc::new(Grace::of_the_kernel()?);
 
@@ -67,11 +71,12 @@ impl EbpfDpif {
         let flows = Flows::new(Arc::clone(&maps), grace, Arc::clone(&slots), masks, adopted.flows, name);
         let executor = Executor::new(&pins, options.objects.as_deref(), slots, name)?;
         let ports = Arc::new(Ports::open(Arc::clone(&maps), Arc::clone(&pins), options, name)?);
-        let watcher =
-            Watcher::start(Arc::clone(&ports)).map_err(|error| io_error("can't watch the ports' devices", error))?;
-        let adopted = maps.adopted;
-        let watcher = parking_lot::Mutex::new(Some(watcher));
-        Ok(Self { name: name.into(), maps, pins, flows, upcalls, executor, ports, watcher, adopted })
+        let watcher = events::watch(Arc::clone(&ports)).map_err(|e| io_error("can't watch the ports' devices", e))?;
+        let debug = if options.debug { Some(debug::follow(&mut programs)) } else { None };
+        let debug =
+            debug.transpose().map_err(|error| io_error("can't follow the datapath's debugging output", error))?;
+        let (adopted, watcher) = (maps.adopted, Mutex::new(Some(watcher)));
+        Ok(Self { name: name.into(), maps, pins, flows, upcalls, executor, ports, watcher, adopted, _debug: debug })
     }
 
     /// Whether the datapath was there already, with its flows and ports.

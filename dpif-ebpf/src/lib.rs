@@ -17,7 +17,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod adopt;
+mod background;
 mod datapath;
+mod debug;
 mod execute;
 mod flows;
 mod grace;

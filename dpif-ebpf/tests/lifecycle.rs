@@ -5,6 +5,7 @@ mod common;
 use common::*;
 use dpif::{Dpif, DpifError, OdpPort, PortKind};
 use dpif_ebpf::{Attach, EbpfDpif, Options};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 #[test]
 fn a_datapath_that_is_destroyed_leaves_nothing() {
@@ -108,6 +109,30 @@ fn what_can_not_be_opened_is_said_in_one_line() {
     let error = open(&host.name, Options { objects: Some("/nonexistent".into()), ..host.options.clone() });
     assert!(error.contains("/nonexistent/tc.o"), "{error}");
     // A refusal leaves nothing that a later process would adopt.
+    assert!(!host.open().was_adopted());
+}
+
+#[test]
+fn a_program_that_the_verifier_rejects_shows_the_end_of_its_log() {
+    testkit::require_root_and_bpf!("a_program_that_the_verifier_rejects_shows_the_end_of_its_log");
+    let objects = testkit::workspace_root().join("target/bpf");
+    let spoiled = tempfile::tempdir().unwrap();
+    let mut bytes = std::fs::read(objects.join("tc.o")).unwrap();
+    let at = {
+        let file = object::File::parse(&*bytes).unwrap();
+        let symbol = file.symbols().find(|symbol| symbol.name() == Ok("sluice_tc")).unwrap();
+        let section = file.section_by_index(symbol.section_index().unwrap()).unwrap();
+        (section.file_range().unwrap().0 + symbol.address()) as usize
+    };
+    // `r0 = r9`, which nobody has set.
+    bytes[at..at + 8].copy_from_slice(&[0xbf, 0x90, 0, 0, 0, 0, 0, 0]);
+    std::fs::write(spoiled.path().join("tc.o"), bytes).unwrap();
+    std::fs::copy(objects.join("port-entry.o"), spoiled.path().join("port-entry.o")).unwrap();
+    let host = Host::new("reject");
+    let options = Options { objects: Some(spoiled.path().into()), ..host.options.clone() };
+    let error = host.run(|| EbpfDpif::open(&host.name, &options)).err().unwrap().to_string();
+    assert!(error.starts_with("can't load eBPF program sluice_tc: the kernel's verifier refuses it"), "{error}");
+    assert!(error.ends_with("R9 !read_ok") && !error.contains('\n'), "{error}");
     assert!(!host.open().was_adopted());
 }
 

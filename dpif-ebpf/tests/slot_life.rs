@@ -167,7 +167,7 @@ fn put(flows: &[Flow], i: usize) -> FlowPut {
     };
     let mut actions =
         vec![set(KeyAttr::Ethernet, &|value, mask| (value.eth_src, mask.eth_src) = (signature, [255; 6]))];
-    if version % 3 == 0 {
+    if version.is_multiple_of(3) {
         // Long enough to go on in another slot.
         for mark in 0..40 {
             actions.push(set(KeyAttr::SkbMark, &|value, mask| (value.skb_mark, mask.skb_mark) = (mark, u32::MAX)));

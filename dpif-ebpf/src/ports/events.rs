@@ -4,61 +4,24 @@
 //! for then, so that news which waited or were lost leave nothing wrong.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
 use dpif::{OdpPort, PortEvent, PortKind};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::pipe;
 
 use super::{Port, Ports};
+use crate::background::{Background, Stop};
 use crate::rtnl::{self, Monitor, News};
 
-/// The thread that watches; it ends with this.
-pub(crate) struct Watcher {
-    stop: Option<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Watcher {
-    /// Watches the devices of `ports`, beginning with what has happened before.
-    pub(crate) fn start(ports: Arc<Ports>) -> io::Result<Self> {
-        let (stopped, stop) = pipe()?;
-        let monitor = ports.netns().run(Monitor::open)??;
-        let work = move || watch(&ports, monitor, &stopped);
-        let thread = thread::Builder::new().name("dpif-ebpf-ports".into()).spawn(work)?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        // The other end of the pipe hangs up.
-        self.stop = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+/// Starts to watch the devices of `ports`, beginning with what has happened before.
+pub(crate) fn watch(ports: Arc<Ports>) -> io::Result<Background> {
+    let mut monitor = ports.netns().run(Monitor::open)??;
+    Background::start("dpif-ebpf-ports", move |stop: Stop| {
+        ports.on_news(News::Lost);
+        while stop.wait_for(&monitor)? {
+            monitor.news()?.into_iter().for_each(|news| ports.on_news(news));
         }
-    }
-}
-
-fn watch(ports: &Ports, mut monitor: Monitor, stopped: &OwnedFd) {
-    ports.on_news(News::Lost);
-    loop {
-        let mut wait =
-            [PollFd::new(monitor.as_fd(), PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut wait, PollTimeout::NONE) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return tracing::error!("the ports' devices aren't watched any more: {error}"),
-        }
-        if wait[1].any() == Some(true) {
-            return;
-        }
-        match monitor.news() {
-            Ok(news) => news.into_iter().for_each(|news| ports.on_news(news)),
-            Err(error) => return tracing::error!("the ports' devices aren't watched any more: {error}"),
-        }
-    }
+        Ok(())
+    })
 }
 
 impl Ports {

@@ -1,0 +1,61 @@
+//! Threads that wait for something until they are told to stop.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::{self, JoinHandle};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::pipe;
+
+/// A thread that is stopped, and waited for, when this is dropped.
+pub(crate) struct Background {
+    // Its other end is the thread's; dropping it hangs up.
+    stop: Option<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// How the thread learns that it is to stop.
+pub(crate) struct Stop(OwnedFd);
+
+impl Background {
+    /// Starts a thread. An error that ends it is logged.
+    pub(crate) fn start(
+        name: &'static str,
+        work: impl FnOnce(Stop) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<Self> {
+        let (stopped, stop) = pipe()?;
+        let run = move || {
+            if let Err(error) = work(Stop(stopped)) {
+                tracing::error!("thread {name} has ended: {error}");
+            }
+        };
+        let thread = thread::Builder::new().name(name.into()).spawn(run)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Stop {
+    /// Waits until `source` can be read; false if it is time to stop.
+    pub(crate) fn wait_for(&self, source: &impl AsFd) -> io::Result<bool> {
+        loop {
+            let mut wait =
+                [PollFd::new(source.as_fd(), PollFlags::POLLIN), PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut wait, PollTimeout::NONE) {
+                Ok(_) if wait[1].any() == Some(true) => return Ok(false),
+                Ok(_) => return Ok(true),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
