@@ -1,0 +1,153 @@
+//! What the commands about bridges and datapaths say, without privileges: ports are queues in memory.
+
+mod common;
+
+use common::{Daemon, TIMEOUT, outcome, vswitchd};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const SWITCH: &str = "--memory-ports --datapath userspace --bridge br0 --port br0:a --port br0:b,tag=7,ofport=9 \
+                      --bridge br1 --port br1:c -vconsole:off";
+
+fn start(line: &str) -> (TempDir, Daemon) {
+    let directory = tempfile::tempdir().unwrap();
+    let args: Vec<&str> = line.split_whitespace().collect();
+    let daemon = Daemon::start(directory.path(), vswitchd(directory.path(), &args));
+    (directory, daemon)
+}
+
+/// The result of a command as JSON.
+fn json(daemon: &Daemon, command: &str, args: &[&str]) -> Value {
+    use std::io::{Read, Write};
+    let mut stream = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let mut result = Value::Null;
+    for (method, params) in [("set-options", &["--format", "json"][..]), (command, args)] {
+        write!(stream, "{}", json!({"id": 0, "method": method, "params": params})).unwrap();
+        let (mut text, mut chunk) = (Vec::new(), [0; 4096]);
+        result = loop {
+            let n = stream.read(&mut chunk).unwrap();
+            assert_ne!(n, 0, "{}", String::from_utf8_lossy(&text));
+            text.extend_from_slice(&chunk[..n]);
+            if let Ok(value) = serde_json::from_slice::<Value>(&text) {
+                break value["result"].clone();
+            }
+        };
+    }
+    result
+}
+
+#[test]
+fn a_switch_shows_its_bridges_and_ports() {
+    let (_directory, daemon) = start(SWITCH);
+    // Ports that ask for a number come first.
+    assert_eq!(
+        daemon.ask("dpctl/show"),
+        "netdev@ovs-netdev:\n  lookups: hit:0 missed:0 lost:0\n  flows: 0\n  masks: hit:0 total:0 hit/pkt:0.00\n  \
+         port 1: br0 (internal)\n  port 2: br1 (internal)\n  port 3: b\n  port 4: a\n  port 5: c\n"
+    );
+    let show = daemon.ask("dpif/show");
+    for line in ["netdev@ovs-netdev: hit:0 missed:0\n", "  br0:\n    a 1/", "    b 9/", "    br0 65534/", "  br1:\n"] {
+        assert!(show.contains(line), "{show}");
+    }
+    assert_eq!(daemon.ask("dpctl/dump-dps"), "netdev@ovs-netdev\n");
+    assert_eq!(daemon.ask("ofproto/list"), "br0\nbr1\n");
+    let rules = daemon.ask("bridge/dump-flows br0");
+    assert!(rules.ends_with("n_packets=0, n_bytes=0, priority=0 actions=NORMAL\n"), "{rules}");
+    let statistics = daemon.ask("dpctl/show -s netdev@ovs-netdev");
+    assert!(statistics.contains("\n    RX packets:0 errors:? dropped:0 overruns:? frame:?\n"), "{statistics}");
+    assert!(daemon.ask("datapath/drops").contains("\n  malformed: 0\n"));
+    assert!(daemon.ask("memory/show").contains("netdev@ovs-netdev-ports:5"), "{}", daemon.ask("memory/show"));
+    assert!(daemon.ask("upcall/show").starts_with("netdev@ovs-netdev:\n  flows         : (current 0)"));
+
+    let value = json(&daemon, "dpctl/show", &[]);
+    assert_eq!(value[0]["name"], "netdev@ovs-netdev");
+    assert_eq!(value[0]["ports"][0]["name"], "br0");
+    assert_eq!(value[0]["ports"][0]["type"], "internal");
+    assert_eq!(json(&daemon, "datapath/drops", &[])[0]["drops"]["malformed"], 0);
+    assert_eq!(json(&daemon, "dpctl/dump-dps", &[]), json!(["netdev@ovs-netdev"]));
+}
+
+#[test]
+fn datapath_flows_are_added_changed_shown_and_deleted_by_hand() {
+    // The revalidator deletes flows that nothing in the tables asks for: not during this test.
+    let (_directory, daemon) = start(&format!("{SWITCH} --max-revalidator 600000"));
+    let call = |line: &[&str]| daemon.call(line[0], &line[1..]);
+    let key =
+        "recirc_id(0),in_port(1),eth(dst=02:00:00:00:00:01),eth_type(0x0800),ipv4(src=10.0.0.0/255.0.0.0,frag=no)";
+    assert_eq!(call(&["dpctl/add-flow", key, "2"]), Ok(String::new()));
+    let header = "flow-dump from the main thread:\n";
+    let dump = daemon.ask("dpctl/dump-flows");
+    assert!(dump.starts_with(&format!("{header}recirc_id(0),in_port(1),")), "{dump}");
+    assert!(dump.ends_with(", packets:0, bytes:0, used:never, actions:2\n"), "{dump}");
+    assert_eq!(daemon.ask("dpctl/dump-flows filter=ip,nw_src=10.1.2.3").lines().count(), 2);
+    assert_eq!(daemon.ask("dpctl/dump-flows filter=ip,nw_src=11.0.0.0"), "");
+    assert_eq!(daemon.ask("dpctl/dump-flows filter=in_port=br0").lines().count(), 2);
+    assert_eq!(daemon.ask("dpctl/dump-flows filter=arp"), "");
+    assert_eq!(daemon.ask("dpctl/dump-flows netdev@ovs-netdev type=ovs --names").matches("in_port(br0)").count(), 1);
+
+    let value = json(&daemon, "dpctl/dump-flows", &[]);
+    assert_eq!(
+        (&value[0]["packets"], &value[0]["actions"], &value[0]["used-ms"]),
+        (&json!(0), &json!("2"), &Value::Null)
+    );
+    let ufid = format!("ufid:{}", value[0]["ufid"].as_str().unwrap());
+    assert!(daemon.ask(&format!("dpctl/get-flow {ufid}")).ends_with("actions:2\n"));
+
+    assert_eq!(call(&["dpctl/mod-flow", key, "3,2"]), Ok(String::new()));
+    assert!(daemon.ask("dpctl/dump-flows").ends_with("actions:3,2\n"));
+    assert_eq!(call(&["dpctl/del-flow", key]), Ok(String::new()));
+    assert_eq!(daemon.ask("dpctl/dump-flows"), "");
+    assert_eq!(call(&["dpctl/add-flow", &format!("ufid:1234,{key}"), "drop"]), Ok(String::new()));
+    let dump = daemon.ask("dpctl/dump-flows -m");
+    assert!(dump.contains("ufid:00000000-0000-0000-0000-000000001234, skb_priority(0/0)"), "{dump}");
+    daemon.ask("dpctl/del-flows");
+    assert_eq!(daemon.ask("dpctl/dump-flows"), "");
+
+    for (line, error) in [
+        (&["dpctl/add-flow", "in_port(", "2"][..], "parsing flow key (column 9: expected "),
+        (&["dpctl/add-flow", key, "2,nonsense"], "parsing actions (column 3: expected "),
+        (&["dpctl/mod-flow", key, "2"], "updating flow table ("),
+        (&["dpctl/del-flow", key], "deleting flow (No such file or directory)"),
+        (&["dpctl/get-flow", "ufid:xyz"], "parsing flow ufid"),
+        (&["dpctl/get-flow", "ufid:77"], "getting flow ("),
+        (&["dpctl/dump-flows", "filter=nonsense"], "Failed to parse filter (column 1: "),
+        (&["dpctl/dump-flows", "type=x"], "Failed to parse type (x)\n"),
+        (&["dpctl/dump-flows", "--nonsense"], "unrecognized option '--nonsense'\n"),
+        (&["dpctl/dump-flows", "a", "b"], "unexpected argument \"b\"\n"),
+        (&["dpctl/show", "nonesuch"], "opening datapath nonesuch failed (No such device)\n"),
+        (&["dpif/dump-flows", "nonesuch"], "no such bridge\n"),
+        (&["fdb/show", "nonesuch"], "no such bridge\n"),
+        (&["fdb/flush", "nonesuch"], "no such bridge\n"),
+        (&["bridge/dump-flows", "nonesuch"], "Unknown bridge\n"),
+    ] {
+        let said = call(line).unwrap_err();
+        assert!(said.starts_with(error) && said.lines().count() == 1, "{line:?}: {said}");
+    }
+}
+
+#[test]
+fn a_secure_bridge_begins_without_flows() {
+    let (_directory, daemon) = start("--memory-ports --datapath userspace --bridge br0,fail-mode=secure");
+    assert_eq!(daemon.ask("bridge/dump-flows br0"), "");
+}
+
+#[test]
+fn what_this_version_cannot_do_is_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let flows = directory.path().join("br0.flows");
+    std::fs::write(&flows, "priority=0 actions=NORMAL\nactions=ct(commit)\n").unwrap();
+    let bad_flows = format!("--bridge br0 --flows {}", flows.display());
+    for (line, error) in [
+        ("--n-revalidators 4", "n-revalidators 4 is not supported yet"),
+        ("--min-revalidate-pps 7", "min-revalidate-pps 7 is not supported yet"),
+        (&bad_flows, &format!("{}:2:", flows.display())),
+    ] {
+        for mode in ["--check", "-vconsole:off"] {
+            let args: Vec<&str> = line.split_whitespace().chain([mode]).collect();
+            let (code, said) = outcome(&mut vswitchd(directory.path(), &args));
+            assert_eq!((code, said.lines().count()), (Some(2), 1), "{args:?}: {said}");
+            assert!(said.starts_with(&format!("vswitchd: {error}")), "{args:?}: {said}");
+        }
+    }
+}
