@@ -77,11 +77,6 @@ impl Daemon {
         self.pid
     }
 
-    /// Where its control socket is.
-    pub(super) fn socket(&self) -> &Path {
-        &self.socket
-    }
-
     /// Whether it still runs.
     pub(super) fn is_running(&self) -> bool {
         self.lock().is_running()

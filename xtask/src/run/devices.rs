@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Result, bail};
 
-use super::{daemon::Daemon, interrupt, place::Place};
+use super::{daemon::Daemon, interrupt, keep, place::Place};
 use crate::cmd;
 
 /// How often the counters are printed.
@@ -26,7 +26,7 @@ pub(super) fn run(ports: &[String], program: PathBuf) -> Result<bool> {
     }
     let daemon = Daemon::start(&program, &place, None, &options)?;
     step.done(format!("bridge br0 has {}, and the host is on it through the device br0", ports.join(" ")));
-    println!("    ovs-appctl -t {} dpctl/dump-flows", daemon.socket().display());
+    println!("    {} dpctl/dump-flows", keep::appctl(&place)?);
     println!("    Ctrl-C ends it and gives the devices back");
     while interrupt::sleep(PERIOD).is_ok() {
         if !daemon.is_running() {

@@ -4,7 +4,8 @@
 //! is named by a file that it is mounted on, so a second name is a second mount.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     time::Duration,
 };
@@ -35,17 +36,16 @@ pub(super) fn keep(lab: Lab, daemon: Daemon, place: Place) -> Result<()> {
         names.push(rename(netns)?);
     }
     let switch = rename(switch)?;
-    let (pid, socket) = (daemon.pid(), daemon.socket().to_path_buf());
+    let pid = daemon.pid();
     daemon.keep();
+    let appctl = appctl(&place)?;
     let folder = place.folder().to_path_buf();
     place.keep();
 
     println!("==> vswitchd (process {pid}) stays up; its files are in {}", folder.display());
     println!("    the switch is in namespace {switch}, hosts are in {}", names.join(", "));
-    let appctl = appctl();
-    let asks = ["dpctl/show", "dpctl/dump-flows", "fdb/show br0", "dpif/show", "upcall/show", "list-commands"];
-    for ask in asks {
-        println!("      {appctl} -t {} {ask}", socket.display());
+    for ask in ["dpctl/show", "dpctl/dump-flows", "fdb/show br0", "dpif/show", "upcall/show", "list-commands"] {
+        println!("      {appctl} {ask}");
     }
     println!("      ip netns exec {PREFIX}one ping 10.0.0.2");
     println!("      ip -n {switch} link");
@@ -95,14 +95,19 @@ fn rename(netns: Netns) -> Result<String> {
     Ok(name)
 }
 
-/// How one types `ovs-appctl` here.
-fn appctl() -> String {
-    match tools::find("ovs-appctl") {
-        Some(path) if path.starts_with(tools::ovs_folder()) => {
-            let libraries = tools::ovs_environment().into_iter().find(|(name, _)| *name == "LD_LIBRARY_PATH");
-            let libraries = libraries.map_or_else(String::new, |(_, value)| value.display().to_string());
-            format!("LD_LIBRARY_PATH={libraries} {}", path.display())
-        }
-        _ => "ovs-appctl".into(),
-    }
+/// What one types to ask the daemon: a script where `ovs-appctl` is not installed but unpacked with its libraries.
+pub(super) fn appctl(place: &Place) -> Result<String> {
+    let (program, socket) = (tools::find("ovs-appctl"), place.socket());
+    let (Some(program), socket) = (program.filter(|path| path.starts_with(tools::ovs_folder())), socket.display())
+    else {
+        return Ok(format!("ovs-appctl -t {}", place.socket().display()));
+    };
+    let environment: Vec<String> =
+        tools::ovs_environment().iter().map(|(name, value)| format!("{name}='{}'", value.display())).collect();
+    let text = format!("#!/bin/sh\n{} exec '{}' -t {socket} \"$@\"\n", environment.join(" "), program.display());
+    let script = place.folder().join("appctl");
+    fs::write(&script, text)
+        .and_then(|()| fs::set_permissions(&script, Permissions::from_mode(0o755)))
+        .with_context(|| format!("can't write {}", script.display()))?;
+    Ok(script.display().to_string())
 }

@@ -33,10 +33,16 @@ impl Place {
 
     /// The one folder of a run that is kept.
     pub(super) fn to_keep() -> Result<Self> {
+        Self::nothing_kept()?;
+        Self::at(KEPT.into())
+    }
+
+    /// An error if an earlier run was kept and not ended.
+    pub(super) fn nothing_kept() -> Result<()> {
         if Path::new(KEPT).exists() {
             bail!("an earlier run was kept in {KEPT}: end it by `cargo xtask run --end`");
         }
-        Self::at(KEPT.into())
+        Ok(())
     }
 
     /// The folder that an earlier run has kept, to be removed.

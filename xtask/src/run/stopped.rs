@@ -21,12 +21,12 @@ use crate::cmd;
 
 /// The share of its rate that an established flow must keep.
 const TARGET: f64 = 0.95;
-/// Turns with the daemon running and stopped, each.
-const TURNS: usize = 7;
-/// Rounds of turns at most.
+/// Turns with the daemon running and stopped, each, in a round.
+const TURNS: usize = 15;
+/// Rounds at most.
 const ROUNDS: usize = 3;
 /// How long a turn is, and how long after a signal it begins.
-const TURN: Duration = Duration::from_millis(500);
+const TURN: Duration = Duration::from_millis(200);
 const SETTLE: Duration = Duration::from_millis(50);
 /// Packets of a flow that waits, and the time between two of them.
 const PACKETS: u8 = 10;

@@ -4,7 +4,7 @@
 //! does not arrive is an error after [`PATIENCE`], not a wait.
 
 use std::{
-    io::{ErrorKind, Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
@@ -119,7 +119,7 @@ impl Pair<'_> {
             let any: SocketAddr = if at.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
             let socket = UdpSocket::bind(any)?;
             socket.connect(at)?;
-            std::io::Result::Ok(socket)
+            io::Result::Ok(socket)
         })?;
         let client = client.with_context(|| format!("can't reach {at}"))?;
         client.set_read_timeout(Some(PATIENCE))?;
@@ -152,6 +152,7 @@ pub(super) struct Stream {
 #[derive(Default)]
 struct Shared {
     received: AtomicU64,
+    paused: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -162,6 +163,11 @@ impl Stream {
         interrupt::sleep(time)?;
         let received = self.shared.received.load(Ordering::Relaxed) - before;
         Ok(gigabits(received, started.elapsed()))
+    }
+
+    /// Stops the sender, or lets it go on.
+    pub(super) fn pause(&self, paused: bool) {
+        self.shared.paused.store(paused, Ordering::Relaxed);
     }
 
     /// Ends it; the bytes that arrived. An error if one of them was wrong, or if it had broken.
@@ -188,6 +194,10 @@ impl Shared {
         let payload = payload();
         let mut at = 0;
         while !self.stop.load(Ordering::Relaxed) {
+            if self.paused.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(1));
+                continue;
+            }
             let chunk = payload.get(at..at + PERIOD).unwrap_or_default();
             at = (at + socket.write(chunk).context("the stream has stopped")?) % PERIOD;
         }
@@ -198,7 +208,10 @@ impl Shared {
         let payload = payload();
         let (mut bytes, mut at) = (vec![0; PERIOD], 0);
         loop {
-            let n = socket.read(&mut bytes).context("the stream has stopped")?;
+            let n = match socket.read(&mut bytes) {
+                Err(error) if is_timeout(&error) && self.paused.load(Ordering::Relaxed) => continue,
+                read => read.context("the stream has stopped")?,
+            };
             if n == 0 {
                 return Ok(());
             }
@@ -223,11 +236,15 @@ fn echo_until(socket: &UdpSocket, stop: &AtomicBool) -> Result<()> {
     while !stop.load(Ordering::Relaxed) {
         match socket.recv_from(&mut bytes) {
             Ok((n, from)) => drop(socket.send_to(bytes.get(..n).unwrap_or_default(), from)?),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error) if is_timeout(&error) => {}
             Err(error) => return Err(error.into()),
         }
     }
     Ok(())
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 fn join<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
