@@ -3,12 +3,13 @@
 mod common;
 
 use std::fs;
-use std::time::Duration;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use common::{Network, TIMEOUT, outcome};
 use nix::sys::signal::Signal;
 use testkit::process::run_ok;
-use testkit::{Need, wait_until};
+use testkit::{Need, Process, wait_until};
 
 /// Runs a test on both datapaths.
 fn on_each_datapath(name: &str, test: impl Fn(&str)) {
@@ -222,6 +223,51 @@ fn established_flows_go_on_without_the_daemon_and_the_next_one_adopts_them() {
     assert!(!network.pings(1, 2, 1) && network.pings(1, 0, 3));
     third.ask("exit --cleanup");
     assert_eq!(third.ended(), Some(0));
+    assert_eq!(network.left(), [""; 0]);
+}
+
+/// `SLUICE_KILLS` asks for more rounds.
+#[test]
+fn a_daemon_killed_at_any_moment_of_its_start_loses_no_packet_of_an_established_flow() {
+    const NAME: &str = "a_daemon_killed_at_any_moment_of_its_start_loses_no_packet_of_an_established_flow";
+    testkit::require!(NAME; Need::Tool("ping"));
+    testkit::require_root_and_bpf!(NAME);
+    let rounds: u32 = std::env::var("SLUICE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(10);
+    let network = Network::new(3);
+    let line = "--bridge br0 --port br0:v1 --port br0:v2";
+    // Sometimes there is a port to add, and then one to remove.
+    let lines =
+        [line.to_owned(), format!("{line} --port br0:v3 --bridge br1")].map(|line| format!("{line} -vconsole:off"));
+    let started = Instant::now();
+    let mut daemon = network.start(line);
+    let whole = started.elapsed();
+    assert!(network.pings(1, 2, 3));
+    let said = network.directory().join("ping");
+    let mut ping = network.hosts[0].command("ping");
+    ping.args(["-q", "-i", "0.01", "10.0.0.2"]).stdout(fs::File::create(&said).unwrap());
+    let mut ping = Process::spawn(&mut ping).unwrap();
+    for round in 0..rounds {
+        daemon.process.signal(Signal::SIGKILL).unwrap();
+        daemon.process.wait(TIMEOUT).unwrap();
+        let next = Process::spawn(network.vswitchd(&lines[round as usize % 2]).stderr(Stdio::null())).unwrap();
+        daemon.process = next;
+        // Spread over the time that a start takes, and a little after.
+        std::thread::sleep(whole * (round * 13 % rounds) / rounds + whole / 10);
+    }
+    daemon.process.signal(Signal::SIGKILL).unwrap();
+    daemon.process.wait(TIMEOUT).unwrap();
+    let last = network.start(line);
+    let ports = last.ask("dpctl/show");
+    assert_eq!(ports.matches("port ").count(), 3, "{ports}");
+    assert!(network.pings(2, 1, 3));
+    ping.signal(Signal::SIGINT).unwrap();
+    ping.wait(TIMEOUT).unwrap();
+    let said = fs::read_to_string(said).unwrap();
+    let (sent, received) = (number(&said, "statistics ---\n"), number(&said, "transmitted, "));
+    // One may be under way at the end.
+    assert!(sent > 100 && received + 1 >= sent, "{said}");
+    last.ask("exit --cleanup");
+    assert_eq!(last.ended(), Some(0));
     assert_eq!(network.left(), [""; 0]);
 }
 
