@@ -27,7 +27,7 @@ pub(crate) fn check() -> Result<()> {
         Err(MapError::CreateError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EINVAL) => {
             return Err(DpifError::Kernel(format!("the kernel has no BPF ring buffers; {OLDEST}")));
         }
-        Err(error) => return Err(map_error("a BPF ring buffer", error)),
+        Err(error) => return Err(map_error("opening an eBPF datapath", error)),
     }
     match KernelVersion::current() {
         Ok(version) if version < KernelVersion::new(5, 17, 0) => {

@@ -7,6 +7,8 @@ use dpif::{Dpif, DpifError, OdpPort, PortKind};
 use dpif_ebpf::{Attach, EbpfDpif, Options};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
+const NOBODY: nix::unistd::Uid = nix::unistd::Uid::from_raw(65534);
+
 #[test]
 fn a_datapath_that_is_destroyed_leaves_nothing() {
     testkit::require_root_and_bpf!("a_datapath_that_is_destroyed_leaves_nothing");
@@ -110,6 +112,26 @@ fn what_can_not_be_opened_is_said_in_one_line() {
     assert!(error.contains("/nonexistent/tc.o"), "{error}");
     // A refusal leaves nothing that a later process would adopt.
     assert!(!host.open().was_adopted());
+}
+
+#[test]
+fn a_missing_privilege_is_said() {
+    testkit::require_root_and_bpf!("a_missing_privilege_is_said");
+    const AS_NOBODY: &str = "SLUICE_TEST_AS_NOBODY";
+    if std::env::var_os(AS_NOBODY).is_some() {
+        // The user is changed here: the test's binary may lie where nobody may look.
+        nix::unistd::setresuid(NOBODY, NOBODY, NOBODY).unwrap();
+        let error = EbpfDpif::open("nobody", &options()).err().unwrap().to_string();
+        assert!(error.contains("permission denied; run as root") && !error.contains('\n'), "{error}");
+        return;
+    }
+    let test = std::env::current_exe().unwrap();
+    let status = std::process::Command::new(test)
+        .args(["--exact", "a_missing_privilege_is_said", "--test-threads", "1"])
+        .env(AS_NOBODY, "1")
+        .status()
+        .unwrap();
+    assert!(status.success());
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod common;
 
 use std::env;
 use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -45,14 +45,7 @@ fn sudden_ends_leave_a_datapath_that_goes_on_and_can_be_ended() {
 
     let mut random = Random(0x5eed_0001);
     for kill in 0..kills {
-        let mut victim = host.run(|| {
-            Command::new(env::current_exe().unwrap())
-                .args(["--exact", "the_life_of_a_victim", "--nocapture"])
-                .env(VICTIM, format!("{} {}", host.name, kill + 1))
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap()
-        });
+        let mut victim = start_victim(&host, &(kill + 1).to_string());
         let mut lines = BufReader::new(victim.stdout.take().unwrap()).lines();
         if random.below(4) == 0 {
             // While it opens the datapath.
@@ -98,11 +91,55 @@ fn sudden_ends_leave_a_datapath_that_goes_on_and_can_be_ended() {
     drop(spare);
 }
 
-/// Opens the datapath and changes it until it is killed.
+#[test]
+fn a_datapath_that_was_half_made_or_half_ended_is_made_anew() {
+    testkit::require_root_and_bpf!("a_datapath_that_was_half_made_or_half_ended_is_made_anew");
+    let kills: u64 = env::var("SLUICE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(24) / 3;
+    let host = Host::new("half");
+    let mut random = Random(0x5eed_0002);
+    for _ in 0..kills {
+        let mut victim = start_victim(&host, "0");
+        sleep(Duration::from_millis(random.below(3000)));
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+    }
+    let dpif = host.open();
+    let (_left, _right) = (host.neighbour("left"), host.neighbour("right"));
+    if let Some(port) = dpif.ports().unwrap().first() {
+        dpif.port_del(port.port).unwrap();
+    }
+    dpif.port_add(&system("left")).unwrap();
+    dpif.port_add(&internal("i0")).unwrap();
+    dpif.destroy().unwrap();
+    drop(dpif);
+    host.assert_no_pins();
+    let devices = host.netns.ip("-br link show").unwrap();
+    assert_eq!(devices.lines().count(), 1 + 2, "{devices}");
+}
+
+fn start_victim(host: &Host, seed: &str) -> Child {
+    host.run(|| {
+        Command::new(env::current_exe().unwrap())
+            .args(["--exact", "the_life_of_a_victim", "--nocapture"])
+            .env(VICTIM, format!("{} {seed}", host.name))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    })
+}
+
+/// Opens the datapath and changes it until it is killed; with seed 0 makes and ends it all the time.
 #[test]
 fn the_life_of_a_victim() {
     let Ok(orders) = env::var(VICTIM) else { return };
     let (name, seed) = orders.split_once(' ').unwrap();
+    while seed == "0" {
+        let dpif = EbpfDpif::open(name, &options()).unwrap_or_else(|error| panic!("{error}"));
+        if dpif.ports().unwrap().is_empty() {
+            dpif.port_add(&internal("i0")).unwrap();
+        }
+        dpif.destroy().unwrap();
+    }
     let mut random = Random(seed.parse::<u64>().unwrap().wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let options = options();
     let dpif = EbpfDpif::open(name, &options).unwrap_or_else(|error| panic!("{error}"));
