@@ -133,6 +133,25 @@ fn a_secure_bridge_begins_without_flows() {
 }
 
 #[test]
+fn options_change_while_bridges_run_but_for_the_datapaths_size() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("switch.toml");
+    let write = |options: &str| {
+        let text = format!("datapath = \"userspace\"\n[options]\n{options}\n[[bridge]]\nname = \"br0\"\n");
+        std::fs::write(&path, text).unwrap();
+    };
+    write("flow-limit = 5000\nn-handlers = 1");
+    let (_directory, daemon) = start(&format!("--memory-ports --config {}", path.display()));
+    assert!(daemon.ask("upcall/show").contains("(limit 5000)"), "{}", daemon.ask("upcall/show"));
+    write("flow-limit = 4000\nn-handlers = 3");
+    assert_eq!(daemon.ask("config/reload"), "1 changes\n");
+    assert!(daemon.ask("upcall/show").contains("(limit 4000)"), "{}", daemon.ask("upcall/show"));
+    write("flow-limit = 4000\nn-handlers = 3\nmax-flows = 1000");
+    let error = daemon.call("config/reload", &[]).unwrap_err();
+    assert!(error.starts_with("max-flows can't change while there are bridges"), "{error}");
+}
+
+#[test]
 fn what_this_version_cannot_do_is_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let flows = directory.path().join("br0.flows");

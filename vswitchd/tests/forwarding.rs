@@ -40,6 +40,7 @@ fn hosts_on_a_bridge_reach_each_other_and_the_switchs_own() {
         let dp = if datapath == "ebpf" { "system@ovs-system" } else { "netdev@ovs-netdev" };
         assert!(show.starts_with(&format!("{dp}:\n  lookups: hit:")), "{show}");
         assert!(number(&show, "hit:") > 3 * number(&show, "missed:"), "{show}");
+        assert_eq!(number(&show, "lost:"), 0, "{show}");
         for port in ["br0 (internal)\n", ": v1\n", ": v2\n"] {
             assert!(show.contains(port), "{show}");
         }

@@ -46,6 +46,8 @@ impl Backer {
             true => Some(dpif.ports()?.into_iter().map(|port| port.name).collect()),
             false => None,
         };
+        // Packets that come up before the switch works wait for it instead of being lost.
+        dpif.handlers_set(1)?;
         let switch = Arc::new(ofproto::Switch::new(dpif, switch_options(options)));
         tracing::info!("{}: {}", switch.dpif_name(), if adopted { "adopted" } else { "created" });
         Ok(Backer { kind, switch, started: false, found })
@@ -105,7 +107,8 @@ fn userspace_options(setup: &Setup, options: &Options) -> inproc::Options {
     userspace
 }
 
-fn switch_options(options: &Options) -> ofproto::Options {
+/// The options as the switch has them.
+pub(super) fn switch_options(options: &Options) -> ofproto::Options {
     ofproto::Options {
         n_handlers: options.n_handlers.map(u32::from),
         flow_limit: options.flow_limit as usize,

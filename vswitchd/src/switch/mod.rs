@@ -77,8 +77,8 @@ impl Switch for Bridges {
     fn check(&self, desired: &DesiredState) -> Result<(), SwitchError> {
         check_options(&desired.options)?;
         let running = !self.shared.backers.read().is_empty();
-        if running && desired.options != self.options {
-            return Err("the engine's options can't change while bridges run: restart the daemon, flows go on".into());
+        if running && desired.options.max_flows != self.options.max_flows {
+            return Err("max-flows can't change while there are bridges: it is a datapath's for its life".into());
         }
         desired.bridges.iter().try_for_each(flow_file::check)?;
         Ok(())
@@ -86,7 +86,11 @@ impl Switch for Bridges {
 
     fn apply(&mut self, change: &Change) -> Result<(), SwitchError> {
         match change {
-            Change::SetOptions(options) => self.options = options.clone(),
+            Change::SetOptions(options) => {
+                self.options = options.clone();
+                let options = backer::switch_options(options);
+                self.shared.switches().iter().try_for_each(|switch| switch.set_options(&options))?;
+            }
             Change::AddBridge { bridge, datapath_type, settings } => {
                 self.open(*datapath_type)?.bridge_add(bridge, bridge_settings(settings))?;
             }
