@@ -43,6 +43,20 @@ impl SlicePacket {
         Ok(())
     }
 
+    fn begins_with_tag(&self) -> bool {
+        matches!(self.bytes.get(12..14), Some([0x81, 0x00] | [0x88, 0xa8]))
+    }
+
+    /// Takes the tag at the front of the bytes off; fails where it is cut off (`__skb_vlan_pop`).
+    fn take_tag(&mut self) -> Result<Vlan, EditFailed> {
+        let (tpid, tci) = (self.u16(12).ok_or(EditFailed)?, self.u16(14).ok_or(EditFailed)?);
+        if self.bytes.len() < 18 {
+            return Err(EditFailed);
+        }
+        self.bytes.drain(12..16);
+        Ok(Vlan { tpid: Be16::from_raw(tpid), tci: Be16::from_raw(tci) })
+    }
+
     fn insert_tag(&mut self, vlan: Vlan) {
         if self.bytes.len() >= 12 {
             let mut tag = [0; 4];
@@ -93,7 +107,7 @@ impl PacketEdit for SlicePacket {
 
     fn l3_checksum(&mut self, offset: u32, from: u32, to: u32, bytes: u32) -> Edit {
         let sum = self.u16(offset).ok_or(EditFailed)?;
-        self.store(offset, &replace(sum, from, to, bytes).to_ne_bytes())
+        self.store(offset, &replace(sum, from, to, bytes, bytes == 4).to_ne_bytes())
     }
 
     fn l4_checksum(&mut self, offset: u32, from: u32, to: u32, bytes: u32, sum: L4Sum, udp: bool) -> Edit {
@@ -105,10 +119,10 @@ impl PacketEdit for SlicePacket {
             // The field holds the pseudo-header's sum, not its complement, and the device adds the rest.
             return match sum {
                 L4Sum::Covered => Ok(()),
-                L4Sum::PseudoHeader => self.store(offset, &(!replace(!old, from, to, bytes)).to_ne_bytes()),
+                L4Sum::PseudoHeader => self.store(offset, &(!replace(!old, from, to, bytes, false)).to_ne_bytes()),
             };
         }
-        let new = replace(old, from, to, bytes);
+        let new = replace(old, from, to, bytes, true);
         let new = if udp && new == 0 { 0xffff } else { new };
         self.store(offset, &new.to_ne_bytes())
     }
@@ -124,14 +138,15 @@ impl PacketEdit for SlicePacket {
     }
 
     fn pop_vlan(&mut self) -> Edit {
-        if !self.vlan.tpid.is_zero() {
-            self.vlan = Vlan::default();
-            return Ok(());
+        // As `skb_vlan_pop`: the tag beside the bytes goes first; a tag that is outermost then is taken off the bytes. What
+        // is beside the bytes counts in no length.
+        if self.vlan.tpid.is_zero() {
+            if !self.begins_with_tag() {
+                return Ok(());
+            }
+            self.take_tag()?;
         }
-        if self.bytes.len() < 18 || !matches!(self.bytes[12..14], [0x81, 0x00] | [0x88, 0xa8]) {
-            return Ok(());
-        }
-        self.bytes.drain(12..16);
+        self.vlan = if self.begins_with_tag() { self.take_tag()? } else { Vlan::default() };
         Ok(())
     }
 
@@ -140,10 +155,15 @@ impl PacketEdit for SlicePacket {
 }
 
 /// RFC 1624: the checksum after a covered field changed. All values in memory order; the one's complement sum doesn't mind.
-fn replace(sum: u16, from: u32, to: u32, bytes: u32) -> u16 {
+/// Zero has two representations: as in `csum_replace4`, and unlike `csum_replace2`, a `wide` result is never 0xffff.
+fn replace(sum: u16, from: u32, to: u32, bytes: u32, wide: bool) -> u16 {
     let halves = |v: u32| if bytes == 2 { v & 0xffff } else { (v & 0xffff) + (v >> 16) };
     let complement = |v: u32| if bytes == 2 { !v & 0xffff } else { (!v & 0xffff) + (!v >> 16) };
     let mut s = u32::from(!sum) + complement(from) + halves(to);
+    if wide {
+        // The upper half of the 32-bit complement.
+        s += 0xffff;
+    }
     while s >> 16 != 0 {
         s = (s & 0xffff) + (s >> 16);
     }

@@ -256,14 +256,17 @@ impl<'a, S: Sink> Run<'a, S> {
             return Err(DropReason::NoPort);
         }
         let mut packet = if last { std::mem::take(&mut work.frame.packet) } else { work.frame.packet.clone() };
-        if let Some(len) = trunc {
+        let mut gso_size = work.frame.gso_size;
+        if let Some(len) = trunc.filter(|len| *len < packet.bytes.len()) {
             packet.bytes.truncate(len);
+            // The kernel's helper that cuts a packet off makes a plain packet of a super-packet.
+            gso_size = 0;
         }
         let len = packet.bytes.len();
-        if work.frame.gso_size == 0 && behind_ethernet(&packet) > port.mtu() as usize {
+        if gso_size == 0 && behind_ethernet(&packet) > port.mtu() as usize {
             return Err(DropReason::Mtu);
         }
-        self.sink.output(port, finished(packet, work.frame.gso_size))?;
+        self.sink.output(port, finished(packet, gso_size))?;
         Ok(len)
     }
 

@@ -1,0 +1,37 @@
+//! What the kernel's verifier makes of the programs: how much it looks at, and how long a load takes.
+
+use std::time::Instant;
+
+use aya::programs::SchedClassifier;
+use aya::{EbpfLoader, VerifierLogLevel};
+use testkit::workspace_root;
+
+/// Instructions that the verifier may look at in one program. It gives up at a million; a quarter of that leaves room for
+/// older kernels, whose verifiers see less and walk more, and for a load in well under a second.
+const BUDGET: u32 = 250_000;
+
+#[test]
+fn the_programs_stay_within_the_verifiers_budget() {
+    testkit::require_root_and_bpf!("the_programs_stay_within_the_verifiers_budget");
+    let object = std::fs::read(workspace_root().join("target/bpf/tc.o")).expect("the object");
+    let cpus = aya::util::nr_cpus().map_or(1, |n| n as u32);
+    for program in ["sluice_tc", "sluice_execute"] {
+        for (lanes, shared) in [(cpus.min(16), 0u32), (16, 1)] {
+            let mut loaded = EbpfLoader::new()
+                .verifier_log_level(VerifierLogLevel::disable())
+                .override_global("LANES", &lanes, true)
+                .override_global("SHARED_LANES", &shared, true)
+                .load(&object)
+                .expect("the object's maps");
+            let classifier: &mut SchedClassifier =
+                loaded.program_mut(program).expect("the program").try_into().expect("a classifier");
+            let start = Instant::now();
+            classifier.load().unwrap_or_else(|error| panic!("{program}: {error}"));
+            let took = start.elapsed();
+            let count = classifier.info().expect("its description").verified_instruction_count();
+            let count = count.expect("the number of verified instructions");
+            println!("{program}, {lanes} lanes, shared {shared}: {count} instructions verified, loaded in {took:.0?}");
+            assert!(count <= BUDGET, "{program} costs the verifier {count} instructions, more than {BUDGET}");
+        }
+    }
+}
