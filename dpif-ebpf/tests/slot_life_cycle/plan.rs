@@ -14,11 +14,11 @@ const LONELY: usize = 8;
 pub(crate) fn state(flow: usize, number: u32) -> Option<u32> {
     // Some flows are short-lived, others are modified again and again.
     let life = if flow < LONELY { 3 } else { [3, 7, 16, 40][flow % 4] };
-    (number % life != 0).then_some(number)
+    (!number.is_multiple_of(life)).then_some(number)
 }
 
 pub(crate) fn ufid(flow: usize) -> Ufid {
-    Ufid((flow as u128) << 64 | flow as u128 * 0x9e37_79b9)
+    Ufid(((flow as u128) << 64) | (flow as u128 * 0x9e37_79b9))
 }
 
 pub(crate) fn flow_of(ufid: Ufid) -> usize {

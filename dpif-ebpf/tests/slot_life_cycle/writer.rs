@@ -65,8 +65,10 @@ pub(crate) fn run(writer: usize, dpif: &dyn Dpif, shared: &Shared, limit: Durati
 fn next(flow: usize, number: u32) -> Next {
     match (plan::state(flow, number - 1), plan::state(flow, number)) {
         (_, None) => Next::Delete,
-        (None, Some(_)) => Next::Put(if number % 2 == 0 { PutMode::Create } else { PutMode::CreateOrModify }),
-        (Some(_), Some(_)) => Next::Put(if number % 2 == 0 { PutMode::Modify } else { PutMode::CreateOrModify }),
+        (None, Some(_)) => Next::Put(if number.is_multiple_of(2) { PutMode::Create } else { PutMode::CreateOrModify }),
+        (Some(_), Some(_)) => {
+            Next::Put(if number.is_multiple_of(2) { PutMode::Modify } else { PutMode::CreateOrModify })
+        }
     }
 }
 
