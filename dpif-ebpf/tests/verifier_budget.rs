@@ -18,7 +18,7 @@ fn the_programs_stay_within_the_verifiers_budget() {
     for program in ["sluice_tc", "sluice_execute"] {
         for (lanes, shared) in [(cpus.min(16), 0u32), (16, 1)] {
             let mut loaded = EbpfLoader::new()
-                .verifier_log_level(VerifierLogLevel::disable())
+                .verifier_log_level(VerifierLogLevel::DISABLE)
                 .override_global("LANES", &lanes, true)
                 .override_global("SHARED_LANES", &shared, true)
                 .load(&object)
