@@ -133,12 +133,8 @@ fn start_victim(host: &Host, seed: &str) -> Child {
 fn the_life_of_a_victim() {
     let Ok(orders) = env::var(VICTIM) else { return };
     let (name, seed) = orders.split_once(' ').unwrap();
-    while seed == "0" {
-        let dpif = EbpfDpif::open(name, &options()).unwrap_or_else(|error| panic!("{error}"));
-        if dpif.ports().unwrap().is_empty() {
-            dpif.port_add(&internal("i0")).unwrap();
-        }
-        dpif.destroy().unwrap();
+    if seed == "0" {
+        make_and_end(name);
     }
     let mut random = Random(seed.parse::<u64>().unwrap().wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let options = options();
@@ -176,5 +172,16 @@ fn the_life_of_a_victim() {
                 dpif.flow_put(&put).unwrap();
             }
         }
+    }
+}
+
+/// Makes the datapath and ends it, for ever.
+fn make_and_end(name: &str) -> ! {
+    loop {
+        let dpif = EbpfDpif::open(name, &options()).unwrap_or_else(|error| panic!("{error}"));
+        if dpif.ports().unwrap().is_empty() {
+            dpif.port_add(&internal("i0")).unwrap();
+        }
+        dpif.destroy().unwrap();
     }
 }
