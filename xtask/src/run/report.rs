@@ -75,6 +75,22 @@ impl fmt::Display for Row {
     }
 }
 
+/// Two measurements taken in turns, pair by pair, of what may be worth the same.
+#[derive(Default)]
+pub(super) struct Pairs {
+    pub(super) ours: Vec<f64>,
+    pub(super) others: Vec<f64>,
+}
+
+impl Pairs {
+    /// The median of ours over the other of the same pair: what changes between the pairs, such as other work of the
+    /// machine, has no part in it.
+    pub(super) fn ratio(&self) -> f64 {
+        let ratios: Vec<f64> = self.ours.iter().zip(&self.others).map(|(ours, other)| ours / other).collect();
+        median(&ratios)
+    }
+}
+
 /// The median; 0 without a sample.
 pub(super) fn median(samples: &[f64]) -> f64 {
     let row = testkit::report::Row { id: String::new(), unit: String::new(), samples: samples.to_vec() };
@@ -94,6 +110,13 @@ mod tests {
         report.check("c", || Ok(String::new())).unwrap();
         assert!(!report.summary());
         assert_eq!(report.rows[1].to_string(), format!("FAILED {:<WIDTH$} two; lines", "b"));
+    }
+
+    #[test]
+    fn a_ratio_is_of_pairs() {
+        let pairs = Pairs { ours: vec![9.0, 90.0, 900.0, 1.0], others: vec![10.0, 100.0, 1000.0] };
+        assert_eq!(pairs.ratio(), 0.9);
+        assert_eq!(Pairs::default().ratio(), 0.0);
     }
 
     #[test]
