@@ -19,7 +19,7 @@ use crate::execute::Executor;
 use crate::flows::Flows;
 use crate::grace::Grace;
 use crate::kernel::{self, io_error};
-use crate::maps::Maps;
+use crate::maps::{self, Maps, Shape};
 use crate::masks::Masks;
 use crate::options::Options;
 use crate::pins::Pins;
@@ -50,7 +50,22 @@ impl EbpfDpif {
     pub fn open(name: &str, options: &Options) -> Result<Self> {
         kernel::check()?;
         let pins = Arc::new(Pins::open(&options.bpffs, name)?);
-        let (maps, mut programs) = Maps::open(&pins, options)?;
+        let found = maps::find(&pins)?;
+        let made = found.is_none();
+        let datapath = Self::assemble(Arc::clone(&pins), options, found);
+        // What was there before stays as it is; what was begun here goes.
+        if datapath.is_err()
+            && made
+            && let Err(error) = pins.remove()
+        {
+            tracing::warn!("{name}: {error}");
+        }
+        datapath
+    }
+
+    fn assemble(pins: Arc<Pins>, options: &Options, found: Option<Shape>) -> Result<Self> {
+        let name = pins.name().to_owned();
+        let (maps, mut programs) = Maps::open(&pins, options, found)?;
         let maps = Arc::new(maps);
         let grace = Arc::new(Grace::of_the_kernel()?);
 
@@ -68,15 +83,15 @@ impl EbpfDpif {
             Adopted { flows: Vec::new(), slots: Vec::new(), stats: Vec::new() }
         };
         let slots = Arc::new(Slots::new(Arc::clone(&maps), Arc::clone(&grace), &adopted.slots, &adopted.stats));
-        let flows = Flows::new(Arc::clone(&maps), grace, Arc::clone(&slots), masks, adopted.flows, name);
-        let executor = Executor::new(&pins, options.objects.as_deref(), slots, name)?;
-        let ports = Arc::new(Ports::open(Arc::clone(&maps), Arc::clone(&pins), options, name)?);
+        let flows = Flows::new(Arc::clone(&maps), grace, Arc::clone(&slots), masks, adopted.flows, &name);
+        let executor = Executor::new(&pins, options.objects.as_deref(), slots, &name)?;
+        let ports = Arc::new(Ports::open(Arc::clone(&maps), Arc::clone(&pins), options, &name)?);
         let watcher = events::watch(Arc::clone(&ports)).map_err(|e| io_error("can't watch the ports' devices", e))?;
         let debug = if options.debug { Some(debug::follow(&mut programs)) } else { None };
         let debug =
             debug.transpose().map_err(|error| io_error("can't follow the datapath's debugging output", error))?;
         let (adopted, watcher) = (maps.adopted, Mutex::new(Some(watcher)));
-        Ok(Self { name: name.into(), maps, pins, flows, upcalls, executor, ports, watcher, adopted, _debug: debug })
+        Ok(Self { name, maps, pins, flows, upcalls, executor, ports, watcher, adopted, _debug: debug })
     }
 
     /// Whether the datapath was there already, with its flows and ports.

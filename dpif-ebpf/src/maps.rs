@@ -80,32 +80,30 @@ pub(crate) struct Maps {
 }
 
 impl Maps {
-    /// Makes the maps of the datapath or adopts them, and loads the programs. Returns the loaded object too: it holds what
-    /// the programs' logging needs.
-    pub(crate) fn open(pins: &Pins, options: &Options) -> Result<(Self, Ebpf)> {
-        let shape = match existing(pins)? {
+    /// Makes the maps of the datapath, or adopts those that were found, and loads the programs. Returns the loaded object too:
+    /// it holds what the programs' logging needs.
+    pub(crate) fn open(pins: &Pins, options: &Options, found: Option<Shape>) -> Result<(Self, Ebpf)> {
+        let shape = match found {
             Some(shape) => shape,
             None => {
                 pins.clear()?;
+                create_records(pins)?;
                 Shape::new(options)?
             }
         };
-        if !shape.adopted {
-            create_records(pins)?;
-        }
         let mut programs = load_datapath(pins, options, &shape)?;
         if !shape.adopted {
             fill_seeds(pins)?;
         }
         let maps = Self::map(pins, &shape)?;
-        let array = pins_program_array(pins, options)?;
+        let array = program_array(pins, options)?;
         for (index, program) in [(PROGRAM_TC, "sluice_tc"), (PROGRAM_EXECUTE, "sluice_execute")] {
             let fd = load_program(&mut programs, program)?;
             bpf::map_update(array.as_fd(), &index, &fd, 0)
                 .map_err(|error| io_error(format!("can't put {program} into {}", name::PROGRAMS), error))?;
         }
         if !shape.adopted {
-            maps.complete(&pins.path("").file_name().unwrap_or_default().to_string_lossy());
+            maps.complete(pins.name());
         }
         Ok((maps, programs))
     }
@@ -208,7 +206,7 @@ fn pin_failed(error: aya::pin::PinError) -> aya::maps::MapError {
 }
 
 /// Sizes of a datapath.
-struct Shape {
+pub(crate) struct Shape {
     n_slots: usize,
     lanes: usize,
     adopted: bool,
@@ -235,7 +233,7 @@ fn possible_cpus() -> usize {
 }
 
 /// The datapath that is pinned, if it is complete.
-fn existing(pins: &Pins) -> Result<Option<Shape>> {
+pub(crate) fn find(pins: &Pins) -> Result<Option<Shape>> {
     if PINNED.iter().chain(&[name::PROGRAMS]).any(|map| !pins.path(map).exists()) {
         return Ok(None);
     }
@@ -327,7 +325,7 @@ fn load_program(object: &mut Ebpf, program: &str) -> Result<u32> {
 }
 
 /// The array of the datapath's programs. It is the port entries' object that defines it.
-fn pins_program_array(pins: &Pins, options: &Options) -> Result<OwnedFd> {
+fn program_array(pins: &Pins, options: &Options) -> Result<OwnedFd> {
     crate::ports::entry::load_object(pins, options.objects.as_deref(), 0)?;
     pins.get(name::PROGRAMS)
 }

@@ -33,6 +33,7 @@ const LINKS: &str = "links";
 
 /// The pins of one datapath, locked for this process.
 pub(crate) struct Pins {
+    name: String,
     folder: PathBuf,
     _lock: Flock<File>,
 }
@@ -52,9 +53,14 @@ impl Pins {
             // Whoever held the lock before may have removed the folder.
             let same = fs::metadata(&folder).is_ok_and(|now| lock.metadata().is_ok_and(|then| then.ino() == now.ino()));
             if same {
-                return Ok(Self { folder, _lock: lock });
+                return Ok(Self { name: name.into(), folder, _lock: lock });
             }
         }
+    }
+
+    /// Name of the datapath.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Where an object is pinned.

@@ -1,7 +1,9 @@
 //! A host with a datapath of its own: a network namespace, neighbours on wires, and pins that go with it.
 #![allow(dead_code)]
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::Duration;
 
 use dpif::{Action, Dpif, FlowKey, FlowPut, OdpPort, PortKind, PortSpec, PutMode, Ufid};
@@ -32,6 +34,8 @@ pub(crate) struct Neighbour {
 
 impl Host {
     pub(crate) fn new(label: &str) -> Self {
+        static REAP: Once = Once::new();
+        REAP.call_once(remove_abandoned_pins);
         let netns = Netns::new(label).expect("a network namespace");
         netns.silence().expect("a quiet network namespace");
         // `slx-PID-N-LABEL`: unique, but longer than a datapath's name may be.
@@ -75,11 +79,26 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         // Whatever the test has left.
-        for folder in ["links", ""] {
-            for entry in std::fs::read_dir(self.pins().join(folder)).into_iter().flatten().flatten() {
-                let _ = std::fs::remove_file(entry.path());
-            }
-            let _ = std::fs::remove_dir(self.pins().join(folder));
+        remove_pins(&self.pins());
+    }
+}
+
+fn remove_pins(folder: &Path) {
+    for folder in [folder.join("links"), folder.to_owned()] {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let _ = fs::remove_file(entry.path());
+        }
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+/// Removes the pins of test processes that were killed.
+fn remove_abandoned_pins() {
+    for entry in fs::read_dir(options().bpffs.join("sluice/v1")).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix('t')?.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            remove_pins(&entry.path());
         }
     }
 }
