@@ -9,12 +9,28 @@ use crate::common::checksum;
 pub(crate) const FLOWS: usize = 1024;
 /// The first flows have a mask each, which comes and goes with the flow.
 const LONELY: usize = 8;
+/// The last flows have programs that run long, for they send copies: were a slot not to rest, it would be another flow's in the
+/// middle of a run.
+const SLOW: usize = 4;
+/// Copies that they send to port 3.
+pub(crate) const COPIES: usize = 200;
 
 /// What a flow is in state `number`: absent (`None`), or with the program that writes this number.
 pub(crate) fn state(flow: usize, number: u32) -> Option<u32> {
     // Some flows are short-lived, others are modified again and again.
     let life = if flow < LONELY { 3 } else { [3, 7, 16, 40][flow % 4] };
     (!number.is_multiple_of(life)).then_some(number)
+}
+
+/// Whether the flow's programs run long.
+pub(crate) fn is_slow(flow: usize) -> bool {
+    flow >= FLOWS - SLOW
+}
+
+/// A flow; every eighth time one of those whose programs run long. The flow's number is `of` modulo `modulo`.
+pub(crate) fn pick(rng: &mut fastrand::Rng, of: usize, modulo: usize) -> usize {
+    let from = if rng.u8(..8) == 0 { FLOWS - SLOW } else { 0 };
+    from + rng.usize(..(FLOWS - from) / modulo) * modulo + of
 }
 
 pub(crate) fn ufid(flow: usize) -> Ufid {
@@ -83,6 +99,12 @@ fn key(flow: usize) -> (FlowKey, FlowKey) {
 
 /// Operations between those at the program's ends: programs that fill one slot, two, or three exactly, or not quite.
 fn fillers(flow: usize, number: u32) -> usize {
+    if is_slow(flow) {
+        return COPIES;
+    }
+    if flow % 128 == 1 {
+        return 1000 + number as usize % 50;
+    }
     // Six other operations; a slot that goes on has room for 31.
     const ONE: usize = 32 - 6;
     let lengths = [0, 0, 1, 5, ONE, ONE + 1, 2 * 31 + 1 - 6, 2 * 31 + 2 - 6, 70];
@@ -122,8 +144,11 @@ fn program(flow: usize, number: u32) -> Vec<Action> {
         set(KeyAttr::Ipv4, |v, m| (v.ipv4_src, m.ipv4_src) = (src, Be32::MAX)),
     ];
     // They change nothing that is sent; what counts is that the operations behind them are this program's.
-    let fillers = 0..fillers(flow, number) as u32;
-    actions.extend(fillers.map(|basis| Action::Hash { alg: HashAlg::L4, basis }));
+    let filler = |basis| match is_slow(flow) {
+        true => Action::Output(OdpPort(3)),
+        false => Action::Hash { alg: HashAlg::L4, basis },
+    };
+    actions.extend((0..fillers(flow, number) as u32).map(filler));
     actions.extend([
         set(KeyAttr::Ipv4, |v, m| (v.ip_tos, m.ip_tos) = (number as u8, 255)),
         set(KeyAttr::Ipv4, |v, m| (v.ipv4_dst, m.ipv4_dst) = (dst, Be32::MAX)),

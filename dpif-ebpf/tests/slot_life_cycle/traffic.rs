@@ -45,7 +45,7 @@ pub(crate) fn run(cpu: usize, pins: &Path, shared: &Shared) -> Seen {
     let mut rng = fastrand::Rng::with_seed(cpu as u64);
     let mut seen = Seen { hits: vec![0; FLOWS], misses: vec![0; FLOWS], between: 0, newer: 0 };
     while !shared.stopped() {
-        let flow = rng.usize(..FLOWS);
+        let flow = plan::pick(&mut rng, 0, 1);
         let from = shared.done[flow].load(Ordering::SeqCst);
         let options = TestRunOptions {
             data_in: Some(&frames[flow]),

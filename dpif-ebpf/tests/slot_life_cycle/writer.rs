@@ -40,7 +40,7 @@ pub(crate) fn run(writer: usize, dpif: &dyn Dpif, shared: &Shared, limit: Durati
         Written { created: 0, modified: 0, deletions: 0, slots: 0, deleted: vec![FlowStats::default(); FLOWS] };
     let mut leaving: Vec<usize> = Vec::new();
     while shared.operations.load(Ordering::SeqCst) < shared.wanted && !shared.stopped() && started.elapsed() < limit {
-        let flow = rng.usize(..FLOWS / WRITERS) * WRITERS + writer;
+        let flow = plan::pick(&mut rng, writer, WRITERS);
         if leaving.contains(&flow) {
             continue;
         }
