@@ -33,6 +33,8 @@ pub(crate) struct Pair<'a> {
     pub(crate) twin: InprocDatapath,
     /// The flows in both.
     pub(crate) flows: Vec<FlowPut>,
+    /// Frames that were compared.
+    pub(crate) compared: u64,
     batch: UpcallBatch,
 }
 
@@ -40,7 +42,7 @@ impl<'a> Pair<'a> {
     pub(crate) fn new(rig: &'a mut Rig) -> Self {
         let twin = twin(rig);
         rig.dpif.handlers_set(1).expect("a handler");
-        Self { rig, twin, flows: Vec::new(), batch: UpcallBatch::default() }
+        Self { rig, twin, flows: Vec::new(), compared: 0, batch: UpcallBatch::default() }
     }
 
     /// Removes all flows and installs these; says if one engine takes what the other doesn't.
@@ -72,11 +74,12 @@ impl<'a> Pair<'a> {
         same("final statistics of a flow", &counts(&kernel), &counts(&twin))
     }
 
-    /// Sends a frame through both. What differs is said in one text.
+    /// Sends a frame through both, if a frame like this can be. What differs is said in one text.
     pub(crate) fn frame(&mut self, arrival: &Arrival) -> Result<Trace, String> {
         if arrival.wire && (!survives_the_wire(&arrival.bytes) || self.truncates()) {
             return Ok(Trace::default());
         }
+        self.compared += 1;
         let before = self.counters();
         let trace = self.twin.process(OdpPort(arrival.port), entering(arrival));
         let mut outputs = trace.outputs();

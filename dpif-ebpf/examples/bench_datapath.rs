@@ -1,0 +1,418 @@
+//! What a packet costs in the eBPF datapath: `cargo xtask bench datapath`.
+//!
+//! The TC program runs under `BPF_PROG_TEST_RUN`, on a datapath of the real backend with real ports; the kernel repeats the
+//! program on one packet and says the mean. What an empty TC program takes in the same round is subtracted, sample by sample.
+//! All measurements are taken in turn, round by round, so that a machine that changes its pace does so to all of them.
+//!
+//! A repeated run gets the packet as the run before has left it. Where a flow changes the packet there are two flows, each
+//! making the other's packet: every run does the whole work.
+
+#[path = "../tests/differential/rig.rs"]
+mod rig;
+
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::time::Instant;
+
+use aya::programs::SchedClassifier;
+use aya::{EbpfLoader, VerifierLogLevel};
+use datapath_common::packet::SlicePacket;
+use datapath_common::{Be16, Be32, FlowKey, Vlan, extract};
+use dpif::{Action, Dpif as _, FlowPut, KeyAttr, OdpPort, PutMode, SetAction, Ufid, UpcallBatch};
+use rig::{Arrival, Rig, SHOT};
+use testkit::report::{Relation, Results};
+
+/// Samples of each measurement.
+const SAMPLES: usize = 15;
+/// Runs of a sample.
+const RUNS: u32 = 200_000;
+/// Upcalls that are made before they are consumed: fewer than a port's credit.
+const UPCALLS: u32 = 512;
+/// Masks between which the cost of one more is measured.
+const FEW_MASKS: usize = 8;
+const MANY_MASKS: usize = 128;
+
+fn main() {
+    let needs = [testkit::Need::Namespaces, testkit::Need::Bpf, testkit::Need::EbpfObject];
+    if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
+        eprintln!("can't measure the eBPF datapath: {reason}");
+        std::process::exit(1);
+    }
+    let mut results = Results::default();
+    Rig::with("bench", |rig| {
+        results.note(calm_down());
+        measure(rig, &mut results);
+    });
+    verifier(&mut results);
+    results
+        .goal("tc-one-mask-ns", "tc-one-mask", Relation::AtMost, 90.0)
+        .goal("tc-32-masks-warm-ns", "tc-32-masks-warm", Relation::AtMost, 110.0)
+        .goal("tc-one-more-mask-ns", "tc-one-more-mask", Relation::AtMost, 25.0);
+    results.print();
+}
+
+/// One thing to measure: flows to install, and the packet.
+struct Case {
+    id: &'static str,
+    flows: Vec<FlowPut>,
+    arrival: Arrival,
+    verdict: u32,
+    kind: Kind,
+}
+
+#[derive(PartialEq)]
+enum Kind {
+    /// Runs as they are.
+    Plain,
+    /// Runs in small batches, between which the upcalls are consumed.
+    Upcalls,
+}
+
+fn measure(rig: &mut Rig, results: &mut Results) {
+    let cases = cases();
+    let empty = EmptyProgram::load();
+    let mut samples: Vec<Vec<f64>> = cases.iter().map(|_| Vec::new()).collect();
+    let mut empties = Vec::new();
+    for round in 0..=SAMPLES {
+        eprintln!("round {round} of {SAMPLES}{}", if round == 0 { " (warming up)" } else { "" });
+        let base = empty.run(&cases[0].arrival);
+        let mut taken = Vec::new();
+        for case in &cases {
+            rig.dpif.flow_flush().expect("to flush");
+            for flow in &case.flows {
+                rig.dpif.flow_put(flow).unwrap_or_else(|error| panic!("{}: {error}", case.id));
+            }
+            taken.push(sample(rig, case) - base);
+        }
+        if round > 0 {
+            empties.push(base);
+            samples.iter_mut().zip(taken).for_each(|(samples, sample)| samples.push(sample));
+        }
+    }
+    let mut slopes = (Vec::new(), Vec::new());
+    for (case, samples) in cases.iter().zip(samples) {
+        match case.id {
+            "miss-few-masks" => slopes.0 = samples,
+            "miss-many-masks" => slopes.1 = samples,
+            id => {
+                results.row(id, "ns", samples);
+            }
+        }
+    }
+    let slope = slopes.0.iter().zip(&slopes.1).map(|(few, many)| (many - few) / (MANY_MASKS - FEW_MASKS) as f64);
+    results.row("tc-one-more-mask", "ns", slope);
+    results.row("empty-program", "ns", empties);
+    results.note("ns per packet less the empty TC program's of the same round (row empty-program)");
+    results.note(format!(
+        "{SAMPLES} samples of {RUNS} runs each; output is a redirect, whose sending is not part of a test run"
+    ));
+    results.note(format!(
+        "tc-one-more-mask: a packet that no flow matches over {FEW_MASKS} and {MANY_MASKS} masks, nobody taking upcalls"
+    ));
+    results.note(format!("tc-miss-upcall: in batches of {UPCALLS}, consumed in between; the consuming is not counted"));
+    results.note("tc-nat: sets Ethernet addresses, IPv4 source, TTL and TCP source port, checksums included; two flows take turns");
+}
+
+fn sample(rig: &mut Rig, case: &Case) -> f64 {
+    rig.dpif.handlers_set(u32::from(case.kind == Kind::Upcalls)).expect("to set the handlers");
+    let check = |rig: &mut Rig, repeat| {
+        let ran = rig.run(&case.arrival, repeat);
+        assert_eq!(ran.verdict, case.verdict, "{}", case.id);
+        ran.ns as f64
+    };
+    // Caches are warm, and what was measured is what was meant.
+    check(rig, 1000.min(UPCALLS));
+    if case.kind == Kind::Plain {
+        return check(rig, RUNS);
+    }
+    let mut batch = UpcallBatch::default();
+    let lost = rig.dpif.stats().expect("statistics").lost;
+    let mut total = 0.0;
+    let batches = RUNS.div_ceil(UPCALLS);
+    let mut consume = |rig: &Rig| while rig.dpif.recv(0, &mut batch).expect("to receive") != 0 {};
+    consume(rig);
+    for _ in 0..batches {
+        total += check(rig, UPCALLS);
+        consume(rig);
+    }
+    assert_eq!(rig.dpif.stats().expect("statistics").lost, lost, "upcalls were lost");
+    total / f64::from(batches)
+}
+
+fn cases() -> Vec<Case> {
+    let udp = arrival(ethernet(&[], 0x0800, &ipv4(17, &[0, 80, 0, 90, 0, 26, 0, 0])));
+    let plain = |id, flows, arrival: &Arrival| Case {
+        id,
+        flows,
+        arrival: arrival.clone(),
+        verdict: rig::REDIRECT,
+        kind: Kind::Plain,
+    };
+    let mut cases = vec![plain("tc-one-mask", with_masks(&udp, 1, true), &udp)];
+    for (id, n) in
+        [("tc-2-masks-warm", 2), ("tc-8-masks-warm", 8), ("tc-32-masks-warm", 32), ("tc-128-masks-warm", 128)]
+    {
+        cases.push(plain(id, with_masks(&udp, n, true), &udp));
+    }
+    for (id, n) in [("miss-few-masks", FEW_MASKS), ("miss-many-masks", MANY_MASKS)] {
+        cases.push(Case { verdict: SHOT, ..plain(id, with_masks(&udp, n, false), &udp) });
+    }
+
+    let mut ip6 = vec![0x60, 0, 0, 0, 0, 26, 17, 64];
+    ip6.extend((0..32).map(|i| if i % 16 == 0 { 0xfd } else { i }));
+    ip6.extend([0, 80, 0, 90, 0, 26, 0, 0]);
+    let ip6 = arrival(ethernet(&[], 0x86dd, &ip6));
+    let mut mask = usual_mask();
+    (mask.ipv6_src, mask.ipv6_dst) = ([0xff; 16], [0xff; 16]);
+    cases.push(plain("tc-ipv6", vec![flow(1, &ip6, mask, vec![output()])], &ip6));
+
+    let tagged = arrival(ethernet(&[0x81, 0, 0, 10], 0x0800, &ipv4(17, &[0, 80, 0, 90, 0, 26, 0, 0])));
+    let mut mask = usual_mask();
+    mask.vlan = Vlan { tpid: Be16::MAX, tci: Be16::MAX };
+    mask.ipv4_dst = Be32::MAX;
+    cases.push(plain("tc-vlan", vec![flow(1, &tagged, mask, vec![output()])], &tagged));
+
+    cases.push(plain("tc-nat", nat(), &tcp()));
+    cases.push(plain("tc-recirc-3", recirculations(&udp), &udp));
+    cases.push(Case { verdict: SHOT, kind: Kind::Upcalls, ..plain("tc-miss-upcall", vec![], &udp) });
+    cases
+}
+
+/// `n` masks of a usual shape; the flow under the last matches the packet if `hit`, all others don't.
+fn with_masks(arrival: &Arrival, n: usize, hit: bool) -> Vec<FlowPut> {
+    let one = |i: usize| {
+        let mut mask = usual_mask();
+        mask.ipv4_dst = Be32::MAX;
+        let matches = hit && i + 1 == n;
+        if !matches {
+            mask.ipv4_src = Be32::new(u32::MAX << (i % 24));
+            mask.tp_src = Be16::new(u16::MAX << (i / 24));
+        }
+        let mut put = flow(i as u128 + 1, arrival, mask, vec![output()]);
+        if !matches {
+            put.key.ipv4_src = Be32::new(0xc0a8_0000 << (i % 4)).masked(mask.ipv4_src);
+        }
+        put
+    };
+    (0..n).map(one).collect()
+}
+
+trait Masked {
+    fn masked(self, mask: Self) -> Self;
+}
+
+impl Masked for Be32 {
+    fn masked(self, mask: Self) -> Self {
+        self & mask
+    }
+}
+
+/// Two flows that make each other's packet.
+fn nat() -> Vec<FlowPut> {
+    let (inside, outside) = (tcp(), {
+        let mut outside = tcp();
+        rewrite(&mut outside);
+        outside
+    });
+    let list = |to: &Arrival| {
+        let key = key(to);
+        let set = |attr, change: fn(&mut FlowKey, &FlowKey)| {
+            let (mut value, mut mask) = (FlowKey::ZERO, FlowKey::ZERO);
+            change(&mut value, &key);
+            change(&mut mask, &ALL);
+            Action::Set(Box::new(SetAction { attr, value, mask }))
+        };
+        vec![
+            set(KeyAttr::Ethernet, |to, from| (to.eth_src, to.eth_dst) = (from.eth_src, from.eth_dst)),
+            set(KeyAttr::Ipv4, |to, from| (to.ipv4_src, to.ip_ttl) = (from.ipv4_src, from.ip_ttl)),
+            set(KeyAttr::Tcp, |to, from| to.tp_src = from.tp_src),
+            output(),
+        ]
+    };
+    let mut mask = usual_mask();
+    (mask.eth_src, mask.ip_ttl, mask.ipv4_src) = ([0xff; 6], 0xff, Be32::MAX);
+    (mask.ipv4_dst, mask.tp_src) = (Be32::MAX, Be16::MAX);
+    vec![flow(1, &inside, mask, list(&outside)), flow(2, &outside, mask, list(&inside))]
+}
+
+const ALL: FlowKey = FlowKey::from_words(&[u64::MAX; datapath_common::key::KEY_WORDS]);
+
+fn rewrite(arrival: &mut Arrival) {
+    let bytes = &mut arrival.bytes;
+    (bytes[5], bytes[11], bytes[22]) = (9, 8, 63);
+    bytes[26..30].copy_from_slice(&[192, 0, 2, 1]);
+    bytes[34..36].copy_from_slice(&[0x9c, 0x40]);
+}
+
+/// Three recirculations, then the output.
+fn recirculations(arrival: &Arrival) -> Vec<FlowPut> {
+    let one = |id: u32| {
+        let action = if id < 3 { Action::Recirc(id + 1) } else { output() };
+        let mut put = flow(id.into(), arrival, usual_mask(), vec![action]);
+        put.key.recirc_id = id;
+        put
+    };
+    (0..4).map(one).collect()
+}
+
+fn flow(ufid: u128, arrival: &Arrival, mask: FlowKey, actions: Vec<Action>) -> FlowPut {
+    FlowPut { mode: PutMode::Create, ufid: Ufid(ufid), key: key(arrival).masked(&mask), mask, actions }
+}
+
+/// What about every megaflow of a learning switch matches on.
+fn usual_mask() -> FlowKey {
+    FlowKey {
+        in_port: u32::MAX,
+        recirc_id: u32::MAX,
+        eth_dst: [0xff; 6],
+        eth_type: Be16::MAX,
+        ip_proto: 0xff,
+        ip_frag: 0xff,
+        ..FlowKey::ZERO
+    }
+}
+
+fn key(arrival: &Arrival) -> FlowKey {
+    let mut key = FlowKey { in_port: arrival.port, ..FlowKey::ZERO };
+    extract::extract(&SlicePacket::new(arrival.bytes.as_slice()), &mut key).expect("a whole packet");
+    key
+}
+
+fn output() -> Action {
+    Action::Output(OdpPort(2))
+}
+
+fn arrival(bytes: Vec<u8>) -> Arrival {
+    Arrival { port: 1, bytes, ..Arrival::default() }
+}
+
+fn tcp() -> Arrival {
+    arrival(ethernet(&[], 0x0800, &ipv4(6, &[0, 80, 0, 90, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x10, 1, 0, 0, 0, 0, 0])))
+}
+
+fn ethernet(tag: &[u8], eth_type: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
+    frame.extend(tag);
+    frame.extend(eth_type.to_be_bytes());
+    frame.extend(payload);
+    frame.resize(frame.len().max(64), 0);
+    frame
+}
+
+fn ipv4(proto: u8, segment: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 50, 0, 0, 0, 0, 64, proto, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    packet.extend(segment);
+    packet
+}
+
+/// What the verifier makes of the programs.
+fn verifier(results: &mut Results) {
+    let object = std::fs::read(testkit::workspace_root().join("target/bpf/tc.o")).expect("the object");
+    for program in ["sluice_tc", "sluice_execute"] {
+        let (mut counts, mut times) = (Vec::new(), Vec::new());
+        for _ in 0..5 {
+            let mut loader = EbpfLoader::new();
+            let mut loaded =
+                loader.verifier_log_level(VerifierLogLevel::DISABLE).load(&object).expect("the object's maps");
+            let classifier: &mut SchedClassifier =
+                loaded.program_mut(program).expect("the program").try_into().expect("a classifier");
+            let start = Instant::now();
+            classifier.load().unwrap_or_else(|error| panic!("{program}: {error}"));
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+            let info = classifier.info().expect("its description");
+            counts.extend(info.verified_instruction_count().map(f64::from));
+        }
+        let name = program.trim_start_matches("sluice_");
+        results.row(&format!("{name}-verified"), "insns", counts);
+        results.row(&format!("{name}-load"), "ms", times);
+    }
+}
+
+/// Asks for a CPU and for real-time priority; says what was given.
+fn calm_down() -> String {
+    let mut cpus = nix::sched::CpuSet::new();
+    let last = std::thread::available_parallelism().map_or(0, |n| n.get() - 1);
+    let pinned = cpus.set(last).and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus));
+    let parameter = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the pointer is that of the live `parameter`.
+    let real_time = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) } == 0;
+    let scheduler = if real_time { "SCHED_FIFO" } else { "the usual scheduler" };
+    match pinned {
+        Ok(()) => format!("on CPU {last}, under {scheduler}"),
+        Err(error) => format!("on any CPU ({error}), under {scheduler}"),
+    }
+}
+
+/// `return TC_ACT_SHOT`, what every measurement is compared with.
+struct EmptyProgram(OwnedFd);
+
+impl EmptyProgram {
+    fn load() -> Self {
+        /// The first words of the part of `union bpf_attr` that loads programs.
+        #[repr(C)]
+        #[derive(Default)]
+        struct Load {
+            program_type: u32,
+            count: u32,
+            instructions: u64,
+            license: u64,
+        }
+        const BPF_PROG_LOAD: libc::c_int = 5;
+        const SCHED_CLS: u32 = 3;
+        // r0 = 2; exit
+        let program: [u64; 2] = [0xb7 | u64::from(SHOT) << 32, 0x95];
+        let load = Load {
+            program_type: SCHED_CLS,
+            count: 2,
+            instructions: program.as_ptr() as u64,
+            license: c"GPL".as_ptr() as u64,
+        };
+        Self(bpf(BPF_PROG_LOAD, &load).expect("to load the empty program"))
+    }
+
+    /// Nanoseconds of a run.
+    fn run(&self, arrival: &Arrival) -> f64 {
+        /// The first words of the part of `union bpf_attr` that runs programs.
+        #[repr(C)]
+        #[derive(Default)]
+        struct Test {
+            program: u32,
+            returned: u32,
+            data_size_in: u32,
+            data_size_out: u32,
+            data_in: u64,
+            data_out: u64,
+            repeat: u32,
+            duration: u32,
+            ctx_size_in: u32,
+            ctx_size_out: u32,
+            ctx_in: u64,
+            ctx_out: u64,
+        }
+        const BPF_PROG_TEST_RUN: libc::c_long = 10;
+        let context = rig::context(arrival);
+        let mut test = Test {
+            program: self.0.as_raw_fd() as u32,
+            data_size_in: arrival.bytes.len() as u32,
+            data_in: arrival.bytes.as_ptr() as u64,
+            repeat: RUNS,
+            ctx_size_in: context.len() as u32,
+            ctx_in: context.as_ptr() as u64,
+            ..Test::default()
+        };
+        // SAFETY: the kernel reads and writes the live `test`, and reads the buffers that it names with their lengths.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut test, size_of::<Test>()) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        assert_eq!(test.returned, SHOT);
+        test.duration.into()
+    }
+}
+
+fn bpf<T>(command: libc::c_int, attributes: &T) -> std::io::Result<OwnedFd> {
+    // SAFETY: the kernel reads as many bytes as the live `attributes` has, and what they point to is live too.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the call returned a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
