@@ -6,8 +6,9 @@
 //!
 //! There is one writer at a time. It publishes a flow by writing the reference first and the tag after it, replaces a flow's
 //! reference in one store, and removes a flow by clearing the tag. Where both buckets are full it makes room as a cuckoo
-//! does, moving another flow to its other bucket: first there, then gone here, so that readers find it all the time. A
-//! reader can still meet a place between two flows; it then compares the key in the slot, sees another, and looks again.
+//! does, moving another flow from its first bucket to its second: first there, then gone here. Readers look in that order
+//! too, so they find it all the time. (A flow that moved the other way would escape a reader between its two looks.) A reader
+//! can still meet a place between two flows; it then compares the key in the slot, sees another, and looks again.
 
 use crate::digest::Digest;
 use crate::slot::SlotRef;
