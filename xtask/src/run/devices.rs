@@ -10,14 +10,19 @@ use crate::cmd;
 /// How often the counters are printed.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Bridges the devices until somebody asks for the end; whether the daemon ran until then.
-pub(super) fn run(ports: &[String], program: PathBuf) -> Result<bool> {
+/// An error if one of the devices is not there.
+pub(super) fn check(ports: &[String]) -> Result<()> {
     for port in ports {
         let device = port.split(',').next().unwrap_or_default();
         if nix::net::if_::if_nametoindex(device).is_err() {
             bail!("there is no network device {device}: `ip link` lists those that are");
         }
     }
+    Ok(())
+}
+
+/// Bridges the devices until somebody asks for the end; whether the daemon ran until then.
+pub(super) fn run(ports: &[String], program: PathBuf) -> Result<bool> {
     let step = cmd::step("starting vswitchd");
     let place = Place::new()?;
     let mut options = vec!["--bridge".to_owned(), "br0".into()];
