@@ -72,6 +72,8 @@ fn a_switch_shows_its_bridges_and_ports() {
 fn datapath_flows_are_added_changed_shown_and_deleted_by_hand() {
     // The revalidator deletes flows that nothing in the tables asks for: not during this test.
     let (_directory, daemon) = start(&format!("{SWITCH} --max-revalidator 600000"));
+    // The pass that follows the configuration has its turn first.
+    daemon.ask("revalidator/wait");
     let call = |line: &[&str]| daemon.call(line[0], &line[1..]);
     let key =
         "recirc_id(0),in_port(1),eth(dst=02:00:00:00:00:01),eth_type(0x0800),ipv4(src=10.0.0.0/255.0.0.0,frag=no)";
