@@ -29,6 +29,8 @@ pub(crate) struct Backer {
     pub(crate) ukeys: UkeyTable,
     revalidator: Mutex<RevalidatorState>,
     wake: Condvar,
+    /// The revalidator's thread has fallen asleep.
+    rest: Condvar,
     /// Held during a pass over all megaflows.
     pub(crate) pass: Mutex<crate::upcall::PassState>,
 }
@@ -46,6 +48,8 @@ pub(crate) struct Limits {
 struct RevalidatorState {
     wanted: bool,
     stop: bool,
+    /// The thread sleeps until a pass is due.
+    asleep: bool,
 }
 
 impl Backer {
@@ -61,6 +65,7 @@ impl Backer {
             ukeys: UkeyTable::default(),
             revalidator: Mutex::default(),
             wake: Condvar::new(),
+            rest: Condvar::new(),
             pass: Mutex::default(),
         }
     }
@@ -118,10 +123,24 @@ impl Backer {
     pub(crate) fn wait_for_pass(&self, at_most: Duration) -> bool {
         let mut state = self.revalidator.lock();
         if !state.wanted && !state.stop {
+            state.asleep = true;
+            self.rest.notify_all();
             self.wake.wait_for(&mut state, at_most);
+            state.asleep = false;
         }
         state.wanted = false;
         !state.stop
+    }
+
+    /// Waits until the revalidator's thread has done the passes that it was woken for, `at_most` so long.
+    pub(crate) fn await_rest(&self, at_most: Duration) {
+        let mut state = self.revalidator.lock();
+        let until = std::time::Instant::now() + at_most;
+        while (state.wanted || !state.asleep) && !state.stop {
+            if self.rest.wait_until(&mut state, until).timed_out() {
+                return;
+            }
+        }
     }
 
     /// Lets the revalidator end, or (`false`) begin anew.

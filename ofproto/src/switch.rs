@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use dpif::{DatapathFlow, Dpif, DpifError, OdpPort, PortSpec, PortStats};
 use openflow::{FlowCommand, FlowMatch, FlowMod, OfPort};
@@ -415,9 +416,13 @@ impl Switch {
     }
 
     /// Looks at all megaflows now: pushes their statistics to the rules, deletes idle ones, brings the others up to date with
-    /// the configuration. On return that is done for all that was configured before the call.
+    /// the configuration. On return that is done for all that was configured before the call, and the revalidator's thread
+    /// has nothing left to do at once (it is waited for two seconds at most).
     pub fn revalidate_now(&self) {
         upcall::revalidate(&self.backer);
+        if self.engine.lock().is_some() {
+            self.backer.await_rest(Duration::from_secs(2));
+        }
     }
 
     /// Waits until all upcalls that the datapath has queued are answered, as far as no more come; then as
