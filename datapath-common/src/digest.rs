@@ -50,7 +50,7 @@ fn nh(word: u64, seed: u64) -> u64 {
 pub fn digest(key: &FlowKey, mask: &MaskEntry, seeds: &DigestSeeds) -> Digest {
     let words = key.words();
     let mut lanes = [0; 2];
-    for (i, (word, m)) in words.iter().zip(&mask.hot).enumerate() {
+    for (i, (word, m)) in words.iter().zip(&mask.hot).enumerate().filter(|(_, (_, m))| **m != 0) {
         mix(&mut lanes, word & m, seeds.lanes[2 * i], seeds.lanes[2 * i + 1]);
     }
     for (index, m) in mask.cold_index.iter().zip(&mask.cold).take(mask.n_cold as usize) {

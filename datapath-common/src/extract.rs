@@ -9,8 +9,11 @@
 //! extension headers (a longer chain is treated as one that is cut off) and [`MAX_LABELS`] MPLS labels (likewise).
 
 use crate::be::{Be16, Be32};
-use crate::key::{FRAG_FIRST, FRAG_LATER, FlowKey, VLAN_PRESENT, Vlan, word};
+use crate::key::{FRAG_FIRST, FRAG_LATER, FRAG_NONE, FlowKey, KEY_WORDS, VLAN_PRESENT, Vlan, word};
 use crate::packet::PacketRead;
+
+/// Bytes in front in which [`extract_plain_ipv4`] reads: Ethernet, IPv4 without options, TCP without options.
+pub const HEAD: u32 = 54;
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("the flow key is built from words as a little-endian machine loads them");
@@ -82,6 +85,8 @@ pub struct Layers {
     pub l4: u32,
     /// 1: an IPv6 routing header has segments left, so the destination is not the checksum's.
     pub routing: u32,
+    /// How far a walk over options has come.
+    pub walk: u32,
 }
 
 /// The module drops this packet.
@@ -94,16 +99,19 @@ const FIRST_6: u64 = 0x0000_ffff_ffff_ffff;
 #[inline(always)]
 pub fn clear_packet_fields(key: &mut FlowKey) {
     let words = key.words_mut();
-    let mut i = word::ETH_DST;
-    while i <= word::IPV4 {
-        words[i] = 0;
-        i += 1;
-    }
+    clear(words, word::ETH_DST, word::IPV4);
     // The low half of this word is the original direction tuple's.
     words[word::IPV6_LABEL] &= 0xffff_ffff;
-    i = word::IPV6_SRC;
-    while i <= 25 {
-        words[i] = 0;
+    clear(words, word::IPV6_SRC, 25);
+}
+
+/// Clears words `from` to `to` one by one: a compiler makes `memset` of anything else, which on some targets is a loop over
+/// bytes.
+#[inline(always)]
+fn clear(words: &mut [u64; KEY_WORDS], from: usize, to: usize) {
+    let mut i = from;
+    while i <= to {
+        volatile_set(&mut words[i], 0);
         i += 1;
     }
 }
@@ -124,13 +132,13 @@ pub fn extract_into<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut L
     if len < 14 {
         return Err(Malformed);
     }
-    let dst = packet.u64(0).ok_or(Malformed)?;
-    let src = packet.u64(6).ok_or(Malformed)?;
+    let dst = packet.u64_or_zero(0);
+    let src = packet.u64_or_zero(6);
     let (ether_type, l3) = link_layer(packet, key, (src >> 48) as u16)?;
     key.words_mut()[word::ETH_DST] = (dst & FIRST_6) | (u64::from(ether_type) << 48);
     key.words_mut()[word::ETH_SRC] = src & FIRST_6;
 
-    volatile_set(layers, Layers { l3, l4: 0, routing: 0 });
+    volatile_set(layers, Layers { l3, ..Layers::default() });
     let l3 = volatile_get(&layers.l3);
     match u16::from_be(ether_type) {
         eth_type::IPV4 => ipv4(packet, key, layers),
@@ -194,75 +202,99 @@ fn tag(tpid: u16, tci: u16) -> Vlan {
     Vlan { tpid: Be16::from_raw(tpid), tci: Be16::from_raw(tci) | Be16::new(VLAN_PRESENT) }
 }
 
+/// As [`extract_into`] for what most packets are: IPv4 without options behind an Ethernet header without tags. False, and
+/// nothing done, for any other. Where everything lies is known here, so loads from the first [`HEAD`] bytes can be cheap.
+#[inline(always)]
+pub fn extract_plain_ipv4<P: PacketRead>(head: &P, key: &mut FlowKey, layers: &mut Layers) -> bool {
+    const L3: u32 = 14;
+    const L4: u32 = 34;
+    let (src, first) = (head.u64_or_zero(6), head.u64_or_zero(L3));
+    let untagged = head.accelerated_vlan().tpid.is_zero() && (src >> 48) as u16 == eth_type::IPV4.to_be();
+    if !untagged || first & 0xf != 5 {
+        return false;
+    }
+    key.words_mut()[word::ETH_DST] = (head.u64_or_zero(0) & FIRST_6) | (u64::from(eth_type::IPV4.to_be()) << 48);
+    key.words_mut()[word::ETH_SRC] = src & FIRST_6;
+    let follows = ipv4_header(head, key, L3, first);
+    volatile_set(layers, Layers { l3: L3, l4: if follows { L4 } else { 0 }, ..Layers::default() });
+    if follows {
+        transport(head, key, L4, ip_proto::ICMP);
+    }
+    true
+}
+
 #[inline(always)]
 fn ipv4<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers) {
     let l3 = volatile_get(&layers.l3);
-    // Bytes 0–7: version and header length, TOS, total length, id, fragment; 8–11: TTL, protocol, checksum; then addresses.
-    let (Some(first), Some(second), Some(addresses)) = (packet.u64(l3), packet.u32(l3 + 8), packet.u64(l3 + 12)) else {
-        return;
-    };
+    let first = packet.u64_or_zero(l3);
     let header = ((first & 0xf) as u32) * 4;
     if header < 20 || packet.len() < l3 + header {
         return;
     }
-    key.words_mut()[word::IPV4] = addresses;
-    key.ip_proto = (second >> 8) as u8;
-    key.ip_tos = (first >> 8) as u8;
-    key.ip_ttl = second as u8;
+    if ipv4_header(packet, key, l3, first) {
+        volatile_set(&mut layers.l4, l3 + header);
+        transport(packet, key, volatile_get(&layers.l4), ip_proto::ICMP);
+    }
+}
+
+/// The fields of a whole IPv4 header that begins with `first`. True: the transport header follows.
+#[inline(always)]
+fn ipv4_header<P: PacketRead>(packet: &P, key: &mut FlowKey, l3: u32, first: u64) -> bool {
+    // Bytes 0–7: version and header length, TOS, total length, id, fragment; 8–11: TTL, protocol, checksum; then addresses.
+    let second = packet.u32_or_zero(l3 + 8);
+    key.words_mut()[word::IPV4] = packet.u64_or_zero(l3 + 12);
     let fragment = u16::from_be((first >> 48) as u16);
-    if fragment & 0x1fff != 0 {
-        key.ip_frag = FRAG_LATER;
-        return;
-    }
-    if fragment & 0x2000 != 0 || packet.is_ufo() {
-        key.ip_frag = FRAG_FIRST;
-    }
-    volatile_set(&mut layers.l4, l3 + header);
-    transport(packet, key, volatile_get(&layers.l4), ip_proto::ICMP);
+    let later = fragment & 0x1fff != 0;
+    let kind = if later {
+        FRAG_LATER
+    } else if fragment & 0x2000 != 0 || packet.is_ufo() {
+        FRAG_FIRST
+    } else {
+        FRAG_NONE
+    };
+    let (proto, tos, ttl) = ((second >> 8) as u8, (first >> 8) as u8, second as u8);
+    key.words_mut()[word::IP] = u64::from(u32::from_le_bytes([proto, tos, ttl, kind]));
+    !later
 }
 
 /// Ports, TCP flags, ICMP type and code; all zero where the header is cut off.
+///
+/// Here and in [`ipv4_header`] whole words are written: the lookup reads them next, and a load that has to gather what several
+/// smaller stores have left waits until these have reached the cache.
 #[inline(always)]
 fn transport<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32, icmp: u8) {
+    let ports = ports(packet, key, l4, icmp);
+    key.words_mut()[word::IP] |= u64::from(ports) << 32;
+}
+
+/// Source and destination port, each in memory order, the source in the low half. Sets the TCP flags beside.
+#[inline(always)]
+fn ports<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32, icmp: u8) -> u32 {
     let len = packet.len();
     let proto = key.ip_proto;
     if proto == ip_proto::TCP {
         if len < l4 + 20 {
-            return;
+            return 0;
         }
-        let (Some(ports), Some(offset_flags)) = (packet.u32(l4), packet.u16(l4 + 12)) else { return };
-        let offset_flags = u16::from_be(offset_flags);
+        let ports = packet.u32_or_zero(l4);
+        let offset_flags = u16::from_be(packet.u16_or_zero(l4 + 12));
         let header = u32::from(offset_flags >> 12) * 4;
         if header < 20 || len < l4 + header {
-            return;
+            return 0;
         }
-        set_ports(key, ports);
-        key.tcp_flags = Be16::new(offset_flags & 0x0fff);
-    } else if proto == ip_proto::UDP {
-        if len >= l4 + 8
-            && let Some(ports) = packet.u32(l4)
-        {
-            set_ports(key, ports);
-        }
-    } else if proto == ip_proto::SCTP {
-        if len >= l4 + 12
-            && let Some(ports) = packet.u32(l4)
-        {
-            set_ports(key, ports);
-        }
-    } else if proto == icmp
-        && len >= l4 + 8
-        && let Some(type_code) = packet.u16(l4)
-    {
-        key.tp_src = Be16::new(type_code & 0xff);
-        key.tp_dst = Be16::new(type_code >> 8);
+        key.words_mut()[word::ETH_SRC] |= u64::from((offset_flags & 0x0fff).to_be()) << 48;
+        ports
+    } else if proto == icmp {
+        let type_code = if len >= l4 + 8 { packet.u16_or_zero(l4) } else { 0 };
+        u32::from((type_code & 0xff).to_be()) | u32::from((type_code >> 8).to_be()) << 16
+    } else {
+        let header = match proto {
+            ip_proto::UDP => 8,
+            ip_proto::SCTP => 12,
+            _ => return 0,
+        };
+        if len >= l4 + header { packet.u32_or_zero(l4) } else { 0 }
     }
-}
-
-#[inline(always)]
-fn set_ports(key: &mut FlowKey, ports: u32) {
-    key.tp_src = Be16::from_raw(ports as u16);
-    key.tp_dst = Be16::from_raw((ports >> 16) as u16);
 }
 
 #[inline(always)]
@@ -270,16 +302,13 @@ fn arp<P: PacketRead>(packet: &P, key: &mut FlowKey, l3: u32) {
     if packet.len() < l3 + 28 {
         return;
     }
-    let Some(head) = packet.u64(l3) else { return };
+    let head = packet.u64_or_zero(l3);
     // Hardware type Ethernet, protocol IPv4, address lengths 6 and 4.
     if head & FIRST_6 != u64::from_le_bytes([0, 1, 8, 0, 6, 4, 0, 0]) {
         return;
     }
-    let (Some(sha), Some(spa), Some(tha), Some(tpa)) =
-        (packet.u64(l3 + 8), packet.u32(l3 + 14), packet.u64(l3 + 18), packet.u32(l3 + 24))
-    else {
-        return;
-    };
+    let (sha, spa) = (packet.u64_or_zero(l3 + 8), packet.u32_or_zero(l3 + 14));
+    let (tha, tpa) = (packet.u64_or_zero(l3 + 18), packet.u32_or_zero(l3 + 24));
     let opcode = u16::from_be((head >> 48) as u16);
     key.ip_proto = if opcode <= 0xff { opcode as u8 } else { 0 };
     key.ipv4_src = Be32::from_raw(spa);
@@ -341,16 +370,12 @@ fn ipv6<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers) {
     if packet.len() < l3 + 40 {
         return;
     }
-    let (Some(first), Some(s0), Some(s1), Some(d0), Some(d1)) =
-        (packet.u64(l3), packet.u64(l3 + 8), packet.u64(l3 + 16), packet.u64(l3 + 24), packet.u64(l3 + 32))
-    else {
-        return;
-    };
     let words = key.words_mut();
-    words[word::IPV6_SRC] = s0;
-    words[word::IPV6_SRC + 1] = s1;
-    words[word::IPV6_DST] = d0;
-    words[word::IPV6_DST + 1] = d1;
+    words[word::IPV6_SRC] = packet.u64_or_zero(l3 + 8);
+    words[word::IPV6_SRC + 1] = packet.u64_or_zero(l3 + 16);
+    words[word::IPV6_DST] = packet.u64_or_zero(l3 + 24);
+    words[word::IPV6_DST + 1] = packet.u64_or_zero(l3 + 32);
+    let first = packet.u64_or_zero(l3);
     let flow = u32::from_be(first as u32);
     key.ip_tos = (flow >> 20) as u8;
     key.ipv6_label = Be32::new(flow & 0x000f_ffff);
@@ -362,7 +387,7 @@ fn ipv6<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers) {
         key.ip_proto = next;
         volatile_set(&mut layers.l4, l3 + 40);
     } else {
-        extension_bits(packet, key, next, l3 + 40);
+        extension_bits(packet, key, layers, next);
         walk_extensions(packet, key, layers, next);
     }
     let l4 = volatile_get(&layers.l4);
@@ -374,7 +399,7 @@ fn ipv6<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers) {
     }
     transport(packet, key, l4, ip_proto::ICMPV6);
     if key.ip_proto == ip_proto::ICMPV6 {
-        neighbour_discovery(packet, key, l4);
+        neighbour_discovery(packet, key, layers);
     }
 }
 
@@ -391,10 +416,11 @@ fn is_extension(next: u8) -> bool {
 #[inline(always)]
 fn walk_extensions<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers, first: u8) {
     let mut next = first;
-    let mut offset = layers.l3 + 40;
+    volatile_set(&mut layers.walk, layers.l3 + 40);
     let mut i = 0;
     while i < MAX_EXT_HEADERS {
         i += 1;
+        let offset = volatile_get(&layers.walk);
         if next == ip_proto::NONE || !is_extension(next) {
             key.ip_proto = next;
             volatile_set(&mut layers.l4, offset);
@@ -402,7 +428,7 @@ fn walk_extensions<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut La
         }
         let Some(head) = packet.u16(offset) else { return };
         let (following, length) = (head as u8, u32::from(head >> 8));
-        offset += match next {
+        let step = match next {
             ip_proto::FRAGMENT => {
                 key.ip_frag = FRAG_FIRST;
                 let Some(fragment) = packet.u16(offset + 2) else { return };
@@ -427,6 +453,7 @@ fn walk_extensions<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut La
             }
             _ => (length + 1) * 8,
         };
+        volatile_set(&mut layers.walk, offset + step);
         next = following;
     }
 }
@@ -449,11 +476,11 @@ mod ieh {
 /// What is known so far lies in the key and is read back from there, with the number of destination options headers above
 /// the bits: a verifier follows constants in registers into every combination of headers, and knows nothing of memory.
 #[inline(always)]
-fn extension_bits<P: PacketRead>(packet: &P, key: &mut FlowKey, first: u8, start: u32) {
+fn extension_bits<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers, first: u8) {
     const DESTINATION: u16 = 1 << 12;
     let known = &mut key.ipv6_exthdrs;
     let mut next = first;
-    let mut offset = start;
+    volatile_set(&mut layers.walk, layers.l3 + 40);
     let mut i = 0;
     while i < MAX_EXT_HEADERS {
         i += 1;
@@ -497,9 +524,10 @@ fn extension_bits<P: PacketRead>(packet: &P, key: &mut FlowKey, first: u8, start
             known,
             ((bits | add) & (DESTINATION - 1)) | ((bits & !(DESTINATION - 1)) + (add & !(DESTINATION - 1))),
         );
+        let offset = volatile_get(&layers.walk);
         let Some(head) = packet.u16(offset) else { break };
         next = head as u8;
-        offset += (u32::from(head >> 8) + 1) * 8;
+        volatile_set(&mut layers.walk, offset + (u32::from(head >> 8) + 1) * 8);
     }
     key.ipv6_exthdrs = volatile_get(&key.ipv6_exthdrs) & (DESTINATION - 1);
 }
@@ -537,7 +565,7 @@ fn volatile_set<T: Copy>(to: &mut T, value: T) {
 
 /// Target and link-layer address options of neighbour solicitations and advertisements (RFC 4861).
 #[inline(always)]
-fn neighbour_discovery<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32) {
+fn neighbour_discovery<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers) {
     const SOLICITATION: u16 = 135;
     const ADVERTISEMENT: u16 = 136;
     const SOURCE_OPTION: u8 = 1;
@@ -546,17 +574,22 @@ fn neighbour_discovery<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32) {
     if !key.tp_dst.is_zero() || !(kind == SOLICITATION || kind == ADVERTISEMENT) {
         return;
     }
-    let len = packet.len();
+    let (len, l4) = (packet.len(), volatile_get(&layers.l4));
     if len < l4 + 24 {
         return;
     }
-    let (Some(t0), Some(t1)) = (packet.u64(l4 + 8), packet.u64(l4 + 16)) else { return };
+    let (t0, t1) = (packet.u64_or_zero(l4 + 8), packet.u64_or_zero(l4 + 16));
     let words = key.words_mut();
     let mut valid = true;
-    let mut offset = l4 + 24;
+    volatile_set(&mut layers.walk, l4 + 24);
     let mut i = 0;
-    while i < MAX_ND_OPTIONS && len >= offset + 8 {
+    while i < MAX_ND_OPTIONS {
         i += 1;
+        // Read back, as what was seen is below: else the verifier follows every way to every place.
+        let offset = volatile_get(&layers.walk);
+        if len < offset + 8 {
+            break;
+        }
         let Some(option) = packet.u64(offset) else { break };
         let length = ((option >> 8) as u32 & 0xff) * 8;
         if length == 0 || length > len - offset {
@@ -574,7 +607,7 @@ fn neighbour_discovery<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32) {
             }
             volatile_set(word, seen | (option >> 16));
         }
-        offset += length;
+        volatile_set(&mut layers.walk, offset + length);
     }
     if valid {
         words[word::ND_TARGET] = t0;

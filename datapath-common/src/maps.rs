@@ -4,7 +4,7 @@ use crate::op::DROP_REASONS;
 
 /// Version of everything in this crate that both sides read. It names the folder of the pins, so that a daemon never adopts a
 /// datapath whose memory it would misread. A test fails when a shared type changes and this does not.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Datapath ports, 0 included.
 pub const MAX_PORTS: usize = 4096;
@@ -28,8 +28,8 @@ pub const PORT_CREDIT_BYTES: u64 = (RING_BYTES / 4) as u64;
 pub const MAX_LOOKUPS: u32 = 6;
 /// How deep the program may run inside itself on one CPU.
 pub const MAX_NESTING: u32 = 6;
-/// Entries of a CPU's mask cache.
-pub const MASK_CACHE: usize = 1024;
+/// Places of a lane's flow cache, eight bytes each: 128 KiB.
+pub const FLOW_CACHE_PLACES: usize = 16384;
 
 /// Names of the maps, as in the object file and in the pin folder.
 pub mod name {
@@ -57,8 +57,8 @@ pub mod name {
     pub const CREDITS: &str = "CREDITS";
     /// Working memory of a CPU by nesting level.
     pub const SCRATCH: &str = "SCRATCH";
-    /// Mask cache of a CPU.
-    pub const MASK_CACHE: &str = "MASK_CACHE";
+    /// Flow cache by lane.
+    pub const FLOW_CACHE: &str = "FLOW_CACHE";
     /// Program slots that the port entries tail-call.
     pub const PROGRAMS: &str = "PROGRAMS";
     /// [`super::PortRecord`] by datapath port, memory-mapped. The programs don't know it.
@@ -281,7 +281,7 @@ mod tests {
             MAX_HANDLERS,
             OpKind::Psample as usize,
         ];
-        assert_eq!(LAYOUT_VERSION, 1);
+        assert_eq!(LAYOUT_VERSION, 2);
         assert_eq!(
             layout,
             [

@@ -25,6 +25,21 @@ pub trait PacketRead {
     fn u32(&self, offset: u32) -> Option<u32>;
     /// Eight bytes, memory order.
     fn u64(&self, offset: u32) -> Option<u64>;
+    /// Two bytes, memory order; 0 beyond the end. For whoever has compared with the length already.
+    #[inline(always)]
+    fn u16_or_zero(&self, offset: u32) -> u16 {
+        self.u16(offset).unwrap_or(0)
+    }
+    /// Four bytes likewise.
+    #[inline(always)]
+    fn u32_or_zero(&self, offset: u32) -> u32 {
+        self.u32(offset).unwrap_or(0)
+    }
+    /// Eight bytes likewise.
+    #[inline(always)]
+    fn u64_or_zero(&self, offset: u32) -> u64 {
+        self.u64(offset).unwrap_or(0)
+    }
     /// Whether the packet is one that hardware or the stack still has to cut into UDP fragments (`SKB_GSO_UDP`).
     fn is_ufo(&self) -> bool {
         false

@@ -6,14 +6,14 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::helpers::{bpf_clone_redirect, bpf_loop, bpf_redirect, bpf_skb_change_tail};
 use datapath_common::apply::set_word;
 use datapath_common::digest::action_hash;
-use datapath_common::extract::{self, clear_packet_fields};
-use datapath_common::key::{KEY_WORDS, Vlan};
+use datapath_common::extract::{self, clear_packet_fields, eth_type};
+use datapath_common::key::{KEY_WORDS, Vlan, word};
 use datapath_common::maps::{MAX_LOOKUPS, MAX_PORTS};
 use datapath_common::op::{DropReason, MAX_PROGRAM_OPS, SLOT_OPS};
 use datapath_common::packet::{PacketEdit, PacketRead};
 use datapath_common::slot::SlotUse;
 use datapath_common::upcall::UpcallKind;
-use datapath_common::{Be16, Layers, Op, OpKind};
+use datapath_common::{Be16, Op, OpKind};
 
 use crate::lookup::lookup;
 use crate::maps::{Cpu, PORTS, SCRATCH, SEEDS, SLOTS, Scratch};
@@ -44,13 +44,17 @@ pub fn receive(skb: *mut __sk_buff) -> i32 {
             stats::drop(s, DropReason::UnknownInPort);
             return;
         }
-        if extract_here(skb, s) != 0 {
+        if extract(skb, s) != 0 {
             if let Some(port) = stats::port(s, in_port) {
                 // SAFETY: the map's element.
                 unsafe { stats::add(&raw mut (*port).rx_dropped, 1) };
             }
             stats::drop(s, DropReason::Malformed);
             return;
+        }
+        // Extraction writes the words behind only for what isn't IPv4 (actions may, and say so).
+        if s.words[word::ETH_DST] >> 48 == u64::from(eth_type::IPV4.to_be()) {
+            s.cold_used = 0;
         }
         pass(skb, cpu, s);
         recirculate(skb, cpu, s);
@@ -82,8 +86,7 @@ pub fn execute(skb: *mut __sk_buff) -> i32 {
             (*skb).priority = s.key().skb_priority;
             (*skb).mark = s.key().skb_mark;
         }
-        // SAFETY: the working memory is ours.
-        if unsafe { extract_into(skb, s) } != 0 {
+        if extract(skb, s) != 0 {
             stats::drop(s, DropReason::Malformed);
             return;
         }
@@ -116,17 +119,24 @@ fn nested(f: impl FnOnce(*mut Cpu, &mut Scratch)) -> i32 {
 
 #[inline(always)]
 fn begin(skb: *mut __sk_buff, s: &mut Scratch, in_port: u32) {
-    // SAFETY: the words of a key.
-    unsafe { crate::clear_words::<KEY_WORDS>(s.words.as_mut_ptr()) };
-    s.words[0] = u64::from(in_port);
-    s.in_port = in_port;
+    // Most packets write only the words in front: the others are cleared where the packet before has used them.
+    if s.cold_used != 0 {
+        // SAFETY: the words of a key.
+        unsafe { crate::clear_words::<KEY_WORDS>(s.words.as_mut_ptr()) };
+    }
+    s.cold_used = 1;
+    s.words[word::IN_PORT] = u64::from(in_port);
+    // SAFETY: words of the key, and the words of the layers.
+    unsafe {
+        crate::clear_words::<3>((&raw mut s.words[word::VLAN]).cast());
+        crate::clear_words::<2>((&raw mut s.layers).cast());
+    }
     // SAFETY: the context is the kernel's.
     unsafe {
-        let key = s.key();
-        key.skb_priority = (*skb).priority;
-        key.skb_mark = (*skb).mark;
+        s.words[word::DP_HASH] = u64::from((*skb).priority) << 32;
+        s.words[word::SKB_MARK] = u64::from((*skb).mark);
     }
-    s.layers = Layers { l3: 0, l4: 0, routing: 0 };
+    s.in_port = in_port;
     s.pc = 0;
     s.trunc = 0;
     s.stale = 0;
@@ -136,27 +146,32 @@ fn begin(skb: *mut __sk_buff, s: &mut Scratch, in_port: u32) {
     s.lane = stats::lane();
 }
 
-/// Fills the key from the packet. 0 = done. A global function: the verifier looks at it once, not once for each caller.
+/// Fills the key from the packet. 0 = done.
+#[inline(always)]
+fn extract(skb: *mut __sk_buff, s: &mut Scratch) -> i32 {
+    // SAFETY: the key and the layers are different fields of the working memory.
+    let layers = unsafe { &mut *(&raw mut s.layers) };
+    if let Some(head) = Skb(skb).head()
+        && extract::extract_plain_ipv4(&head, s.key(), layers)
+    {
+        return 0;
+    }
+    // SAFETY: the working memory is ours.
+    unsafe { extract_any(skb, s) }
+}
+
+/// As [`extract`], for any packet. A global function: the verifier looks at it once, not once for each caller.
 ///
 /// # Safety
 /// `s` is null or points to working memory (the verifier makes every caller prove it).
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn extract_into(skb: *mut __sk_buff, s: *mut Scratch) -> i32 {
+pub unsafe extern "C" fn extract_any(skb: *mut __sk_buff, s: *mut Scratch) -> i32 {
     if s.is_null() {
         return 1;
     }
-    // SAFETY: the caller's working memory.
-    let s = unsafe { &mut *s };
-    extract_here(skb, s)
-}
-
-/// As [`extract_into`], without the call (a return costs more than it looks where the processor has to be kept from
-/// speculating past it).
-#[inline(always)]
-fn extract_here(skb: *mut __sk_buff, s: &mut Scratch) -> i32 {
-    // SAFETY: the key and the layers are different fields of the working memory.
-    let layers = unsafe { &mut *(&raw mut s.layers) };
+    // SAFETY: the caller's working memory, of which the key and the layers are different fields.
+    let (s, layers) = unsafe { (&mut *s, &mut *(&raw mut (*s).layers)) };
     i32::from(extract::extract_into(&Skb(skb), s.key(), layers).is_err())
 }
 
@@ -165,7 +180,7 @@ fn extract_here(skb: *mut __sk_buff, s: &mut Scratch) -> i32 {
 fn pass(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch) -> i64 {
     s.again = 0;
     s.lookups = s.lookups.wrapping_add(1);
-    let found = lookup(cpu, s);
+    let found = lookup(s);
     debug::lookup(skb, s, found);
     if !found {
         s.trunc = 0;
@@ -173,7 +188,7 @@ fn pass(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch) -> i64 {
         return 0;
     }
     let tcp_flags = s.key().tcp_flags.get();
-    stats::flow(s, Skb(skb).len(), tcp_flags);
+    stats::flow(cpu, s, Skb(skb).len(), tcp_flags);
     run_program(skb, cpu, s);
     0
 }
@@ -216,6 +231,7 @@ fn run_program(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch) {
         stats::drop(s, DropReason::Flow);
         return;
     }
+    s.cold_used = 1;
     let mut run = Run { skb, cpu, s };
     // SAFETY: the callback gets the context that is given here.
     unsafe {
@@ -271,8 +287,7 @@ fn step(skb: *mut __sk_buff, s: &mut Scratch, op: &Op) -> Step {
     if s.stale != 0 && (kind == SET_WORD || kind == USERSPACE || kind == HASH || kind == RECIRC) {
         s.stale = 0;
         clear_packet_fields(s.key());
-        // SAFETY: the working memory is ours.
-        if unsafe { extract_into(skb, s) } != 0 {
+        if extract(skb, s) != 0 {
             return Step::Fail(DropReason::Malformed);
         }
     }

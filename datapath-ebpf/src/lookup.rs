@@ -9,11 +9,16 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use aya_ebpf::helpers::bpf_loop;
 use datapath_common::digest::mix;
 use datapath_common::key::{COLD_WORDS, HOT_WORDS, KEY_WORDS, word};
-use datapath_common::maps::{MASK_CACHE, MAX_MASKS};
+use datapath_common::maps::{FLOW_CACHE_PLACES, MAX_MASKS};
 use datapath_common::{Digest, DigestSeeds, MaskEntry, Slot, table};
 
-use crate::maps::{CONTROL, Cpu, FLOWS, MASKS, SEEDS, SLOTS, Scratch};
+use crate::maps::{CONTROL, FLOW_CACHE, FLOWS, MASKS, SEEDS, SLOTS, Scratch};
 use crate::stats;
+
+/// Where a cached word has the index of the mask; below it is the slot, in the upper half the slot's generation.
+const CACHED_MASK: u32 = 24;
+/// Slots with higher numbers are not cached.
+const MAX_CACHED_SLOTS: u32 = 1 << CACHED_MASK;
 
 /// What a callback of `bpf_loop` gets.
 struct Scan {
@@ -22,39 +27,62 @@ struct Scan {
 
 /// Looks the key up. True: `s.slot` and `s.stats_id` are the flow's.
 #[inline(always)]
-pub fn lookup(cpu: *mut Cpu, s: &mut Scratch) -> bool {
-    let Some(control) = CONTROL.get_ptr(0) else { return false };
+pub fn lookup(s: &mut Scratch) -> bool {
+    let (Some(control), Some(cache)) = (CONTROL.get_ptr(0), FLOW_CACHE.get_ptr_mut(s.lane)) else { return false };
     // SAFETY: the map's element; one word, read whole.
     let masks = unsafe { core::ptr::read_volatile(&raw const (*control).masks) };
     s.mask_base = if masks >> 32 == 0 { 0 } else { MAX_MASKS as u32 };
     let count = masks as u32;
     s.mask_count = if count <= MAX_MASKS as u32 { count } else { MAX_MASKS as u32 };
 
-    let place = (cache_hash(&s.words) as usize) % MASK_CACHE;
     // SAFETY: the place is below the length of the cache.
-    let cached = u32::from(unsafe { *(&raw const (*cpu).mask_cache).cast::<u16>().add(place) });
+    let place = unsafe { cache.cast::<u64>().add(cache_hash(&s.words) as usize % FLOW_CACHE_PLACES) };
+    // SAFETY: the map's element; one word, read and written whole, so that CPUs may share it.
+    let cached = unsafe { core::ptr::read_volatile(place) };
+    s.mask_index = (cached >> CACHED_MASK) as u32 % MAX_MASKS as u32;
+    s.slot = cached as u32 % MAX_CACHED_SLOTS;
+    s.generation = (cached >> 32) as u32;
     let mut looked_at = 1;
-    s.found = 0;
-    let mut from_cache = false;
-    if cached < s.mask_count {
-        s.mask_index = cached;
-        s.found = try_mask(s);
-        from_cache = s.found != 0;
-    }
-    if s.found == 0 {
-        s.mask_index = 0;
-        let mut scan = Scan { s };
-        // SAFETY: the callback gets the context that is given here.
-        unsafe {
-            bpf_loop(s.mask_count, next_mask as *mut c_void, core::ptr::from_mut(&mut scan).cast(), 0);
+    let mut from_cache = true;
+    if !is_cached(s) {
+        s.found = 0;
+        if s.mask_index < s.mask_count {
+            s.found = try_mask(s);
+            from_cache = s.found != 0;
         }
-        looked_at = s.mask_index;
-        if s.found != 0 {
+        if s.found == 0 {
+            from_cache = false;
+            s.mask_index = 0;
+            let mut scan = Scan { s };
+            // SAFETY: the callback gets the context that is given here.
+            unsafe {
+                bpf_loop(
+                    MAX_MASKS as u32 / MASKS_PER_CALL,
+                    next_masks as *mut c_void,
+                    core::ptr::from_mut(&mut scan).cast(),
+                    0,
+                );
+            }
+            looked_at = s.mask_index;
             s.mask_index = s.mask_index.wrapping_sub(1);
+        }
+        s.slot = s.found.wrapping_sub(1);
+        if s.found != 0 && s.slot < MAX_CACHED_SLOTS {
+            let entry = u64::from(s.slot) | u64::from(s.mask_index) << CACHED_MASK | u64::from(s.generation) << 32;
             // SAFETY: as above.
-            unsafe { *(&raw mut (*cpu).mask_cache).cast::<u16>().add(place) = s.mask_index as u16 };
+            unsafe { core::ptr::write_volatile(place, entry) };
+        }
+        if s.found == 0 {
+            count_lookup(s, looked_at, false, false);
+            return false;
         }
     }
+    count_lookup(s, looked_at, from_cache, true);
+    true
+}
+
+#[inline(always)]
+fn count_lookup(s: &Scratch, looked_at: u32, from_cache: bool, found: bool) {
     if let Some(stats) = stats::datapath(s) {
         // SAFETY: the map's element.
         unsafe {
@@ -62,33 +90,68 @@ pub fn lookup(cpu: *mut Cpu, s: &mut Scratch) -> bool {
             if from_cache {
                 stats::add(&raw mut (*stats).cache_hit, 1);
             }
-            if s.found != 0 {
+            if found {
                 stats::add(&raw mut (*stats).hit, 1);
             } else {
                 stats::add(&raw mut (*stats).missed, 1);
             }
         }
     }
-    s.slot = s.found.wrapping_sub(1);
-    s.found != 0
 }
 
-/// A hash of what tells connections apart, for the cache alone: whoever makes it collide loses time, not packets.
+/// Whether slot `s.slot` still holds the flow that the cache remembers (generations of flows are odd), and the flow's key is
+/// this packet's under mask `s.mask_index`.
+#[inline(always)]
+fn is_cached(s: &mut Scratch) -> bool {
+    if let Some(slot) = SLOTS.get(s.slot)
+        && s.generation % 2 != 0
+        && slot.generation == s.generation
+        && s.mask_index < s.mask_count
+        && let Some(mask) = MASKS.get(s.mask_base.wrapping_add(s.mask_index))
+        && slot.mask_id == mask.id
+        && same_key(&s.words, mask, slot)
+    {
+        s.stats_id = slot.stats_id;
+        return true;
+    }
+    false
+}
+
+/// A hash of what tells connections apart, for the cache alone: whoever makes it collide loses time, not packets. TCP flags
+/// change within a connection and are left out.
 #[inline(always)]
 fn cache_hash(words: &[u64]) -> u32 {
-    let mut h = words[word::IN_PORT] ^ words[word::ETH_DST].rotate_left(13);
-    h ^= words[word::IPV4].rotate_left(29) ^ words[word::IP] ^ words[word::VLAN].rotate_left(43);
-    h ^= words[word::ETH_SRC].rotate_left(7) ^ words[14].rotate_left(17) ^ words[16].rotate_left(51);
-    (h.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32
+    let mut h = words[word::IN_PORT].wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    h = h.wrapping_add(words[word::ETH_DST].wrapping_mul(0xc2b2_ae3d_27d4_eb4f));
+    h = h.wrapping_add((words[word::ETH_SRC] << 16).wrapping_mul(0x1656_67b1_9e37_79f9));
+    h = h.wrapping_add(words[word::VLAN].wrapping_mul(0x27d4_eb2f_1656_67c5));
+    h = h.wrapping_add(words[word::IP].wrapping_mul(0xff51_afd7_ed55_8ccd));
+    h = h.wrapping_add(words[word::IPV4].wrapping_mul(0xc4ce_b9fe_1a85_ec53));
+    h = h.wrapping_add(words[word::IPV6_SRC + 1].wrapping_mul(0x8764_6ab0_9d3f_2c5b));
+    h = h.wrapping_add(words[word::IPV6_DST + 1].wrapping_mul(0xb492_b66f_be98_f273));
+    (h >> 40) as u32
 }
 
-/// One step of the scan: tries mask `s.mask_index` and moves on.
-extern "C" fn next_mask(_: u32, scan: *mut Scan) -> i64 {
+/// Masks that one call of the scan's callback tries: a return costs about as much as half a mask.
+const MASKS_PER_CALL: u32 = 4;
+
+/// One step of the scan: tries masks from `s.mask_index` on, and leaves it behind the last one tried. 1 = found, or no more.
+extern "C" fn next_masks(_: u32, scan: *mut Scan) -> i64 {
     // SAFETY: the context of the loop; its scratch is map memory.
     let s = unsafe { &mut *(*scan).s };
-    s.found = try_mask(s);
-    s.mask_index = s.mask_index.wrapping_add(1);
-    i64::from(s.found != 0)
+    let mut i = 0;
+    while i < MASKS_PER_CALL {
+        if s.mask_index >= s.mask_count {
+            return 1;
+        }
+        s.found = try_mask(s);
+        s.mask_index = s.mask_index.wrapping_add(1);
+        if s.found != 0 {
+            return 1;
+        }
+        i += 1;
+    }
+    0
 }
 
 /// Looks the key up under mask `s.mask_index`. The slot plus 1, or 0.
@@ -116,6 +179,7 @@ fn try_mask(s: &mut Scratch) -> u32 {
             && same_key(&s.words, mask, slot)
         {
             s.stats_id = slot.stats_id;
+            s.generation = generation;
             return index.wrapping_add(1);
         }
         retried(s);
@@ -156,7 +220,9 @@ fn digest(words: &[u64; 64], mask: &MaskEntry, seeds: &DigestSeeds) -> Digest {
     let mut lanes = [0u64; 2];
     let mut i = 0;
     while i < HOT_WORDS {
-        mix(&mut lanes, words[i] & mask.hot[i], seeds.lanes[2 * i], seeds.lanes[2 * i + 1]);
+        if mask.hot[i] != 0 {
+            mix(&mut lanes, words[i] & mask.hot[i], seeds.lanes[2 * i], seeds.lanes[2 * i + 1]);
+        }
         // One word after the other: ten registers don't hold all of them, and the stack is short.
         compiler_fence(Ordering::SeqCst);
         i += 1;

@@ -3,8 +3,8 @@
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use datapath_common::maps::{
-    Control, Credit, DEFAULT_SLOTS, DpStats, MASK_CACHE, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_NESTING, MAX_PORTS,
-    PortEntry, PortStats, RING_BYTES,
+    Control, Credit, DEFAULT_SLOTS, DpStats, FLOW_CACHE_PLACES, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_NESTING,
+    MAX_PORTS, PortEntry, PortStats, RING_BYTES,
 };
 use datapath_common::table::bucket_count;
 use datapath_common::{Bucket, DigestSeeds, FlowKey, FlowStats, Layers, MaskEntry, Slot};
@@ -39,6 +39,9 @@ pub static FLOW_STATS: Array<FlowStats, { DEFAULT_SLOTS * MAX_LANES }, MMAPABLE>
 /// From digest to slot.
 #[btf_map]
 pub static FLOWS: Array<Bucket, { bucket_count(DEFAULT_SLOTS) }, MMAPABLE> = Array::new();
+/// The flows found last, by packet hash, for each lane.
+#[btf_map]
+pub static FLOW_CACHE: Array<[u64; FLOW_CACHE_PLACES], MAX_LANES> = Array::new();
 /// Rings of the handlers.
 #[btf_map]
 pub static RINGS: ArrayOfMaps<RingBuf<u8, RING_BYTES>, MAX_HANDLERS> = ArrayOfMaps::new();
@@ -56,8 +59,10 @@ pub struct Cpu {
     pub nesting: u32,
     /// Unused, zero.
     pub reserved: u32,
-    /// Index of the mask that matched last, by packet hash.
-    pub mask_cache: [u16; MASK_CACHE],
+    /// Tick at which the clock was read last.
+    pub ticks: u64,
+    /// What it said.
+    pub coarse_ns: u64,
     /// Working memory by nesting level.
     pub levels: [Scratch; MAX_NESTING as usize],
 }
@@ -100,8 +105,12 @@ pub struct Scratch {
     pub stats_id: u32,
     /// Lane of this CPU.
     pub lane: u32,
-    /// Place in the mask cache.
-    pub cache_index: u32,
+    /// Generation of the slot that was found.
+    pub generation: u32,
+    /// Words of the key behind the first eight may not be zero.
+    pub cold_used: u32,
+    /// Unused, zero.
+    pub reserved: u32,
 }
 
 impl Scratch {

@@ -9,6 +9,7 @@ use aya_ebpf::helpers::{
     bpf_skb_vlan_push,
 };
 use datapath_common::Be16;
+use datapath_common::extract::HEAD;
 use datapath_common::key::{VLAN_PRESENT, Vlan};
 use datapath_common::packet::{Balanced, Edit, EditFailed, L4Sum, PacketEdit, PacketRead};
 
@@ -20,27 +21,57 @@ pub struct Skb(pub *mut __sk_buff);
 const DIRECT: u32 = 2047;
 
 impl Skb {
+    /// The packet, if its first [`HEAD`] bytes are linear.
+    #[inline(always)]
+    pub fn head(self) -> Option<Head> {
+        // SAFETY: the context is the kernel's; the pointer is compared with the end.
+        unsafe {
+            let at = (*self.0).data as usize as *const u8;
+            let end = (*self.0).data_end as usize as *const u8;
+            if at.add(HEAD as usize) <= end { Some(Head { at, skb: self }) } else { None }
+        }
+    }
+
     /// Loads a `T` from packet bytes.
     #[inline(always)]
-    fn load<T: Copy + Default>(self, offset: u32) -> Option<T> {
-        let size = size_of::<T>();
-        if offset <= DIRECT {
-            // SAFETY: the context is the kernel's; the pointer is compared with the end before it is read, and unaligned
-            // reads are what the architectures that the verifier lets do this do.
-            unsafe {
-                let at = ((*self.0).data as usize + offset as usize) as *const u8;
-                let end = (*self.0).data_end as usize as *const u8;
-                if at.add(size) <= end {
-                    return Some(at.cast::<T>().read_volatile());
-                }
-            }
+    fn load<T: Copy>(self, offset: u32) -> Option<T> {
+        if let Some(value) = self.load_direct(offset) {
+            return Some(value);
         }
         let mut value = 0u64;
-        if load_slow(self.0, offset, size as u32, &mut value) == 0 {
+        if load_slow(self.0, offset, size_of::<T>() as u32, &mut value) == 0 {
             // SAFETY: `T` is an integer of at most eight bytes.
             return Some(unsafe { *core::ptr::from_ref(&value).cast::<T>() });
         }
         None
+    }
+
+    /// As [`Skb::load`], 0 behind the end: no branch for what the caller has excluded.
+    #[inline(always)]
+    fn load_or_zero<T: Copy>(self, offset: u32) -> T {
+        if let Some(value) = self.load_direct(offset) {
+            return value;
+        }
+        let mut value = 0u64;
+        // The helper clears what it can't fill.
+        load_slow(self.0, offset, size_of::<T>() as u32, &mut value);
+        // SAFETY: `T` is an integer of at most eight bytes.
+        unsafe { *core::ptr::from_ref(&value).cast::<T>() }
+    }
+
+    /// As [`Skb::load`], from the linear part alone.
+    #[inline(always)]
+    fn load_direct<T: Copy>(self, offset: u32) -> Option<T> {
+        if offset > DIRECT {
+            return None;
+        }
+        // SAFETY: the context is the kernel's; the pointer is compared with the end before it is read, and unaligned reads
+        // are what the architectures that the verifier lets do this do.
+        unsafe {
+            let at = ((*self.0).data as usize + offset as usize) as *const u8;
+            let end = (*self.0).data_end as usize as *const u8;
+            if at.add(size_of::<T>()) <= end { Some(at.cast::<T>().read_volatile()) } else { None }
+        }
     }
 
     #[inline(always)]
@@ -81,6 +112,55 @@ fn load_slow(skb: *mut __sk_buff, offset: u32, size: u32, value: &mut u64) -> i6
     }
 }
 
+/// The first bytes of a packet, known to be in the linear part.
+#[derive(Clone, Copy)]
+pub struct Head {
+    at: *const u8,
+    skb: Skb,
+}
+
+impl Head {
+    #[inline(always)]
+    fn load<T: Copy>(self, offset: u32) -> Option<T> {
+        if offset + size_of::<T>() as u32 > HEAD {
+            return None;
+        }
+        // SAFETY: in front of the end, which was compared; unaligned as in `Skb::load_direct`.
+        Some(unsafe { self.at.add(offset as usize).cast::<T>().read_volatile() })
+    }
+}
+
+impl PacketRead for Head {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.skb.len()
+    }
+    #[inline(always)]
+    fn accelerated_vlan(&self) -> Vlan {
+        self.skb.accelerated_vlan()
+    }
+    #[inline(always)]
+    fn u8(&self, offset: u32) -> Option<u8> {
+        self.load(offset)
+    }
+    #[inline(always)]
+    fn u16(&self, offset: u32) -> Option<u16> {
+        self.load(offset)
+    }
+    #[inline(always)]
+    fn u32(&self, offset: u32) -> Option<u32> {
+        self.load(offset)
+    }
+    #[inline(always)]
+    fn u64(&self, offset: u32) -> Option<u64> {
+        self.load(offset)
+    }
+    #[inline(always)]
+    fn is_ufo(&self) -> bool {
+        self.skb.is_ufo()
+    }
+}
+
 impl PacketRead for Skb {
     #[inline(always)]
     fn len(&self) -> u32 {
@@ -114,6 +194,18 @@ impl PacketRead for Skb {
     #[inline(always)]
     fn u64(&self, offset: u32) -> Option<u64> {
         self.load(offset)
+    }
+    #[inline(always)]
+    fn u16_or_zero(&self, offset: u32) -> u16 {
+        self.load_or_zero(offset)
+    }
+    #[inline(always)]
+    fn u32_or_zero(&self, offset: u32) -> u32 {
+        self.load_or_zero(offset)
+    }
+    #[inline(always)]
+    fn u64_or_zero(&self, offset: u32) -> u64 {
+        self.load_or_zero(offset)
     }
 }
 

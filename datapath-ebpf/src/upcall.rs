@@ -178,8 +178,8 @@ impl Record<'_> {
             }
             // SAFETY: the caller's promise.
             unsafe {
-                *to.add(2 * i) = a;
-                *to.add(2 * i + 1) = b;
+                to.add(2 * i).write_volatile(a);
+                to.add(2 * i + 1).write_volatile(b);
             }
             i += 1;
         }

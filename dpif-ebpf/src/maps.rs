@@ -304,6 +304,7 @@ fn load_datapath(pins: &Pins, options: &Options, shape: &Shape) -> Result<Ebpf> 
         .map_max_entries(name::FLOWS, bucket_count(shape.n_slots) as u32)
         .map_max_entries(name::FLOW_STATS, n_slots * lanes)
         .map_max_entries(name::PORT_STATS, MAX_PORTS as u32 * lanes)
+        .map_max_entries(name::FLOW_CACHE, lanes)
         .map_max_entries(name::DP_STATS, lanes);
     for map in PINNED.into_iter().filter(|map| *map != name::PORT_RECORDS) {
         loader.map_pin_path(map, pins.path(map));

@@ -60,7 +60,7 @@ fn tcp_over_ipv4_has_ports_and_twelve_flag_bits() {
     assert_eq!((key.ip_proto, key.ip_tos, key.ip_ttl, key.ip_frag), (6, 0x10, 64, 0));
     assert_eq!((key.tp_src.get(), key.tp_dst.get(), key.tcp_flags.get()), (80, 256, 0x112));
     assert_eq!((key.ipv4_src.get(), key.ipv4_dst.get()), (0x0a00_0001, 0x0a00_0002));
-    assert_eq!(layers, Layers { l3: 14, l4: 34, routing: 0 });
+    assert_eq!(layers, Layers { l3: 14, l4: 34, ..Layers::default() });
 }
 
 #[test]

@@ -54,7 +54,7 @@ impl Host {
     }
 
     pub(crate) fn pins(&self) -> PathBuf {
-        self.options.bpffs.join("sluice/v1").join(&self.name)
+        self.options.bpffs.join(format!("sluice/v{}", datapath_common::maps::LAYOUT_VERSION)).join(&self.name)
     }
 
     pub(crate) fn assert_no_pins(&self) {
@@ -94,7 +94,11 @@ fn remove_pins(folder: &Path) {
 
 /// Removes the pins of test processes that were killed.
 fn remove_abandoned_pins() {
-    for entry in fs::read_dir(options().bpffs.join("sluice/v1")).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(options().bpffs.join(format!("sluice/v{}", datapath_common::maps::LAYOUT_VERSION)))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| name.strip_prefix('t')?.split('-').next()?.parse::<u32>().ok());
         if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
