@@ -18,7 +18,7 @@ pub struct UpcallHeader {
     pub packet_len: u32,
     /// Length of the packet before truncation.
     pub orig_len: u32,
-    /// `CLOCK_MONOTONIC` at the reservation, coarse, in nanoseconds.
+    /// `CLOCK_MONOTONIC` at the reservation, in nanoseconds: how long an answer took is counted from here.
     pub arrival_ns: u64,
     /// Datapath port whose credit this record holds.
     pub credit_port: u32,

@@ -8,7 +8,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{
-    bpf_ktime_get_coarse_ns, bpf_ringbuf_discard, bpf_ringbuf_reserve, bpf_ringbuf_submit, bpf_skb_load_bytes,
+    bpf_ktime_get_ns, bpf_ringbuf_discard, bpf_ringbuf_reserve, bpf_ringbuf_submit, bpf_skb_load_bytes,
 };
 use datapath_common::digest::flow_hash;
 use datapath_common::key::KEY_WORDS;
@@ -144,7 +144,7 @@ impl Record<'_> {
             (*header).kind = self.kind;
             (*header).packet_len = self.len;
             (*header).orig_len = self.orig_len;
-            (*header).arrival_ns = bpf_ktime_get_coarse_ns();
+            (*header).arrival_ns = bpf_ktime_get_ns();
             (*header).credit_port = self.credit_port;
             (*header).hash = self.hash;
             (*header).vlan = self.skb.accelerated_vlan();
