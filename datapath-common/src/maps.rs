@@ -152,7 +152,7 @@ pub const SAVED_LRO: u32 = 2;
 /// `PortRecord::saved`: the port gave the device its clsact qdisc.
 pub const SAVED_CLSACT: u32 = 4;
 
-/// Statistics of a datapath port, in one lane.
+/// Statistics of a datapath port: in one lane, or the sum over them.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortStats {

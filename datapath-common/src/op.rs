@@ -87,6 +87,25 @@ pub enum OpKind {
     Psample = 27,
 }
 
+/// The kinds that programs run as numbers, for a `match` on [`Op::kind`].
+#[allow(missing_docs)]
+pub mod kind {
+    use super::OpKind;
+
+    pub const END: u16 = OpKind::End as u16;
+    pub const OUTPUT: u16 = OpKind::Output as u16;
+    pub const USERSPACE: u16 = OpKind::Userspace as u16;
+    pub const DATA: u16 = OpKind::Data as u16;
+    pub const SET_WORD: u16 = OpKind::SetWord as u16;
+    pub const PUSH_VLAN: u16 = OpKind::PushVlan as u16;
+    pub const POP_VLAN: u16 = OpKind::PopVlan as u16;
+    pub const RECIRC: u16 = OpKind::Recirc as u16;
+    pub const HASH: u16 = OpKind::Hash as u16;
+    pub const TRUNC: u16 = OpKind::Trunc as u16;
+    pub const DROP: u16 = OpKind::Drop as u16;
+    pub const CONTINUE: u16 = OpKind::Continue as u16;
+}
+
 /// Operations that one slot holds.
 pub const SLOT_OPS: usize = 32;
 /// Operations that the longest program may have, over all its slots.

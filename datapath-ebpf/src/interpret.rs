@@ -9,11 +9,11 @@ use datapath_common::digest::action_hash;
 use datapath_common::extract::{self, clear_packet_fields, eth_type};
 use datapath_common::key::{KEY_WORDS, Vlan, word};
 use datapath_common::maps::{MAX_LOOKUPS, MAX_PORTS};
-use datapath_common::op::{DropReason, MAX_PROGRAM_OPS, SLOT_OPS};
+use datapath_common::op::{DropReason, MAX_PROGRAM_OPS, SLOT_OPS, kind};
 use datapath_common::packet::{PacketEdit, PacketRead};
 use datapath_common::slot::SlotUse;
 use datapath_common::upcall::UpcallKind;
-use datapath_common::{Be16, Op, OpKind};
+use datapath_common::{Be16, Op};
 
 use crate::lookup::lookup;
 use crate::maps::{Cpu, PORTS, SCRATCH, SEEDS, SLOTS, Scratch};
@@ -223,11 +223,11 @@ fn run_program(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch) {
     let Some(slot) = SLOTS.get(s.slot) else { return };
     let first = &slot.ops[0];
     // Most flows have one output: no loop for them.
-    if first.kind == OpKind::Output as u16 && first.is_last() {
+    if first.kind == kind::OUTPUT && first.is_last() {
         output_here(skb, s, first.arg, true);
         return;
     }
-    if first.kind == OpKind::End as u16 {
+    if first.kind == kind::END {
         stats::drop(s, DropReason::Flow);
         return;
     }
@@ -267,80 +267,66 @@ enum Step {
     Fail(DropReason),
 }
 
-const END: u16 = OpKind::End as u16;
-const OUTPUT: u16 = OpKind::Output as u16;
-const USERSPACE: u16 = OpKind::Userspace as u16;
-const DATA: u16 = OpKind::Data as u16;
-const SET_WORD: u16 = OpKind::SetWord as u16;
-const PUSH_VLAN: u16 = OpKind::PushVlan as u16;
-const POP_VLAN: u16 = OpKind::PopVlan as u16;
-const RECIRC: u16 = OpKind::Recirc as u16;
-const HASH: u16 = OpKind::Hash as u16;
-const TRUNC: u16 = OpKind::Trunc as u16;
-const DROP: u16 = OpKind::Drop as u16;
-const CONTINUE: u16 = OpKind::Continue as u16;
-
 #[inline(always)]
 fn step(skb: *mut __sk_buff, s: &mut Scratch, op: &Op) -> Step {
-    let kind = op.kind;
     // The headers moved: whoever reads the key or writes a header needs them found again.
-    if s.stale != 0 && (kind == SET_WORD || kind == USERSPACE || kind == HASH || kind == RECIRC) {
+    if s.stale != 0 && matches!(op.kind, kind::SET_WORD | kind::USERSPACE | kind::HASH | kind::RECIRC) {
         s.stale = 0;
         clear_packet_fields(s.key());
         if extract(skb, s) != 0 {
             return Step::Fail(DropReason::Malformed);
         }
     }
-    match kind {
-        OUTPUT => {
+    match op.kind {
+        kind::OUTPUT => {
             output(skb, s, op.arg, op.is_last());
             s.trunc = 0;
             if op.is_last() { Step::Stop } else { Step::Next }
         }
-        SET_WORD => {
+        kind::SET_WORD => {
             if apply_set(skb, s, op.arg, op.a, op.b) == 0 {
                 Step::Next
             } else {
                 Step::Fail(DropReason::Action)
             }
         }
-        USERSPACE => {
+        kind::USERSPACE => {
             upcall::upcall(skb, s, UpcallKind::Action as u32, s.pc, op.arg & 0xff);
             s.trunc = 0;
             Step::Next
         }
-        DATA => Step::Next,
-        PUSH_VLAN => {
+        kind::DATA => Step::Next,
+        kind::PUSH_VLAN => {
             s.stale = 1;
             let vlan = Vlan { tpid: Be16::from_raw(op.arg as u16), tci: Be16::from_raw((op.arg >> 16) as u16) };
             if Skb(skb).push_vlan(vlan).is_ok() { Step::Next } else { Step::Fail(DropReason::Action) }
         }
-        POP_VLAN => {
+        kind::POP_VLAN => {
             s.stale = 1;
             if Skb(skb).pop_vlan().is_ok() { Step::Next } else { Step::Fail(DropReason::Action) }
         }
-        RECIRC => {
+        kind::RECIRC => {
             s.key().recirc_id = op.arg;
             s.again = 1;
             Step::Stop
         }
-        HASH => {
+        kind::HASH => {
             let Some(seeds) = SEEDS.get(0) else { return Step::Fail(DropReason::Action) };
             let hash = action_hash(s.key(), seeds.hash, op.arg);
             s.key().dp_hash = hash;
             Step::Next
         }
-        TRUNC => {
+        kind::TRUNC => {
             s.trunc = op.arg;
             Step::Next
         }
-        CONTINUE => {
+        kind::CONTINUE => {
             s.slot = op.arg;
             s.pc = 0;
             Step::Next
         }
-        DROP => Step::Fail(DropReason::Flow),
-        END => Step::Stop,
+        kind::DROP => Step::Fail(DropReason::Flow),
+        kind::END => Step::Stop,
         _ => Step::Fail(DropReason::UnknownOp),
     }
 }

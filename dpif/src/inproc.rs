@@ -281,18 +281,7 @@ impl Dpif for InprocDatapath {
     }
 
     fn features(&self) -> Features {
-        Features {
-            max_vlan_headers: 2,
-            max_mpls_depth: 3,
-            recirc: true,
-            trunc: true,
-            clone: false,
-            sample_nesting: 0,
-            check_pkt_len: false,
-            explicit_drop: true,
-            ct: false,
-            required_handlers: None,
-        }
+        crate::program::features()
     }
 
     fn stats(&self) -> Result<DpStats> {

@@ -63,26 +63,7 @@ pub struct PortInfo {
     pub error: Option<String>,
 }
 
-/// Statistics of a port.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct PortStats {
-    /// Packets received from the device.
-    pub rx_packets: u64,
-    /// Bytes received.
-    pub rx_bytes: u64,
-    /// Packets sent.
-    pub tx_packets: u64,
-    /// Bytes sent.
-    pub tx_bytes: u64,
-    /// Packets received and dropped for want of a parsable header.
-    pub rx_dropped: u64,
-    /// Packets that could not be sent.
-    pub tx_dropped: u64,
-    /// Packets sent up to userspace.
-    pub upcalls: u64,
-    /// Packets whose upcall was lost.
-    pub upcall_lost: u64,
-}
+pub use datapath_common::maps::PortStats;
 
 /// Something that happened to a port's device.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -13,6 +13,7 @@ use datapath_common::op::{HASH_ALG_L4, MAX_COOKIE, MAX_PROGRAM_OPS, OP_LAST};
 use datapath_common::{Be16, FlowKey, Op, OpKind, Vlan};
 
 use crate::action::{Action, HashAlg, KeyAttr, SetAction, UserspaceAction};
+use crate::interface::Features;
 use crate::port::OdpPort;
 
 /// Why a list of actions has no program. The text names what is missing.
@@ -24,6 +25,22 @@ pub enum CompileError {
     /// No engine could.
     #[error("{0}")]
     Invalid(String),
+}
+
+/// What an engine can do that runs what is compiled here.
+pub fn features() -> Features {
+    Features {
+        max_vlan_headers: 2,
+        max_mpls_depth: 3,
+        recirc: true,
+        trunc: true,
+        clone: false,
+        sample_nesting: 0,
+        check_pkt_len: false,
+        explicit_drop: true,
+        ct: false,
+        required_handlers: None,
+    }
 }
 
 /// Compiles `actions`. The program has at most [`MAX_PROGRAM_OPS`] operations, the engine's slots permitting.

@@ -14,9 +14,9 @@ use datapath_common::apply::set_word;
 use datapath_common::digest::{action_hash, flow_hash};
 use datapath_common::extract::{Layers, clear_packet_fields, extract};
 use datapath_common::maps::MAX_LOOKUPS;
-use datapath_common::op::DropReason;
+use datapath_common::op::{DropReason, kind};
 use datapath_common::packet::{PacketEdit, SlicePacket};
-use datapath_common::{Be16, FlowKey, Op, OpKind, Vlan};
+use datapath_common::{Be16, FlowKey, Op, Vlan};
 
 use super::Shared;
 use super::port::Port;
@@ -158,7 +158,7 @@ impl<'a, S: Sink> Run<'a, S> {
     }
 
     fn program(&mut self, work: &mut Work, program: &[Op]) -> End {
-        if program.first().is_none_or(|op| op.kind == OpKind::End as u16) {
+        if program.first().is_none_or(|op| op.kind == kind::END) {
             self.dropped(DropReason::Flow);
             return End::Done;
         }
@@ -175,43 +175,32 @@ impl<'a, S: Sink> Run<'a, S> {
         let mut trunc = None;
         let mut ops = program.iter();
         while let Some(op) = ops.next() {
-            const END: u16 = OpKind::End as u16;
-            const OUTPUT: u16 = OpKind::Output as u16;
-            const USERSPACE: u16 = OpKind::Userspace as u16;
-            const DATA: u16 = OpKind::Data as u16;
-            const SET_WORD: u16 = OpKind::SetWord as u16;
-            const PUSH_VLAN: u16 = OpKind::PushVlan as u16;
-            const POP_VLAN: u16 = OpKind::PopVlan as u16;
-            const RECIRC: u16 = OpKind::Recirc as u16;
-            const HASH: u16 = OpKind::Hash as u16;
-            const TRUNC: u16 = OpKind::Trunc as u16;
-            const DROP: u16 = OpKind::Drop as u16;
             match op.kind {
-                END => break,
-                OUTPUT => self.output(work, OdpPort(op.arg), trunc.take(), op.is_last()),
-                USERSPACE => {
+                kind::END => break,
+                kind::OUTPUT => self.output(work, OdpPort(op.arg), trunc.take(), op.is_last()),
+                kind::USERSPACE => {
                     work.refresh()?;
                     let cookie = take_cookie(&mut ops, (op.arg & 0xff) as usize);
                     self.upcall(work, UpcallKind::Action, cookie, trunc.take());
                 }
-                DATA => {}
-                SET_WORD => {
+                kind::DATA => {}
+                kind::SET_WORD => {
                     work.refresh()?;
                     let Work { frame, key, layers, .. } = work;
                     set_word(&mut frame.packet, key, layers, op.arg as usize, op.a, op.b)
                         .map_err(|_| DropReason::Action)?;
                 }
-                PUSH_VLAN => {
+                kind::PUSH_VLAN => {
                     let tpid = Be16::from_raw(op.arg as u16);
                     let vlan = Vlan { tpid, tci: Be16::from_raw((op.arg >> 16) as u16) };
                     work.frame.packet.push_vlan(vlan).map_err(|_| DropReason::Action)?;
                     work.stale = true;
                 }
-                POP_VLAN => {
+                kind::POP_VLAN => {
                     work.frame.packet.pop_vlan().map_err(|_| DropReason::Action)?;
                     work.stale = true;
                 }
-                RECIRC => {
+                kind::RECIRC => {
                     work.refresh()?;
                     if op.is_last() {
                         work.key.recirc_id = op.arg;
@@ -221,12 +210,12 @@ impl<'a, S: Sink> Run<'a, S> {
                     copy.key.recirc_id = op.arg;
                     self.look_up(copy);
                 }
-                HASH => {
+                kind::HASH => {
                     work.refresh()?;
                     work.key.dp_hash = action_hash(&work.key, self.dp.seeds.hash, op.arg);
                 }
-                TRUNC => trunc = Some(op.arg as usize),
-                DROP => return Err(DropReason::Flow),
+                kind::TRUNC => trunc = Some(op.arg as usize),
+                kind::DROP => return Err(DropReason::Flow),
                 _ => return Err(DropReason::UnknownOp),
             }
         }
