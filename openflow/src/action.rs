@@ -116,6 +116,16 @@ pub enum Action {
         /// The table to look up in; `None` is the current one. At least one of the two is given.
         table: Option<u8>,
     },
+    /// Makes the flow one of the alternatives of a clause of a conjunctive flow: `conjunction(ID,K/N)`. Where a packet
+    /// matches alternatives of the same priority of all N clauses, it is looked up again with `conj_id=ID`.
+    Conjunction {
+        /// The conjunctive flow.
+        id: u32,
+        /// Which clause, from 1 to `clauses`.
+        clause: u8,
+        /// How many clauses the conjunctive flow has, 2 to 64.
+        clauses: u8,
+    },
     /// Does nothing, for the bytes to be found in the flow.
     Note(Vec<u8>),
     /// Ends the packet's way through the tables.

@@ -181,6 +181,8 @@ fields! {
 DpHash: "dp_hash" [] ["NXM_NX_DP_HASH", "NXOXM_ET_DP_HASH"], bits 32 of 32, valid 0xffffffff, Hex Masked, None ReadOnly;
 /// Recirculation id; 0 is a packet that has just been received.
 RecircId: "recirc_id" [] ["NXM_NX_RECIRC_ID"], bits 32 of 32, valid 0xffffffff, Decimal Exact, None ReadOnly;
+/// Id of the conjunctive flow whose clauses all matched; 0 is none.
+ConjId: "conj_id" [] ["NXM_NX_CONJ_ID"], bits 32 of 32, valid 0xffffffff, Decimal Exact, None ReadOnly;
 /// Tunnel key (VNI).
 TunId: "tun_id" ["tunnel_id"] ["NXM_NX_TUN_ID", "OXM_OF_TUNNEL_ID"], bits 64 of 64, valid 0xffffffffffffffff, Hex Masked, None ReadWrite;
 /// OpenFlow's scratch pad of a packet in the pipeline.
@@ -376,11 +378,10 @@ impl fmt::Display for FieldId {
 
 /// Whether the reference has a field of that name which this version lacks.
 pub(crate) fn is_unsupported_name(name: &str) -> bool {
-    const NAMES: &[&str] = &["packet_type", "conj_id", "in_port_oxm", "actset_output", "skb_priority"];
+    const NAMES: &[&str] = &["packet_type", "in_port_oxm", "actset_output", "skb_priority"];
     const FAMILIES: &[&str] = &["tun_", "ct_", "mpls_", "nsh_", "nshc"];
     const HEADERS: &[&str] = &[
         "OXM_OF_PACKET_TYPE",
-        "NXM_NX_CONJ_ID",
         "OXM_OF_IN_PORT",
         "OXM_OF_ACTSET_OUTPUT",
         "ONFOXM_ET_ACTSET_OUTPUT",

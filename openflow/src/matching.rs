@@ -76,6 +76,8 @@ pub struct MatchFields {
     pub dp_hash: u32,
     /// Recirculation id.
     pub recirc_id: u32,
+    /// Id of the conjunctive flow of which this flow is the end.
+    pub conj_id: u32,
     /// Tunnel key.
     pub tun_id: u64,
     /// OpenFlow metadata.
@@ -136,6 +138,7 @@ impl MatchFields {
         match field {
             F::DpHash => self.dp_hash.into(),
             F::RecircId => self.recirc_id.into(),
+            F::ConjId => self.conj_id.into(),
             F::TunId => self.tun_id.into(),
             F::Metadata => self.metadata.into(),
             F::InPort => self.in_port.into(),
@@ -181,6 +184,7 @@ impl MatchFields {
         match field {
             F::DpHash => self.dp_hash = bits as u32,
             F::RecircId => self.recirc_id = bits as u32,
+            F::ConjId => self.conj_id = bits as u32,
             F::TunId => self.tun_id = bits as u64,
             F::Metadata => self.metadata = bits as u64,
             F::InPort => self.in_port = bits as u16,

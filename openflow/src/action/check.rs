@@ -18,12 +18,29 @@ use crate::port::OfPort;
 /// [`ParseErrorKind::MissingPrerequisite`], [`ParseErrorKind::ReadOnlyField`] or [`ParseErrorKind::InvalidAction`] for the
 /// first action that can't.
 pub fn check_actions(flow: &FlowMatch, table: Option<u8>, actions: &[Action]) -> Result<(), ParseErrorKind> {
+    check_conjunctions(actions.iter())?;
     let mut packet = Packet::new(flow, table);
     actions.iter().try_for_each(|action| packet.apply(action))
 }
 
+/// A flow with a conjunction is nothing else: beside it only notes may stand.
+fn check_conjunctions<'a>(actions: impl Iterator<Item = &'a Action> + Clone) -> Result<(), ParseErrorKind> {
+    if !actions.clone().any(|action| matches!(action, Action::Conjunction { .. })) {
+        return Ok(());
+    }
+    match actions.into_iter().find(|action| !matches!(action, Action::Conjunction { .. } | Action::Note(_))) {
+        Some(other) => Err(ParseErrorKind::InvalidAction(format!(
+            "{other} stands beside a conjunction: expected nothing but notes there"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// As [`check_actions`], with the place of each action.
 pub(crate) fn check_located(flow: &FlowMatch, table: Option<u8>, actions: &[(usize, Action)]) -> Parsed<()> {
+    if let Some((at, _)) = actions.first() {
+        check_conjunctions(actions.iter().map(|(_, action)| action)).map_err(|kind| Fault::new(*at, kind))?;
+    }
     let mut packet = Packet::new(flow, table);
     actions.iter().try_for_each(|(at, action)| packet.apply(action).map_err(|kind| Fault::new(*at, kind)))
 }
@@ -74,6 +91,10 @@ impl Packet {
                 Ok(())
             }
             Action::WriteActions(actions) => {
+                if let Some(inner) = actions.iter().find(|action| matches!(action, Action::Conjunction { .. })) {
+                    let text = format!("{inner} is not possible within write_actions: expected it in the flow's list");
+                    return Err(ParseErrorKind::InvalidAction(text));
+                }
                 let mut packet = self.clone();
                 actions.iter().try_for_each(|action| packet.apply(action))
             }
@@ -156,6 +177,7 @@ mod tests {
             ("arp", "move:arp_sha->arp_tha,load:2->arp_op"),
             ("icmp6,icmpv6_type=136", "set_field:00:00:00:00:00:01->nd_tll"),
             ("", "goto_table:4"),
+            ("", "conjunction(1,1/2),note:00,conjunction(2,2/3)"),
             ("", "write_actions(push_vlan:0x8100,set_field:4097->vlan_vid),goto_table:9"),
         ] {
             assert_eq!(check(flow, actions), Ok(()), "{flow} {actions}");
@@ -175,6 +197,9 @@ mod tests {
             ("dl_vlan=5", "push_vlan:0x8100,push_vlan:0x8100", "third VLAN tag"),
             ("", "goto_table:3", "expected a later table"),
             ("", "output:0xffff", "output to port ANY is not possible"),
+            ("", "conjunction(1,1/2),output:1", "output:1 stands beside a conjunction"),
+            ("", "note:00,conjunction(1,1/2),goto_table:9", "goto_table:9 stands beside a conjunction"),
+            ("", "write_actions(conjunction(1,1/2))", "conjunction(1,1/2) is not possible within write_actions"),
             ("", "output:UNSET", "output to port UNSET is not possible"),
             ("", "write_actions(set_field:80->tcp_dst)", "add tcp or tcp6"),
         ] {

@@ -78,6 +78,7 @@ fn write_action(f: &mut fmt::Formatter<'_>, action: &Action, names: &dyn PortNam
             }
             f.write_str(")")
         }
+        Action::Conjunction { id, clause, clauses } => write!(f, "conjunction({id},{clause}/{clauses})"),
         Action::Note(bytes) => write!(f, "note:{}", hex_bytes(bytes)),
         Action::Exit => f.write_str("exit"),
         Action::ClearActions => f.write_str("clear_actions"),

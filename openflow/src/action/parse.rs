@@ -32,7 +32,6 @@ const UNSUPPORTED: &[&str] = &[
     "pop_queue",
     "fin_timeout",
     "learn",
-    "conjunction",
     "multipath",
     "sample",
     "unroll_xlate",
@@ -172,6 +171,7 @@ impl Reader<'_> {
                 Action::SetTunnel { id, wide: name == "set_tunnel64" || id > u32::MAX.into() }
             }
             "resubmit" => self.resubmit(value)?,
+            "conjunction" => conjunction(value)?,
             "note" => Action::Note(hex_bytes(what, value)?),
             "exit" => plain(item, Action::Exit)?,
             "clear_actions" => plain(item, Action::ClearActions)?,
@@ -368,6 +368,20 @@ fn dec_ttl(item: KeyValue<'_>) -> Parsed<Action> {
     Ok(Action::DecTtl(ids))
 }
 
+/// `ID,K/N`.
+fn conjunction(text: Span<'_>) -> Parsed<Action> {
+    let (id, rest) = text.split_at_comma();
+    let part = |span: Span<'_>| parse_decimal::<u8>(span.trim().text);
+    let id = parse_integer(id.trim().text).and_then(|id| u32::try_from(id).ok());
+    let clause = rest.split_once("/").and_then(|(clause, clauses)| Some((part(clause)?, part(clauses)?)));
+    match (id, clause) {
+        (Some(id), Some((clause, clauses))) if (2..=64).contains(&clauses) && (1..=clauses).contains(&clause) => {
+            Ok(Action::Conjunction { id, clause, clauses })
+        }
+        _ => Err(text.bad_value("conjunction", "ID,K/N: a number of 32 bits, and clause K of N from 2 to 64")),
+    }
+}
+
 fn write_metadata(what: &str, text: Span<'_>) -> Parsed<Action> {
     let (value, mask) = match text.split_once("/") {
         Some((value, mask)) => (value, number(what, mask, u64::MAX)?),
@@ -493,6 +507,12 @@ mod tests {
             ("strip_vlan:1", "column 12: bad value `1` for strip_vlan: expected strip_vlan alone"),
             ("resubmit(1", "column 9: `(` without its `)`"),
             ("dec_ttl(,)", "column 9: bad value `,` for dec_ttl"),
+            ("conjunction(1,0/2)", "column 13: bad value `1,0/2` for conjunction: expected ID,K/N"),
+            ("conjunction(1,3/2)", "column 13: bad value `1,3/2`"),
+            ("conjunction(1,1/1)", "column 13: bad value `1,1/1`"),
+            ("conjunction(1,1/65)", "column 13: bad value `1,1/65`"),
+            ("conjunction(1,1)", "column 13: bad value `1,1`"),
+            ("conjunction(0x100000000,1/2)", "column 13: bad value `0x100000000,1/2`"),
             ("dec_ttl(x)", "column 9: bad value `x`"),
         ] {
             let found = parse_actions(text, &NoPortNames).unwrap_err().to_string();
@@ -513,6 +533,7 @@ mod tests {
             ("set_nw_ttl:5", "mod_nw_ttl:5"),
             ("drop", ""),
             ("note:0011", "note:00.11"),
+            ("conjunction(0x10, 1 / 2)", "conjunction(16,1/2)"),
         ] {
             assert_eq!(parse_actions(text, &NoPortNames), parse_actions(same, &NoPortNames), "{text}");
         }

@@ -37,6 +37,9 @@ impl Display for MatchText<'_> {
         items.hex("pkt_mark", value.pkt_mark.into(), mask.pkt_mark.into(), u32::MAX.into());
         items.hex("recirc_id", value.recirc_id.into(), mask.recirc_id.into(), u32::MAX.into());
         items.hex("dp_hash", value.dp_hash.into(), mask.dp_hash.into(), u32::MAX.into());
+        if mask.conj_id != 0 {
+            items.put("conj_id", value.conj_id);
+        }
         if mask.recirc_id != 0 && looks_at_frame(mask) {
             // Flows on recirculation are the datapath's, which says the packet's type.
             items.0.push("eth".to_string());
