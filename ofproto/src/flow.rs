@@ -1,7 +1,7 @@
 //! What userspace knows of a packet on its way through the tables.
 //!
-//! A [`Flow`] is the datapath's key seen with OpenFlow's eyes, and what exists in the pipeline only: the registers and the
-//! metadata. It differs from the key in three fields. `in_port` holds the bridge's [`OfPort`], not the datapath's port.
+//! A [`Flow`] is the datapath's key seen with OpenFlow's eyes, and what exists in the pipeline only: the registers, the
+//! metadata, and in the second lookup of a conjunctive match its id. It differs from the key in three fields. `in_port` holds the bridge's [`OfPort`], not the datapath's port.
 //! `eth_type` of an 802.3 frame without a type is 0x05ff, where the datapath says 0x0004. `ip_frag` is OpenFlow's two bits
 //! ("is a fragment", "is a later one"), where the datapath counts.
 //!
@@ -25,8 +25,9 @@ pub use field::mask_of;
 
 /// Number of 64-bit words of a [`Flow`].
 pub const FLOW_WORDS: usize = KEY_WORDS + EXT_WORDS;
-/// Words behind those of the key: the metadata, then two registers each.
-const EXT_WORDS: usize = 9;
+/// Words behind those of the key: the metadata, then two registers each, then the id of a conjunctive flow.
+const EXT_WORDS: usize = 10;
+const CONJ_WORD: usize = 9;
 
 /// `eth_type` of a frame without one, as OpenFlow says it.
 pub const ETH_TYPE_NONE: u16 = 0x05ff;
@@ -91,6 +92,7 @@ impl Flow {
         key.tp_dst = Be16::new(fields.tp_dst);
         key.tcp_flags = Be16::new(fields.tcp_flags);
         flow.set_metadata(fields.metadata);
+        flow.set_conj_id(fields.conj_id);
         for (n, reg) in fields.regs.iter().enumerate() {
             flow.set_reg(n, *reg);
         }
@@ -113,6 +115,19 @@ impl Flow {
 
     fn words_mut(&mut self) -> impl Iterator<Item = &mut u64> {
         self.key.words_mut().iter_mut().chain(&mut self.ext)
+    }
+
+    /// Adds 1-bits to word `index`, if there is one.
+    #[inline]
+    pub fn add_word(&mut self, index: usize, bits: u64) {
+        match self.key.words_mut().get_mut(index) {
+            Some(word) => *word |= bits,
+            None => {
+                if let Some(word) = self.ext.get_mut(index.wrapping_sub(KEY_WORDS)) {
+                    *word |= bits;
+                }
+            }
+        }
     }
 
     /// Adds the 1-bits of `other`: un-wildcards them.
@@ -176,7 +191,17 @@ impl Flow {
         }
     }
 
-    /// The mask of registers and metadata.
+    /// The conjunctive flow whose clauses all matched; 0 is none.
+    pub fn conj_id(&self) -> u32 {
+        self.ext[CONJ_WORD] as u32
+    }
+
+    /// Sets the conjunctive flow.
+    pub fn set_conj_id(&mut self, id: u32) {
+        self.ext[CONJ_WORD] = id.into();
+    }
+
+    /// The mask of what is in the pipeline only.
     pub fn pipeline_mask() -> Self {
         Self { key: FlowKey::ZERO, ext: [u64::MAX; EXT_WORDS] }
     }
@@ -194,6 +219,11 @@ impl Flow {
     /// Whether the packet is ARP or RARP.
     pub fn is_arp(&self) -> bool {
         matches!(self.key.eth_type.get(), eth_type::ARP | eth_type::RARP)
+    }
+
+    /// Whether the packet is a fragment, the first or a later one.
+    pub fn is_fragment(&self) -> bool {
+        self.key.ip_frag & NW_FRAG_ANY != 0
     }
 
     /// Whether the packet is a later fragment, which has no transport header.

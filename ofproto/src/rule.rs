@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use openflow::{Action, FlowFlags, FlowMatch, OfPort};
 
+use crate::classifier::Conjunction;
 use crate::flow::Flow;
 
 /// A rule.
@@ -31,6 +32,8 @@ pub struct Rule {
     pub importance: u16,
     /// Flags.
     pub flags: FlowFlags,
+    /// What it is a part of; then it does nothing by itself.
+    pub conjunctions: Arc<[Conjunction]>,
     /// What it does.
     pub actions: Arc<[Action]>,
     /// When it was added.
@@ -76,6 +79,17 @@ impl RuleStats {
     pub fn used_ms(&self) -> u64 {
         self.used_ms.load(Ordering::Relaxed)
     }
+}
+
+/// The conjunctions among a rule's actions.
+pub fn conjunctions(actions: &[Action]) -> Arc<[Conjunction]> {
+    let conjunction = |action: &Action| match action {
+        Action::Conjunction { id, clause, clauses } => {
+            Some(Conjunction { id: *id, clause: *clause, clauses: *clauses })
+        }
+        _ => None,
+    };
+    actions.iter().filter_map(conjunction).collect()
 }
 
 impl Rule {

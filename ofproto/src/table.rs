@@ -10,7 +10,7 @@ use openflow::{Action, FlowCommand, FlowMod};
 
 use crate::classifier::Classifier;
 use crate::flow::Flow;
-use crate::rule::{Rule, RuleStats};
+use crate::rule::{Rule, RuleStats, conjunctions};
 
 mod check;
 
@@ -128,6 +128,7 @@ impl Tables {
             hard_timeout: flow_mod.hard_timeout,
             importance: flow_mod.importance,
             flags: flow_mod.flags,
+            conjunctions: conjunctions(&flow_mod.actions),
             actions: flow_mod.actions.clone().into(),
             created_ms: now_ms,
             modified_ms: now_ms,
@@ -142,11 +143,13 @@ impl Tables {
             return self.add(flow_mod, value, mask, now_ms);
         }
         let actions: Arc<[Action]> = flow_mod.actions.clone().into();
+        let conjunctions = conjunctions(&actions);
         for (id, rule) in selected {
             // A modification keeps timeouts and flags and, unless it says otherwise, cookie and counters.
             check::check_rule(&rule.r#match, Some(id), &actions)?;
             let mut changed = Rule {
                 actions: Arc::clone(&actions),
+                conjunctions: Arc::clone(&conjunctions),
                 cookie: flow_mod.cookie.unwrap_or(rule.cookie),
                 modified_ms: now_ms,
                 ..(*rule).clone()

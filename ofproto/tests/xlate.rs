@@ -153,6 +153,38 @@ fn tables_lead_to_tables() {
 }
 
 #[test]
+fn conjunctive_flows_lead_on_and_are_looked_up_in_each_table() {
+    let clauses = [
+        "priority=9,ip,nw_src=10.0.0.0/24,actions=conjunction(5,1/2)",
+        "priority=9,udp,tp_dst=80,actions=conjunction(5,2/2)",
+    ];
+    let plain = udp_frame(MACS[1], MACS[0], &[]);
+    for (more, actions) in [
+        (&[][..], ""),
+        (&["conj_id=5,actions=output:2"], "2"),
+        (&["conj_id=5,ip,actions=resubmit(,1)", "table=1,conj_id=5,actions=output:2", "table=1,actions=output:3"], "3"),
+        (&["conj_id=6,actions=output:2", "priority=1,actions=output:3"], "3"),
+    ] {
+        let flows = [&clauses[..], more].concat();
+        let xlate = xlate(&[&flows], &plain);
+        assert_eq!(text(&xlate.odp_actions), actions, "{more:?}");
+        assert_eq!((xlate.mask.ipv4_src.get(), xlate.mask.tp_dst.get()), (0xffff_ff00, 0xffff));
+    }
+}
+
+#[test]
+fn the_ports_of_a_fragment_are_not_matched() {
+    let packet = |fragment| {
+        let packet = ipv4(17, [10, 0, 0, 1], [10, 0, 0, 2], 64, 0, fragment, &udp(1, 80, &[0; 8]));
+        frame(MACS[1], MACS[0], &[], 0x0800, &packet)
+    };
+    let flows: &[&str] = &["priority=2,udp,tp_dst=80,actions=output:2", "priority=1,udp,tp_dst=0,actions=output:3"];
+    for (fragment, actions) in [(0, "2"), (0x2000, "3"), (0x0010, "3")] {
+        assert_eq!(text(&xlate(&[flows], &packet(fragment)).odp_actions), actions, "{fragment:#x}");
+    }
+}
+
+#[test]
 fn a_packet_at_its_end_goes_no_further_in_its_list() {
     let packet = ipv4(17, [10, 0, 0, 1], [10, 0, 0, 2], 1, 0, 0, &udp(1, 2, &[]));
     let frame = frame(MACS[1], MACS[0], &[], 0x0800, &packet);
@@ -222,7 +254,8 @@ fn what_is_not_looked_at_is_wild() {
     let prefix = mask(&["ip,nw_dst=10.0.0.0/8,actions=output:2"]);
     assert_eq!((prefix.ipv4_dst.get(), prefix.ipv4_src.get()), (0xff00_0000, 0));
     let port = mask(&["priority=2,udp,tp_dst=53,actions=drop", "priority=1,actions=output:2"]);
-    assert_eq!((port.tp_dst.get(), port.ip_proto, port.tp_src.get()), (0xffff, 0xff, 0));
+    // Port 80 is told from 53 by its tenth bit.
+    assert_eq!((port.tp_dst.get(), port.ip_proto, port.tp_src.get()), (0xffc0, 0xff, 0));
 }
 
 #[test]

@@ -9,8 +9,11 @@ use crate::flow::Flow;
 
 /// Metadata, layer 2, layer 3, layer 4.
 pub(super) const N_STAGES: usize = 4;
+/// The stage of the network layer's addresses.
+pub(super) const LAYER3: usize = 2;
 
-/// The fields of each stage. Together they are all fields, and no two share a bit.
+/// The fields of each stage, divided as the reference divides them: what stands behind the addresses and isn't a port, such as
+/// TCP's flags or ARP's hardware addresses, goes with the addresses. Together they are all fields, and no two share a bit.
 pub(super) fn stage_masks() -> &'static [Flow; N_STAGES] {
     static MASKS: OnceLock<[Flow; N_STAGES]> = OnceLock::new();
     MASKS.get_or_init(|| {
@@ -21,6 +24,8 @@ pub(super) fn stage_masks() -> &'static [Flow; N_STAGES] {
             vlan: Vlan { tpid: Be16::MAX, tci: Be16::MAX },
             cvlan: Vlan { tpid: Be16::MAX, tci: Be16::MAX },
             mac_proto: u8::MAX,
+            mpls_lse: [Be32::MAX; 3],
+            mpls_labels: u16::MAX,
             ..FlowKey::ZERO
         };
         let layer3 = FlowKey {
@@ -34,8 +39,14 @@ pub(super) fn stage_masks() -> &'static [Flow; N_STAGES] {
             ipv6_dst: [0xff; 16],
             ipv6_label: Be32::MAX,
             ipv6_exthdrs: u16::MAX,
-            mpls_lse: [Be32::MAX; 3],
-            mpls_labels: u16::MAX,
+            ct_orig_ipv4_src: Be32::MAX,
+            ct_orig_ipv4_dst: Be32::MAX,
+            ct_orig_ipv6_src: [0xff; 16],
+            ct_orig_ipv6_dst: [0xff; 16],
+            tcp_flags: Be16::MAX,
+            nd_target: [0xff; 16],
+            arp_sha: [0xff; 6],
+            arp_tha: [0xff; 6],
             nsh_path: Be32::MAX,
             nsh_flags: u8::MAX,
             nsh_ttl: u8::MAX,
@@ -47,10 +58,8 @@ pub(super) fn stage_masks() -> &'static [Flow; N_STAGES] {
         let layer4 = FlowKey {
             tp_src: Be16::MAX,
             tp_dst: Be16::MAX,
-            tcp_flags: Be16::MAX,
-            nd_target: [0xff; 16],
-            arp_sha: [0xff; 6],
-            arp_tha: [0xff; 6],
+            ct_orig_tp_src: Be16::MAX,
+            ct_orig_tp_dst: Be16::MAX,
             ..FlowKey::ZERO
         };
         let mut metadata = FlowKey::from_words(&[u64::MAX; KEY_WORDS]);

@@ -34,6 +34,7 @@ impl Flow {
         match field {
             F::DpHash => key.dp_hash.into(),
             F::RecircId => key.recirc_id.into(),
+            F::ConjId => self.conj_id().into(),
             F::TunId => key.tun_id.get().into(),
             F::Metadata => self.metadata().into(),
             F::InPort => (key.in_port as u16).into(),
@@ -85,6 +86,7 @@ impl Flow {
         match field {
             F::DpHash => key.dp_hash = bits as u32,
             F::RecircId => key.recirc_id = bits as u32,
+            F::ConjId => self.set_conj_id(bits as u32),
             F::TunId => key.tun_id = Be64::new(bits as u64),
             F::Metadata => self.set_metadata(bits as u64),
             F::InPort => key.in_port = (bits as u16).into(),

@@ -41,6 +41,7 @@ fn check_action(r#match: &FlowMatch, action: &Action) -> Result<(), String> {
         | Action::SetTunnel { .. }
         | Action::Resubmit { .. }
         | Action::Note(_)
+        | Action::Conjunction { .. }
         | Action::Exit
         | Action::ClearActions
         | Action::WriteMetadata { .. }

@@ -95,6 +95,11 @@ impl<'a> Context<'a> {
             // The port is changed for the lookup only: what IN_PORT and NORMAL mean doesn't change with it.
             let mut flow = self.flow;
             flow.set_in_port(in_port);
+            // Rules on ports don't match fragments, lest the first one goes another way than the rest (OFPC_FRAG_NORMAL, OpenFlow
+            // 1.3, section A.3.2). The kind of fragment is in all megaflows of IP packets.
+            if flow.is_fragment() {
+                (flow.key.tp_src, flow.key.tp_dst) = (Be16::ZERO, Be16::ZERO);
+            }
             rules.lookup(&flow, &mut self.wildcards)
         });
         if let Some(rule) = rule {

@@ -122,7 +122,7 @@ pub(crate) fn random_frame(rng: &mut Rng) -> Vec<u8> {
     let tags: Vec<_> = (0..n_tags)
         .map(|_| (rng.pick(&[0x8100, 0x8100, 0x88a8]), rng.pick(&VIDS) | (rng.below(2) as u16) << 13))
         .collect();
-    let address = |rng: &mut Rng| [10, 0, 0, rng.pick(&[1, 2, 3, 255])];
+    let address = |rng: &mut Rng| [10, rng.pick(&[0, 0, 1, 64]), 0, rng.pick(&[1, 2, 3, 255])];
     let (eth_type, payload) = match rng.below(8) {
         0..=3 => {
             let (proto, payload) = transport(rng, false);
@@ -184,7 +184,49 @@ fn mac(rng: &mut Rng) -> String {
     rng.pick(&MACS).map(|byte| format!("{byte:02x}")).join(":")
 }
 
+/// An address of the packets' world under a prefix of any length.
+fn prefix4(rng: &mut Rng) -> String {
+    let len = rng.pick(&[8, 9, 10, 15, 16, 24, 28, 30, 31, 32]);
+    format!("10.{}.0.{}/{len}", rng.pick(&[0, 0, 1, 64]), rng.pick(&[1, 2, 3, 255]))
+}
+
+fn prefix6(rng: &mut Rng) -> String {
+    format!("fe80::{}/{}", rng.pick(&[1, 2, 3]), rng.pick(&[7, 10, 64, 96, 126, 127, 128]))
+}
+
+/// A port of the packets' world under a prefix.
+fn port(rng: &mut Rng) -> String {
+    let mask = rng.pick(&[0xffffu16, 0xffff, 0xfff0, 0xff00, 0x8000, 0xfffe]);
+    format!("{}/{mask:#x}", rng.pick(&PORTS) & mask)
+}
+
+/// A rule of a conjunctive flow, of which there are three: an alternative of a clause, or the end. A conjunctive flow has as
+/// many clauses in all its rules.
+fn random_conjunction(rng: &mut Rng) -> String {
+    let (table, priority, id) = (rng.pick(&[0, 0, 1]), rng.pick(&[20, 30, 30, 30, 50]), rng.pick(&[1, 2, 7]));
+    let clauses = |id: u32| if id == 7 { 3 } else { 2 };
+    if rng.one_in(4) {
+        let also = rng.pick(&["", "", "ip,", "tcp,"]);
+        return format!("table={table},priority={priority},{also}conj_id={id},actions=output:{}", rng.pick(&[1, 2, 3]));
+    }
+    let field = match rng.below(6) {
+        0 => format!("in_port={}", rng.pick(&[1, 2])),
+        1 => format!("ip,nw_src={}", prefix4(rng)),
+        2 => format!("ip,nw_dst={}", prefix4(rng)),
+        3 => format!("{},tp_dst={}", rng.pick(&["tcp", "udp"]), port(rng)),
+        4 => format!("dl_src={}", mac(rng)),
+        _ => rng.pick(&["ip", "tcp", "ipv6", ""]).into(),
+    };
+    let mut conjunction = |id| format!("conjunction({id},{}/{})", 1 + rng.below(clauses(id)), clauses(id));
+    let (first, second) = (conjunction(id), conjunction(1));
+    let also = if id == 7 { format!(",{second}") } else { String::new() };
+    format!("table={table},priority={priority},{field},actions={first}{also}")
+}
+
 fn random_flow(rng: &mut Rng) -> String {
+    if rng.one_in(5) {
+        return random_conjunction(rng);
+    }
     let table = rng.pick(&[0, 0, 1, 2, 3]);
     let mut words = vec![format!("table={table},priority={}", rng.below(8) * 10)];
     let proto = rng.pick(&[
@@ -212,15 +254,17 @@ fn random_flow(rng: &mut Rng) -> String {
             4 => format!("dl_vlan={}", rng.pick(&["0xffff", "10", "20", "0"])),
             5 => "vlan_tci=0x1000/0x1000".into(),
             6 => format!("dl_vlan_pcp={}", rng.below(2)),
-            7 => format!("nw_src=10.0.0.{}", rng.pick(&["1", "2", "0/30", "0/31"])),
-            8 => format!("nw_dst=10.0.0.{}", rng.pick(&["1", "3", "0/30", "1/255.0.0.255"])),
-            9 => format!("tp_dst={}", rng.pick(&["80", "443", "0x1b0/0xfff0", "0/1"])),
-            10 => format!("tp_src={}", rng.pick(&["80", "1000"])),
+            7 => format!("nw_src={}", prefix4(rng)),
+            8 if rng.one_in(4) => "nw_dst=10.0.0.1/255.0.0.255".into(),
+            8 => format!("nw_dst={}", prefix4(rng)),
+            9 if rng.one_in(4) => "tp_dst=0/1".into(),
+            9 => format!("tp_dst={}", port(rng)),
+            10 => format!("tp_src={}", port(rng)),
             11 => format!("nw_ttl={}", rng.pick(&["64", "1"])),
             12 => format!("ip_frag={}", rng.pick(&["no", "later", "first", "not_later"])),
             13 => format!("reg0={}", rng.pick(&["0", "1", "0x10/0xf0"])),
             14 => format!("metadata={}", rng.pick(&["0", "7", "0x8/0x8"])),
-            15 => format!("ipv6_dst=fe80::{}", rng.pick(&["1", "2", "0/126"])),
+            15 => format!("ipv6_{}={}", rng.pick(&["src", "dst"]), prefix6(rng)),
             _ => rng
                 .pick(&[
                     "tcp_flags=+syn",

@@ -1,0 +1,314 @@
+//! A persistent hash map from keys of some words to items, made for being read.
+//!
+//! The map is a tree whose branches divide by four bits of the hash and whose leaves hold up to 64 entries in flat arrays: few
+//! steps to a leaf, and a small map is one leaf. A version shares with the one it was cloned from all but the way to what was
+//! changed since, so that changing a map of a hundred thousand entries costs some hundred copies, not a hundred thousand.
+//!
+//! The caller hashes, because it has use for the hash itself; equal keys must have equal hashes.
+
+use std::sync::Arc;
+
+/// Children of a branch, by four bits of the hash, the lowest first.
+const FANOUT: usize = 16;
+const FANOUT_BITS: u32 = FANOUT.trailing_zeros();
+/// Branches on the way to a leaf at most. Whatever has more hash bits in common stays in one leaf.
+const MAX_DEPTH: u32 = 12;
+/// Entries of a leaf that can still be divided.
+const LEAF: usize = 64;
+/// Slots of a leaf: twice its entries, so that a search for what is not there is short. They are chosen by hash bits that no
+/// branch looks at.
+const SLOTS: usize = 2 * LEAF;
+const SLOT_SHIFT: u32 = u64::BITS - SLOTS.trailing_zeros();
+const EMPTY: u8 = u8::MAX;
+
+/// A map whose keys have as many words as its first one.
+#[derive(Clone, Debug)]
+pub(super) struct Map<T> {
+    root: Node<T>,
+}
+
+#[derive(Clone, Debug)]
+enum Node<T> {
+    Leaf(Arc<Leaf<T>>),
+    Branch(Arc<Branch<T>>),
+}
+
+#[derive(Clone, Debug)]
+struct Branch<T> {
+    len: usize,
+    children: [Node<T>; FANOUT],
+}
+
+#[derive(Clone, Debug)]
+struct Leaf<T> {
+    /// Open addressing: where in the arrays the entry is, or [`EMPTY`]. Not in use in a leaf of more than [`LEAF`] entries.
+    slots: [u8; SLOTS],
+    hashes: Vec<u64>,
+    /// The keys' words, one key after the other.
+    keys: Vec<u64>,
+    items: Vec<T>,
+}
+
+/// An entry to be: its hash, its key's words, its item.
+struct Entry<'k, T> {
+    hash: u64,
+    key: &'k [u64],
+    item: T,
+}
+
+impl<T: Clone> Map<T> {
+    pub(super) fn new() -> Self {
+        Self { root: Node::empty() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.root.len() == 0
+    }
+
+    /// The item of the key with this hash of which `is_key` says so. Keys have `width` words.
+    #[inline]
+    pub(super) fn find(&self, hash: u64, width: usize, is_key: impl Fn(&[u64]) -> bool) -> Option<&T> {
+        let mut node = &self.root;
+        let mut rest = hash;
+        loop {
+            match node {
+                Node::Leaf(leaf) => return leaf.items.get(leaf.find(hash, width, is_key)?),
+                Node::Branch(branch) => {
+                    node = branch.child(rest);
+                    rest >>= FANOUT_BITS;
+                }
+            }
+        }
+    }
+
+    /// The item of `key`, to be changed.
+    pub(super) fn get_mut(&mut self, hash: u64, key: &[u64]) -> Option<&mut T> {
+        // Looked for first: what isn't there needs no copies.
+        self.find(hash, key.len(), |other| other == key)?;
+        let mut node = &mut self.root;
+        let mut rest = hash;
+        loop {
+            match node {
+                Node::Leaf(leaf) => {
+                    let leaf = Arc::make_mut(leaf);
+                    let at = leaf.find(hash, key.len(), |other| other == key)?;
+                    return leaf.items.get_mut(at);
+                }
+                Node::Branch(branch) => {
+                    node = Arc::make_mut(branch).child_mut(rest);
+                    rest >>= FANOUT_BITS;
+                }
+            }
+        }
+    }
+
+    /// Adds a key that is not there.
+    pub(super) fn insert(&mut self, hash: u64, key: &[u64], item: T) {
+        self.root.insert(Entry { hash, key, item }, 0);
+    }
+
+    pub(super) fn remove(&mut self, hash: u64, key: &[u64]) -> Option<T> {
+        self.find(hash, key.len(), |other| other == key)?;
+        self.root.remove(hash, key, 0)
+    }
+
+    /// All items, in no order.
+    pub(super) fn items(&self) -> impl Iterator<Item = &T> {
+        let mut nodes = vec![&self.root];
+        let leaves = std::iter::from_fn(move || {
+            loop {
+                match nodes.pop()? {
+                    Node::Leaf(leaf) => return Some(&leaf.items),
+                    Node::Branch(branch) => nodes.extend(&branch.children),
+                }
+            }
+        });
+        leaves.flatten()
+    }
+}
+
+impl<T: Clone> Node<T> {
+    fn empty() -> Self {
+        Self::Leaf(Arc::new(Leaf::new()))
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Leaf(leaf) => leaf.items.len(),
+            Self::Branch(branch) => branch.len,
+        }
+    }
+
+    fn insert(&mut self, entry: Entry<'_, T>, depth: u32) {
+        match self {
+            Self::Leaf(leaf) if leaf.items.len() < LEAF || depth == MAX_DEPTH => Arc::make_mut(leaf).push(entry),
+            Self::Leaf(leaf) => {
+                let mut branch = Branch { len: 0, children: std::array::from_fn(|_| Self::empty()) };
+                for old in leaf.entries(entry.key.len()) {
+                    branch.insert(old, depth);
+                }
+                branch.insert(entry, depth);
+                *self = Self::Branch(Arc::new(branch));
+            }
+            Self::Branch(branch) => Arc::make_mut(branch).insert(entry, depth),
+        }
+    }
+
+    fn remove(&mut self, hash: u64, key: &[u64], depth: u32) -> Option<T> {
+        match self {
+            Self::Leaf(leaf) => Arc::make_mut(leaf).remove(hash, key),
+            Self::Branch(shared) => {
+                let branch = Arc::make_mut(shared);
+                let removed = branch.child_mut(hash >> (depth * FANOUT_BITS)).remove(hash, key, depth + 1)?;
+                branch.len -= 1;
+                // Not at once: at the boundary each change would divide or join.
+                if branch.len <= LEAF / 2 {
+                    let mut leaf = Leaf::new();
+                    branch.collect(key.len(), &mut leaf);
+                    *self = Self::Leaf(Arc::new(leaf));
+                }
+                Some(removed)
+            }
+        }
+    }
+}
+
+impl<T: Clone> Branch<T> {
+    #[inline]
+    fn child(&self, hash: u64) -> &Node<T> {
+        // Within the array, whatever the hash.
+        &self.children[hash as usize % FANOUT]
+    }
+
+    fn child_mut(&mut self, hash: u64) -> &mut Node<T> {
+        &mut self.children[hash as usize % FANOUT]
+    }
+
+    fn insert(&mut self, entry: Entry<'_, T>, depth: u32) {
+        self.len += 1;
+        self.child_mut(entry.hash >> (depth * FANOUT_BITS)).insert(entry, depth + 1);
+    }
+
+    /// Copies all entries below into one leaf.
+    fn collect(&self, width: usize, into: &mut Leaf<T>) {
+        for child in &self.children {
+            match child {
+                Node::Leaf(leaf) => leaf.entries(width).for_each(|entry| into.push(entry)),
+                Node::Branch(branch) => branch.collect(width, into),
+            }
+        }
+    }
+}
+
+impl<T: Clone> Leaf<T> {
+    fn new() -> Self {
+        Self { slots: [EMPTY; SLOTS], hashes: Vec::new(), keys: Vec::new(), items: Vec::new() }
+    }
+
+    #[inline]
+    fn find(&self, hash: u64, width: usize, is_key: impl Fn(&[u64]) -> bool) -> Option<usize> {
+        let is_entry = |at: usize| {
+            self.hashes.get(at) == Some(&hash) && self.keys.get(at * width..(at + 1) * width).is_some_and(&is_key)
+        };
+        if self.items.len() > LEAF {
+            return (0..self.items.len()).find(|at| is_entry(*at));
+        }
+        let mut slot = (hash >> SLOT_SHIFT) as usize;
+        loop {
+            // Half of the slots are empty, so this ends.
+            match self.slots[slot % SLOTS] {
+                EMPTY => return None,
+                at if is_entry(at.into()) => return Some(at.into()),
+                _ => slot += 1,
+            }
+        }
+    }
+
+    fn push(&mut self, entry: Entry<'_, T>) {
+        self.place(entry.hash, self.items.len());
+        self.hashes.push(entry.hash);
+        self.keys.extend_from_slice(entry.key);
+        self.items.push(entry.item);
+    }
+
+    /// Lets a slot lead to the entry `at`.
+    fn place(&mut self, hash: u64, at: usize) {
+        if at >= LEAF {
+            return;
+        }
+        let mut slot = (hash >> SLOT_SHIFT) as usize;
+        while self.slots[slot % SLOTS] != EMPTY {
+            slot += 1;
+        }
+        self.slots[slot % SLOTS] = at as u8;
+    }
+
+    fn remove(&mut self, hash: u64, key: &[u64]) -> Option<T> {
+        let width = key.len();
+        let at = self.find(hash, width, |other| other == key)?;
+        let last = self.items.len() - 1;
+        self.hashes.swap_remove(at);
+        self.keys.copy_within(last * width.., at * width);
+        self.keys.truncate(last * width);
+        let item = self.items.swap_remove(at);
+        // Anew: entries behind the one removed may have been placed where they are because of it.
+        self.slots = [EMPTY; SLOTS];
+        for at in 0..last.min(LEAF) {
+            self.place(self.hashes[at], at);
+        }
+        Some(item)
+    }
+
+    fn entries(&self, width: usize) -> impl Iterator<Item = Entry<'_, T>> {
+        let key = move |at: usize| self.keys.get(at * width..(at + 1) * width).unwrap_or_default();
+        let numbered = self.hashes.iter().zip(&self.items).enumerate();
+        numbered.map(move |(at, (hash, item))| Entry { hash: *hash, key: key(at), item: item.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    /// Few bits and many collisions, or a good hash.
+    fn hash(key: u64, good: bool) -> u64 {
+        if good { key.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17) } else { key % 3 }
+    }
+
+    proptest! {
+        #[test]
+        fn a_map_holds_what_a_hash_map_holds_and_versions_stay(
+            good: bool,
+            changes in prop::collection::vec((0u64..400, any::<bool>(), 0u32..9), 1..900),
+        ) {
+            let mut map = Map::new();
+            let mut model = HashMap::new();
+            let mut versions = Vec::new();
+            for (key, adds, value) in changes {
+                let (hash, words) = (hash(key, good), [key, !key]);
+                match (adds, map.get_mut(hash, &words)) {
+                    (true, Some(item)) => *item = value,
+                    (true, None) => map.insert(hash, &words, value),
+                    (false, _) => prop_assert_eq!(map.remove(hash, &words), model.remove(&key)),
+                }
+                if adds {
+                    model.insert(key, value);
+                }
+                if versions.len() < 8 && value == 0 {
+                    versions.push((map.clone(), model.clone()));
+                }
+            }
+            versions.push((map, model));
+            for (map, model) in versions {
+                prop_assert_eq!(map.items().count(), model.len());
+                prop_assert_eq!(map.is_empty(), model.is_empty());
+                for key in 0..400 {
+                    let found = map.find(hash(key, good), 2, |words| words == [key, !key]);
+                    prop_assert_eq!(found, model.get(&key));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The fields that a classifier keeps prefix tries of, and what a lookup has learned from them.
+
+use datapath_common::extract::eth_type;
+use datapath_common::{Be32, FlowKey};
+
+use super::trie::{Prefixes, Trie};
+use crate::flow::Flow;
+
+/// A field whose prefixes are in a trie: `prefixes` of the table `Flow_Table`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefixField {
+    /// `ip_dst`.
+    Ipv4Dst,
+    /// `ip_src`.
+    Ipv4Src,
+    /// `ipv6_dst`.
+    Ipv6Dst,
+    /// `ipv6_src`.
+    Ipv6Src,
+}
+
+/// At most so many fields of a classifier have tries.
+pub const MAX_PREFIX_FIELDS: usize = 4;
+
+impl PrefixField {
+    /// The reference's default (version 3.5 and later; before, those of IPv4 only).
+    pub const DEFAULT: [Self; MAX_PREFIX_FIELDS] = [Self::Ipv4Dst, Self::Ipv4Src, Self::Ipv6Dst, Self::Ipv6Src];
+
+    pub(super) fn width(self) -> u32 {
+        match self {
+            Self::Ipv4Dst | Self::Ipv4Src => 32,
+            Self::Ipv6Dst | Self::Ipv6Src => 128,
+        }
+    }
+
+    /// The field's bits, the first one the most significant.
+    pub(super) fn bits(self, flow: &Flow) -> u128 {
+        let key = &flow.key;
+        match self {
+            Self::Ipv4Dst => u128::from(key.ipv4_dst.get()) << 96,
+            Self::Ipv4Src => u128::from(key.ipv4_src.get()) << 96,
+            Self::Ipv6Dst => u128::from_be_bytes(key.ipv6_dst),
+            Self::Ipv6Src => u128::from_be_bytes(key.ipv6_src),
+        }
+    }
+
+    /// How long a prefix a mask looks at; 0 if it is none.
+    pub(super) fn prefix_len(self, mask: &Flow) -> u32 {
+        let bits = self.bits(mask);
+        let len = bits.leading_ones();
+        if bits.count_ones() == len { len } else { 0 }
+    }
+
+    /// Whether the packet has the field. ARP has its addresses in the same place, and no prefix of them says anything.
+    fn is_in(self, flow: &Flow) -> bool {
+        let ether = match self {
+            Self::Ipv4Dst | Self::Ipv4Src => eth_type::IPV4,
+            Self::Ipv6Dst | Self::Ipv6Src => eth_type::IPV6,
+        };
+        flow.key.eth_type.get() == ether
+    }
+
+    fn add_to(self, len: u32, wildcards: &mut Flow) {
+        let bits = u128::MAX.checked_shl(u128::BITS - len).unwrap_or(0);
+        let add4 = |mask: &mut Be32| *mask = Be32::new(mask.get() | (bits >> 96) as u32);
+        let add6 = |mask: &mut [u8; 16]| *mask = (u128::from_be_bytes(*mask) | bits).to_be_bytes();
+        let FlowKey { ipv4_src, ipv4_dst, ipv6_src, ipv6_dst, .. } = &mut wildcards.key;
+        match self {
+            Self::Ipv4Dst => add4(ipv4_dst),
+            Self::Ipv4Src => add4(ipv4_src),
+            Self::Ipv6Dst => add6(ipv6_dst),
+            Self::Ipv6Src => add6(ipv6_src),
+        }
+    }
+}
+
+/// The tries of a classifier, and what they said in this lookup: each is asked at most once, when it is needed.
+pub(super) struct Asked<'a> {
+    tries: &'a [(PrefixField, Trie)],
+    answers: [Option<Prefixes>; MAX_PREFIX_FIELDS],
+}
+
+impl<'a> Asked<'a> {
+    #[inline]
+    pub(super) fn new(tries: &'a [(PrefixField, Trie)]) -> Self {
+        Self { tries, answers: [None; MAX_PREFIX_FIELDS] }
+    }
+
+    /// Whether the tries tell that no rule with prefixes of these lengths (by trie, 0 is none) matches, with no more bits
+    /// looked at than the rules themselves look at, or the lookup has looked at already. If so, these bits are in `wildcards`.
+    #[inline]
+    pub(super) fn rule_out(&mut self, lens: &[u32; MAX_PREFIX_FIELDS], flow: &Flow, wildcards: &mut Flow) -> bool {
+        let tries = self.tries.iter().zip(&mut self.answers).zip(lens);
+        for (((field, trie), answer), len) in tries.filter(|(_, len)| **len != 0) {
+            let answer = answer.get_or_insert_with(|| match field.is_in(flow) {
+                true => trie.lookup(field.bits(flow), field.width()),
+                false => Prefixes::ANY,
+            });
+            if answer.may_have(*len) {
+                continue;
+            }
+            // The trie is that of all rules: it may have looked at bits which matter only for rules of other kinds of packets.
+            if answer.looked_at <= *len {
+                field.add_to(answer.looked_at, wildcards);
+                return true;
+            }
+            if field.bits(wildcards).leading_ones() >= answer.looked_at {
+                return true;
+            }
+        }
+        false
+    }
+}

@@ -1,0 +1,104 @@
+//! The words that a mask looks at, stage by stage, and their hash.
+//!
+//! The hash of some words is a sum of one product a word (NH, as the datapath's digest has it): the terms don't wait for each
+//! other, and a later stage goes on from the sum of the one before. Its keys are random, new in each process.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use super::stage::{N_STAGES, stage_masks};
+use crate::flow::{FLOW_WORDS, Flow};
+
+/// A word of a flow, of which some bits are looked at.
+#[derive(Clone, Copy, Debug)]
+struct Word {
+    index: usize,
+    bits: u64,
+    key: u64,
+}
+
+/// The words of a mask that aren't zero, by stage.
+#[derive(Clone, Debug)]
+pub(super) struct Shape {
+    words: Box<[Word]>,
+    /// Where in `words` each stage that has fields ends, and which stage that is.
+    stages: Vec<(usize, usize)>,
+}
+
+impl Shape {
+    pub(super) fn new(mask: &Flow) -> Self {
+        let mut words = Vec::new();
+        let mut stages = Vec::new();
+        for (stage, fields) in stage_masks().iter().enumerate() {
+            let before = words.len();
+            for (index, bits) in mask.masked(fields).words().enumerate().filter(|(_, bits)| *bits != 0) {
+                words.push(Word { index, bits, key: keys().get(index).copied().unwrap_or(0) });
+            }
+            if words.len() > before {
+                stages.push((words.len(), stage));
+            }
+        }
+        Self { words: words.into(), stages }
+    }
+
+    /// Number of words.
+    #[inline]
+    pub(super) fn width(&self) -> usize {
+        self.words.len()
+    }
+
+    /// Where each stage with fields ends, and which of the [`N_STAGES`] it is.
+    pub(super) fn stages(&self) -> &[(usize, usize)] {
+        debug_assert!(self.stages.len() <= N_STAGES);
+        &self.stages
+    }
+
+    /// The words' bits in a flow.
+    pub(super) fn key(&self, flow: &Flow) -> Vec<u64> {
+        self.words.iter().map(|word| flow.word(word.index) & word.bits).collect()
+    }
+
+    /// Whether a flow has these bits.
+    #[inline]
+    pub(super) fn is_key(&self, key: &[u64], flow: &Flow) -> bool {
+        self.words.iter().zip(key).all(|(word, key)| flow.word(word.index) & word.bits == *key)
+    }
+
+    /// What the words `range` of a flow add to the sum of those before.
+    #[inline]
+    pub(super) fn sum(&self, range: Range<usize>, flow: &Flow) -> u64 {
+        let words = self.words.get(range).unwrap_or_default();
+        words.iter().fold(0, |sum, word| sum.wrapping_add(product(flow.word(word.index) & word.bits, word.key)))
+    }
+
+    /// Adds the bits of the first `n` words to a mask.
+    #[inline]
+    pub(super) fn add_to(&self, n: usize, wildcards: &mut Flow) {
+        for word in self.words.iter().take(n) {
+            wildcards.add_word(word.index, word.bits);
+        }
+    }
+}
+
+/// The hash that a sum stands for.
+#[inline]
+pub(super) fn hash(sum: u64) -> u64 {
+    let product = u128::from(sum ^ 0x2d35_8dcc_aa6c_78a5) * 0x9e37_79b9_7f4a_7c15;
+    (product >> 64) as u64 ^ product as u64
+}
+
+/// Two words collide with a probability of 2^-32.
+#[inline]
+fn product(word: u64, key: u64) -> u64 {
+    let low = (word as u32).wrapping_add(key as u32);
+    let high = ((word >> 32) as u32).wrapping_add((key >> 32) as u32);
+    u64::from(low) * u64::from(high)
+}
+
+fn keys() -> &'static [u64; FLOW_WORDS] {
+    static KEYS: OnceLock<[u64; FLOW_WORDS]> = OnceLock::new();
+    KEYS.get_or_init(|| {
+        let random = ahash::RandomState::new();
+        std::array::from_fn(|index| random.hash_one(index))
+    })
+}

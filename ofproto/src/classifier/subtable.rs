@@ -1,0 +1,275 @@
+//! The rules of one mask.
+
+use std::sync::Arc;
+
+use rpds::RedBlackTreeMapSync;
+
+use super::map::Map;
+use super::prefix::{Asked, MAX_PREFIX_FIELDS, PrefixField};
+use super::shape::{Shape, hash};
+use super::stage::LAYER3;
+use super::trie::Trie;
+use crate::flow::Flow;
+use crate::rule::Rule;
+
+/// The rules of one mask.
+#[derive(Clone, Debug)]
+pub(super) struct Subtable {
+    pub(super) mask: Arc<Flow>,
+    shape: Arc<Shape>,
+    /// The priorities of its rules with their numbers.
+    priorities: RedBlackTreeMapSync<u16, usize>,
+    /// For each stage with fields but the last: how many heads have a hash of the fields up to there.
+    stages: Vec<Stage>,
+    /// Whether the last stage with fields is that of the prefixes.
+    ends_in_layer3: bool,
+    /// For each trie of the classifier, how long a prefix the mask has; 0 is none.
+    prefix_lens: [u32; MAX_PREFIX_FIELDS],
+    ports: Ports,
+    heads: Map<Head>,
+}
+
+#[derive(Clone, Debug)]
+struct Stage {
+    end: usize,
+    is_layer3: bool,
+    hashes: Map<usize>,
+}
+
+/// The transport ports: both as one number, the source in the upper half.
+#[derive(Clone, Debug)]
+struct Ports {
+    mask: u32,
+    /// Up to the last bit of `mask`.
+    len: u32,
+    trie: Trie,
+}
+
+/// The rules of one match, by priority, descending.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    pub(super) priority: u16,
+    /// Whether the first is part of a conjunctive flow.
+    pub(super) is_soft: bool,
+    pub(super) first: Arc<Rule>,
+    rest: Option<Arc<[Arc<Rule>]>>,
+}
+
+impl Head {
+    fn new(first: Arc<Rule>, rest: &[Arc<Rule>]) -> Self {
+        let rest = (!rest.is_empty()).then(|| rest.into());
+        Self { priority: first.priority, is_soft: !first.conjunctions.is_empty(), first, rest }
+    }
+
+    pub(super) fn rules(&self) -> impl Iterator<Item = &Arc<Rule>> {
+        std::iter::once(&self.first).chain(self.rest.iter().flat_map(|rest| rest.iter()))
+    }
+
+    /// The first that matches by itself.
+    pub(super) fn first_hard(&self) -> Option<&Arc<Rule>> {
+        self.rules().find(|rule| rule.conjunctions.is_empty())
+    }
+
+    /// Puts a rule in its place, or in that of the one with its priority.
+    fn insert(&mut self, rule: Arc<Rule>) -> Option<Arc<Rule>> {
+        let mut rules: Vec<_> = self.rules().cloned().collect();
+        let at = rules.partition_point(|other| other.priority > rule.priority);
+        let replaced = match rules.get_mut(at) {
+            Some(same) if same.priority == rule.priority => Some(std::mem::replace(same, rule)),
+            _ => {
+                rules.insert(at, rule);
+                None
+            }
+        };
+        self.set(&rules);
+        replaced
+    }
+
+    fn set(&mut self, rules: &[Arc<Rule>]) {
+        if let [first, rest @ ..] = rules {
+            *self = Self::new(Arc::clone(first), rest);
+        }
+    }
+}
+
+impl Subtable {
+    pub(super) fn new(mask: &Flow, tries: &[(PrefixField, Trie)]) -> Self {
+        let shape = Shape::new(mask);
+        let (last, stages) = match shape.stages() {
+            [stages @ .., (_, last)] => (Some(*last), stages),
+            [] => (None, &[][..]),
+        };
+        let stage = |&(end, stage): &(usize, usize)| Stage { end, is_layer3: stage == LAYER3, hashes: Map::new() };
+        let mut prefix_lens = [0; MAX_PREFIX_FIELDS];
+        for (len, (field, _)) in prefix_lens.iter_mut().zip(tries) {
+            *len = field.prefix_len(mask);
+        }
+        let ports = ports_of(mask);
+        Self {
+            mask: Arc::new(*mask),
+            priorities: RedBlackTreeMapSync::new_sync(),
+            stages: stages.iter().map(stage).collect(),
+            ends_in_layer3: last == Some(LAYER3),
+            prefix_lens,
+            ports: Ports { mask: ports, len: u32::BITS - ports.trailing_zeros(), trie: Trie::default() },
+            heads: Map::new(),
+            shape: Arc::new(shape),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.heads.is_empty()
+    }
+
+    /// The highest priority of a rule.
+    pub(super) fn max_priority(&self) -> u16 {
+        self.priorities.last().map_or(0, |(priority, _)| *priority)
+    }
+
+    /// All rules, in no order.
+    pub(super) fn rules(&self) -> impl Iterator<Item = &Arc<Rule>> {
+        self.heads.items().flat_map(Head::rules)
+    }
+
+    /// The rules that `flow` matches.
+    #[inline]
+    pub(super) fn find(&self, flow: &Flow) -> Option<&Head> {
+        let width = self.shape.width();
+        let sum = self.shape.sum(0..width, flow);
+        self.heads.find(hash(sum), width, |key| self.shape.is_key(key, flow))
+    }
+
+    /// As [`Self::find`]; adds to `wildcards` what had to be looked at to know, which is the whole mask where there is a match.
+    #[inline]
+    pub(super) fn find_wildcarding(&self, flow: &Flow, asked: &mut Asked<'_>, wildcards: &mut Flow) -> Option<&Head> {
+        let shape = &*self.shape;
+        let (mut sum, mut from) = (0u64, 0);
+        for stage in &self.stages {
+            if stage.is_layer3 && asked.rule_out(&self.prefix_lens, flow, wildcards) {
+                shape.add_to(from, wildcards);
+                return None;
+            }
+            sum = sum.wrapping_add(shape.sum(from..stage.end, flow));
+            from = stage.end;
+            // A hash that two fields share only lets the search go on, and look at more.
+            if stage.hashes.find(hash(sum), 0, |_| true).is_none() {
+                shape.add_to(from, wildcards);
+                return None;
+            }
+        }
+        if self.ends_in_layer3 && asked.rule_out(&self.prefix_lens, flow, wildcards) {
+            shape.add_to(from, wildcards);
+            return None;
+        }
+        let width = shape.width();
+        sum = sum.wrapping_add(shape.sum(from..width, flow));
+        let found = self.heads.find(hash(sum), width, |key| shape.is_key(key, flow));
+        if found.is_none() && self.ports.len != 0 {
+            // Of the ports only what it takes to know that no rule has them.
+            let ports = ports_of(wildcards) | self.ports.needed(flow);
+            shape.add_to(width, wildcards);
+            set_ports(wildcards, ports);
+        } else {
+            shape.add_to(width, wildcards);
+        }
+        found
+    }
+
+    /// The rule with exactly this match and priority.
+    pub(super) fn get(&self, value: &Flow, priority: u16) -> Option<&Arc<Rule>> {
+        self.find(value)?.rules().find(|rule| rule.priority == priority)
+    }
+
+    /// Adds a rule. One with the same match and priority is replaced and returned.
+    pub(super) fn insert(&mut self, rule: Arc<Rule>, tries: &mut [(PrefixField, Trie)]) -> Option<Arc<Rule>> {
+        let key = self.shape.key(&rule.value);
+        let hash = self.hash(&rule.value);
+        let priority = rule.priority;
+        if let Some(head) = self.heads.get_mut(hash, &key) {
+            let replaced = head.insert(rule);
+            if replaced.is_none() {
+                self.count(priority);
+            }
+            return replaced;
+        }
+        self.index(&rule.value, tries, true);
+        self.heads.insert(hash, &key, Head::new(rule, &[]));
+        self.count(priority);
+        None
+    }
+
+    /// Removes the rule with the match and priority of `rule`.
+    pub(super) fn remove(&mut self, rule: &Rule, tries: &mut [(PrefixField, Trie)]) -> Option<Arc<Rule>> {
+        let removed = Arc::clone(self.get(&rule.value, rule.priority)?);
+        let key = self.shape.key(&rule.value);
+        let hash = self.hash(&rule.value);
+        let head = self.heads.get_mut(hash, &key)?;
+        let left: Vec<_> = head.rules().filter(|other| other.priority != rule.priority).cloned().collect();
+        if left.is_empty() {
+            self.heads.remove(hash, &key);
+            self.index(&rule.value, tries, false);
+        } else {
+            head.set(&left);
+        }
+        match self.priorities.get(&rule.priority).copied() {
+            Some(n) if n > 1 => self.priorities.insert_mut(rule.priority, n - 1),
+            _ => {
+                self.priorities.remove_mut(&rule.priority);
+            }
+        }
+        Some(removed)
+    }
+
+    fn hash(&self, value: &Flow) -> u64 {
+        hash(self.shape.sum(0..self.shape.width(), value))
+    }
+
+    fn count(&mut self, priority: u16) {
+        let n = self.priorities.get(&priority).copied().unwrap_or(0);
+        self.priorities.insert_mut(priority, n + 1);
+    }
+
+    /// Adds a match to stages and tries, or takes it away.
+    fn index(&mut self, value: &Flow, tries: &mut [(PrefixField, Trie)], adds: bool) {
+        let (mut sum, mut from) = (0u64, 0);
+        for stage in &mut self.stages {
+            sum = sum.wrapping_add(self.shape.sum(from..stage.end, value));
+            from = stage.end;
+            let hash = hash(sum);
+            match (adds, stage.hashes.get_mut(hash, &[])) {
+                (true, Some(n)) => *n += 1,
+                (true, None) => stage.hashes.insert(hash, &[], 1),
+                (false, Some(n)) if *n > 1 => *n -= 1,
+                (false, _) => {
+                    stage.hashes.remove(hash, &[]);
+                }
+            }
+        }
+        let change = |trie: &mut Trie, bits, len| if adds { trie.insert(bits, len) } else { trie.remove(bits, len) };
+        for ((field, trie), len) in tries.iter_mut().zip(&self.prefix_lens).filter(|(_, len)| **len != 0) {
+            change(trie, field.bits(value), *len);
+        }
+        if self.ports.len != 0 {
+            let bits = u128::from(ports_of(value) & self.ports.mask) << 96;
+            change(&mut self.ports.trie, bits, self.ports.len);
+        }
+    }
+}
+
+impl Ports {
+    /// The bits of the ports that tell that no rule has them.
+    fn needed(&self, flow: &Flow) -> u32 {
+        let bits = u128::from(ports_of(flow) & self.mask) << 96;
+        let looked_at = self.trie.lookup(bits, u32::BITS).looked_at;
+        self.mask & u32::MAX.checked_shl(u32::BITS - looked_at).unwrap_or(0)
+    }
+}
+
+fn ports_of(flow: &Flow) -> u32 {
+    u32::from(flow.key.tp_src.get()) << 16 | u32::from(flow.key.tp_dst.get())
+}
+
+fn set_ports(flow: &mut Flow, ports: u32) {
+    flow.key.tp_src = datapath_common::Be16::new((ports >> 16) as u16);
+    flow.key.tp_dst = datapath_common::Be16::new(ports as u16);
+}
