@@ -25,6 +25,7 @@ pub(super) struct Subtable {
     ends_in_layer3: bool,
     /// For each trie of the classifier, how long a prefix the mask has; 0 is none.
     prefix_lens: [u32; MAX_PREFIX_FIELDS],
+    has_prefixes: bool,
     ports: Ports,
     heads: Map<Head>,
 }
@@ -111,6 +112,7 @@ impl Subtable {
             stages: stages.iter().map(stage).collect(),
             ends_in_layer3: last == Some(LAYER3),
             prefix_lens,
+            has_prefixes: prefix_lens.iter().any(|len| *len != 0),
             ports: Ports { mask: ports, len: u32::BITS - ports.trailing_zeros(), trie: Trie::default() },
             heads: Map::new(),
             shape: Arc::new(shape),
@@ -145,7 +147,7 @@ impl Subtable {
         let shape = &*self.shape;
         let (mut sum, mut from) = (0u64, 0);
         for stage in &self.stages {
-            if stage.is_layer3 && asked.rule_out(&self.prefix_lens, flow, wildcards) {
+            if stage.is_layer3 && self.has_prefixes && asked.rule_out(&self.prefix_lens, flow, wildcards) {
                 shape.add_to(from, wildcards);
                 return None;
             }
@@ -157,7 +159,7 @@ impl Subtable {
                 return None;
             }
         }
-        if self.ends_in_layer3 && asked.rule_out(&self.prefix_lens, flow, wildcards) {
+        if self.ends_in_layer3 && self.has_prefixes && asked.rule_out(&self.prefix_lens, flow, wildcards) {
             shape.add_to(from, wildcards);
             return None;
         }
