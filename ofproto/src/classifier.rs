@@ -117,6 +117,7 @@ impl Classifier {
         // Below all priorities while there is none.
         let mut hard_priority = -1;
         let mut soft = Vec::new();
+        let mut hidden: Option<&Arc<Rule>> = None;
         for Entry { max_priority, subtable, .. } in &self.subtables {
             if i32::from(*max_priority) <= hard_priority {
                 break;
@@ -128,9 +129,14 @@ impl Classifier {
                 (hard, hard_priority) = (Some(&head.first), head.priority.into());
             } else if conjunctive {
                 soft.push(Soft::new(head));
-            } else if let Some(rule) = head.first_hard().filter(|rule| i32::from(rule.priority) > hard_priority) {
-                (hard, hard_priority) = (Some(rule), rule.priority.into());
+            } else if let Some(rule) = head.first_hard() {
+                // Below a clause of the same match. It doesn't end the search, and of equal priority others are before it: the
+                // reference doesn't see it at all.
+                hidden = hidden.into_iter().chain([rule]).max_by_key(|rule| rule.priority);
             }
+        }
+        if let Some(rule) = hidden.filter(|rule| i32::from(rule.priority) > hard_priority) {
+            hard = Some(rule);
         }
         if soft.is_empty() {
             return hard;

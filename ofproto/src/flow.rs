@@ -249,6 +249,16 @@ impl Flow {
             && self.key.tp_dst.is_zero()
     }
 
+    /// Whether an ICMPv6 packet that agrees with this one under `mask` may be a neighbor solicitation or advertisement.
+    fn may_be_nd(&self, mask: &FlowKey) -> bool {
+        let agrees = |port: Be16, mask: Be16, value: u16| (port.get() ^ value) & mask.get() == 0;
+        self.key.eth_type.get() == eth_type::IPV6
+            && self.is_icmp()
+            && !self.is_later_fragment()
+            && [135, 136].iter().any(|kind| agrees(self.key.tp_src, mask.tp_src, *kind))
+            && agrees(self.key.tp_dst, mask.tp_dst, 0)
+    }
+
     /// How many VLAN tags there are, at most two.
     pub fn n_vlans(&self) -> usize {
         [self.key.vlan, self.key.cvlan].iter().take_while(|vlan| is_present(**vlan)).count()
@@ -281,7 +291,8 @@ impl Flow {
             if deep(&mask) {
                 mask.ip_proto = u8::MAX;
             }
-            if mask.nd_target != [0; 16] || mask.arp_sha != [0; 6] || mask.arp_tha != [0; 6] {
+            let discovery = mask.nd_target != [0; 16] || mask.arp_sha != [0; 6] || mask.arp_tha != [0; 6];
+            if discovery && packet.may_be_nd(&mask) {
                 mask.tp_src = Be16::MAX;
                 mask.tp_dst = Be16::MAX;
             }

@@ -8,16 +8,23 @@ use std::sync::Arc;
 
 use openflow::{Action, FlowCommand, FlowMod};
 
-use crate::classifier::Classifier;
+use crate::classifier::{Classifier, PrefixField};
 use crate::flow::Flow;
 use crate::rule::{Rule, RuleStats, conjunctions};
 
 mod check;
 
 /// The flow tables of a bridge, 0 to 254.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Tables {
     tables: BTreeMap<u8, Classifier>,
+    prefixes: Arc<[PrefixField]>,
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self::with_prefixes(&PrefixField::DEFAULT)
+    }
 }
 
 /// The flow mod of a list that could not be carried out. Nothing of the list was.
@@ -31,6 +38,11 @@ pub struct FlowModError {
 }
 
 impl Tables {
+    /// No rules; tables will have prefix tries of these fields ([`Classifier::new`]).
+    pub fn with_prefixes(prefixes: &[PrefixField]) -> Self {
+        Self { tables: BTreeMap::new(), prefixes: prefixes.into() }
+    }
+
     /// The rules of a table.
     pub fn table(&self, table: u8) -> Option<&Classifier> {
         self.tables.get(&table)
@@ -103,7 +115,8 @@ impl Tables {
     }
 
     fn add(&mut self, flow_mod: &FlowMod, value: Flow, mask: Flow, now_ms: u64) -> Result<(), String> {
-        let table = self.tables.entry(flow_mod.table.unwrap_or(0)).or_default();
+        let prefixes = &self.prefixes;
+        let table = self.tables.entry(flow_mod.table.unwrap_or(0)).or_insert_with(|| Classifier::new(prefixes));
         if flow_mod.flags.check_overlap {
             let other = table.rules().find(|rule| {
                 rule.priority == flow_mod.priority

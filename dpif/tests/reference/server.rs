@@ -67,10 +67,24 @@ impl Server {
     }
 
     /// Adds an OpenFlow flow to the bridge.
+    #[allow(dead_code, reason = "not all tests with a reference switch use it")]
     pub(crate) fn add_flow(&self, flow: &str) {
-        let bridge = format!("unix:{}", self.folder.path().join("br0.mgmt").display());
+        self.ofctl("br0", &["add-flow"], &[flow]);
+    }
+
+    /// Runs `ovs-ofctl COMMAND… BRIDGE ARGUMENTS…`.
+    pub(crate) fn ofctl(&self, bridge: &str, command: &[&str], arguments: &[&str]) {
+        let bridge = format!("unix:{}", self.folder.path().join(format!("{bridge}.mgmt")).display());
         let mut tool = tools::command("ovs-ofctl").unwrap();
-        process::run_ok(tool.args(["add-flow", &bridge, flow]), TIMEOUT).unwrap();
+        process::run_ok(tool.args(command).arg(bridge).args(arguments), TIMEOUT).unwrap();
+    }
+
+    /// Runs `ovs-vsctl` and waits until the daemon has done what it says.
+    #[allow(dead_code, reason = "not all tests with a reference switch use it")]
+    pub(crate) fn vsctl(&self, arguments: &[String]) {
+        let remote = format!("--db=unix:{}", self.folder.path().join("db.sock").display());
+        let mut tool = tools::command("ovs-vsctl").unwrap();
+        process::run_ok(tool.arg(remote).args(arguments), TIMEOUT).unwrap();
     }
 
     /// Stops both daemons; an error if one doesn't end by itself.

@@ -12,8 +12,8 @@ pub(super) const N_STAGES: usize = 4;
 /// The stage of the network layer's addresses.
 pub(super) const LAYER3: usize = 2;
 
-/// The fields of each stage, divided as the reference divides them: what stands behind the addresses and isn't a port, such as
-/// TCP's flags or ARP's hardware addresses, goes with the addresses. Together they are all fields, and no two share a bit.
+/// The fields of each stage, divided as the reference divides them: MPLS goes with layer 2, what stands behind the IP header with
+/// layer 4. Together they are all fields, and no two share a bit.
 pub(super) fn stage_masks() -> &'static [Flow; N_STAGES] {
     static MASKS: OnceLock<[Flow; N_STAGES]> = OnceLock::new();
     MASKS.get_or_init(|| {
@@ -43,6 +43,11 @@ pub(super) fn stage_masks() -> &'static [Flow; N_STAGES] {
             ct_orig_ipv4_dst: Be32::MAX,
             ct_orig_ipv6_src: [0xff; 16],
             ct_orig_ipv6_dst: [0xff; 16],
+            ..FlowKey::ZERO
+        };
+        let layer4 = FlowKey {
+            tp_src: Be16::MAX,
+            tp_dst: Be16::MAX,
             tcp_flags: Be16::MAX,
             nd_target: [0xff; 16],
             arp_sha: [0xff; 6],
@@ -53,11 +58,6 @@ pub(super) fn stage_masks() -> &'static [Flow; N_STAGES] {
             nsh_mdtype: u8::MAX,
             nsh_np: u8::MAX,
             nsh_context: [Be32::MAX; 4],
-            ..FlowKey::ZERO
-        };
-        let layer4 = FlowKey {
-            tp_src: Be16::MAX,
-            tp_dst: Be16::MAX,
             ct_orig_tp_src: Be16::MAX,
             ct_orig_tp_dst: Be16::MAX,
             ..FlowKey::ZERO

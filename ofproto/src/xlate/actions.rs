@@ -34,9 +34,9 @@ impl Context<'_> {
                 }
             }
             // No controller is connected in this version: there is nobody to send it to.
-            Action::Controller(_) => {}
-            Action::SetField { field, value, mask } => self.write(*field, *value, *mask),
-            Action::Load { value, dst } => self.write(dst.field, dst.insert(0, (*value).into()), dst.mask()),
+            Action::Controller(_) => self.look_as_controllers(),
+            Action::SetField { field, value, mask } => self.set(*field, *value, *mask),
+            Action::Load { value, dst } => self.set(dst.field, dst.insert(0, (*value).into()), dst.mask()),
             Action::Move { src, dst } => {
                 if let Some(value) = self.read_part(*src) {
                     self.write(dst.field, dst.insert(0, value), dst.mask());
@@ -80,7 +80,21 @@ impl Context<'_> {
     }
 
     fn write_whole(&mut self, field: FieldId, value: u128) {
-        self.write(field, value, field.full_mask());
+        self.set(field, value, field.full_mask());
+    }
+
+    /// As [`Self::write`], for values that the table has. The IP protocol or ARP operation counts as looked at, since it is part
+    /// of the datapath's attribute that is set.
+    fn set(&mut self, field: FieldId, value: u128, mask: u128) {
+        use FieldId as F;
+        let ip = [F::IpSrc, F::IpDst, F::Ipv6Src, F::Ipv6Dst, F::Ipv6Label, F::IpTos, F::IpDscp, F::IpEcn, F::IpTtl];
+        let arp = [F::ArpOp, F::ArpSha, F::ArpTha, F::ArpSpa, F::ArpTpa];
+        let in_attribute = self.flow.is_ip() && ip.contains(&field)
+            || self.flow.key.eth_type.get() == eth_type::ARP && arp.contains(&field);
+        if in_attribute && self.meets(field.info().prerequisite) {
+            self.wildcards.key.ip_proto = u8::MAX;
+        }
+        self.write(field, value, mask);
     }
 
     /// Bits `mask` of a field become those of `value`, in packets that have the field.
@@ -105,8 +119,7 @@ impl Context<'_> {
 
     /// Changes the outer tag, which may make one or remove it.
     fn write_tag(&mut self, field: FieldId, value: u128) {
-        let had = self.has_vlan();
-        self.look_at_vlans();
+        let had = self.count_vlans();
         self.flow.set(field, value);
         let vlan = &mut self.flow.key.vlan;
         if is_present(*vlan) {
@@ -114,27 +127,39 @@ impl Context<'_> {
                 vlan.tpid = Be16::new(eth_type::VLAN);
             }
         } else {
-            let inner = if had { std::mem::take(&mut self.flow.key.cvlan) } else { Vlan::default() };
-            self.flow.key.vlan = inner;
+            self.flow.key.vlan = Vlan::default();
+            if had > 1 {
+                self.look_at_vlans(2);
+                self.flow.key.vlan = std::mem::take(&mut self.flow.key.cvlan);
+            }
         }
     }
 
     /// `mod_vlan_*` (with `push`) and `set_vlan_*`.
     fn set_tag(&mut self, field: FieldId, value: u128, push: bool) {
+        self.wildcards.add(&mask_of(field, field.full_mask()));
         if self.has_vlan() || push {
             self.write_tag(field, value);
         }
+    }
+
+    /// The packet would go to the controllers as it is now: what it takes to make it so counts as looked at.
+    fn look_as_controllers(&mut self) {
+        let (base, actions) = (self.base, self.actions.len());
+        self.commit();
+        self.actions.truncate(actions);
+        self.base = base;
     }
 
     fn set_port(&mut self, source: bool, port: u16) {
         if !self.meets(Prerequisite::Ip) {
             return;
         }
-        let key = &mut self.wildcards.key;
-        (key.ip_proto, key.ip_frag) = (u8::MAX, u8::MAX);
+        self.wildcards.key.ip_frag = u8::MAX;
         if self.flow.is_later_fragment() {
             return;
         }
+        self.wildcards.key.ip_proto = u8::MAX;
         let port = match self.flow.key.ip_proto {
             ip_proto::TCP | ip_proto::UDP => port,
             ip_proto::SCTP => return self.give_up(XlateError::SctpPorts),
@@ -150,11 +175,13 @@ impl Context<'_> {
 
     /// `false`: the packet has come to its end.
     fn dec_ttl(&mut self) -> bool {
+        // As in the reference, of other packets as well.
+        (self.wildcards.key.ip_ttl, self.wildcards.key.ip_proto) = (u8::MAX, u8::MAX);
         if !self.meets(Prerequisite::Ip) {
             return true;
         }
-        self.wildcards.key.ip_ttl = u8::MAX;
         if self.flow.key.ip_ttl <= 1 {
+            self.look_as_controllers();
             return false;
         }
         self.flow.key.ip_ttl -= 1;

@@ -62,6 +62,11 @@ impl Context<'_> {
                 ip_proto::ICMPV6 if self.base.is_icmp() => Some(KeyAttr::Icmpv6),
                 _ => None,
             };
+            if matches!(attr, Some(KeyAttr::Icmp | KeyAttr::Icmpv6)) && self.ports_differ() {
+                // Type and code are set together.
+                let key = &mut self.wildcards.key;
+                (key.tp_src, key.tp_dst) = (Be16::MAX, Be16::MAX);
+            }
             if let Some(attr) = attr {
                 self.commit_fields(
                     attr,
@@ -71,6 +76,11 @@ impl Context<'_> {
         }
         self.commit_vlans();
         self.commit_fields(KeyAttr::SkbMark, &[FlowKey { skb_mark: u32::MAX, ..FlowKey::ZERO }]);
+    }
+
+    fn ports_differ(&self) -> bool {
+        let ports = |flow: &Flow| (flow.key.tp_src, flow.key.tp_dst);
+        ports(&self.flow) != ports(&self.base)
     }
 
     /// One set for the fields of an attribute that have changed, if any.
@@ -99,13 +109,14 @@ impl Context<'_> {
 
     /// Tags that are not the same are popped and pushed anew, the inner ones that are the same stay.
     fn commit_vlans(&mut self) {
-        let (mut have, want) = (tags(&self.base), tags(&self.flow));
+        let (have, want) = (tags(&self.base), tags(&self.flow));
         if have == want {
             return;
         }
         let kept = have.iter().rev().zip(want.iter().rev()).take_while(|(a, b)| a == b).count();
-        while have.len() > kept {
-            have.remove(0);
+        let popped = have.len() - kept;
+        self.look_at_vlans(popped);
+        for _ in 0..popped {
             self.emit(Action::PopVlan);
         }
         let missing = want.len() - kept;

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use datapath_common::key::VLAN_PRESENT;
 use datapath_common::{Be16, FlowKey, Vlan};
 use dpif::Action;
 use openflow::{FieldId, OfPort, Prerequisite};
 
 use super::{Effect, MAX_ACTIONS, MAX_DEPTH, MAX_RESUBMITS, Xlate, XlateError};
 use crate::bridge::{Bridge, Config};
-use crate::flow::{Flow, is_present, mask_of};
+use crate::flow::{Flow, mask_of};
 
 /// The state of a translation.
 pub(super) struct Context<'a> {
@@ -156,28 +157,38 @@ impl<'a> Context<'a> {
         self.meets(Prerequisite::VlanVid)
     }
 
-    /// Both VLAN tags were looked at, or are about to change places.
-    pub(super) fn look_at_vlans(&mut self) {
-        let whole = Vlan { tpid: Be16::MAX, tci: Be16::MAX };
-        self.wildcards.key.vlan = whole;
-        self.wildcards.key.cvlan = whole;
+    /// How many VLAN tags the packet has.
+    pub(super) fn count_vlans(&mut self) -> usize {
+        if self.has_vlan() {
+            let inner = &mut self.wildcards.key.cvlan;
+            inner.tci = inner.tci | Be16::new(VLAN_PRESENT);
+        }
+        self.flow.n_vlans()
     }
 
-    /// Removes the outer tag, if any.
-    pub(super) fn pop_vlan(&mut self) {
-        if self.has_vlan() {
-            self.look_at_vlans();
-            self.flow.key.vlan = std::mem::take(&mut self.flow.key.cvlan);
+    /// The first `n` VLAN tags were looked at, all of them.
+    pub(super) fn look_at_vlans(&mut self, n: usize) {
+        let key = &mut self.wildcards.key;
+        for tag in [&mut key.vlan, &mut key.cvlan].into_iter().take(n) {
+            *tag = Vlan { tpid: Be16::MAX, tci: Be16::MAX };
         }
     }
 
-    /// Adds a tag.
+    /// Removes the outer tag, if any. The inner one takes its place, so it counts as looked at; the outer one does only if the
+    /// packet leaves without it.
+    pub(super) fn pop_vlan(&mut self) {
+        if self.count_vlans() > 1 {
+            self.wildcards.key.cvlan = Vlan { tpid: Be16::MAX, tci: Be16::MAX };
+        }
+        self.flow.key.vlan = std::mem::take(&mut self.flow.key.cvlan);
+    }
+
+    /// Adds a tag; those before change places.
     pub(super) fn push_vlan(&mut self, vlan: Vlan) {
-        if self.has_vlan() {
-            self.look_at_vlans();
-            if is_present(self.flow.key.cvlan) {
-                return self.give_up(XlateError::TooManyVlans);
-            }
+        let n = self.count_vlans();
+        self.look_at_vlans(n);
+        if n > 1 {
+            return self.give_up(XlateError::TooManyVlans);
         }
         self.flow.key.cvlan = std::mem::replace(&mut self.flow.key.vlan, vlan);
     }

@@ -60,7 +60,6 @@ impl<'a> Context<'a> {
             *tag = Vlan { tpid: Be16::new(eth_type::VLAN), tci: Be16::new(vid | VLAN_PRESENT) };
         } else if tag.tci.get() & VID != vid {
             tag.tci = Be16::new((tag.tci.get() & !VID) | vid);
-            self.look_at_vlans();
         }
         self.output_port(port.number);
         (self.flow.key.vlan, self.flow.key.cvlan) = before;

@@ -15,7 +15,7 @@ impl<'a> Context<'a> {
     pub(super) fn output(&mut self, port: OfPort, max_len: Option<u32>) {
         let outer = self.trunc;
         if let Some(max_len) = max_len {
-            let tags = self.count_tags();
+            let tags = self.count_vlans();
             let allowed = outer.map_or(u32::MAX, |(len, then)| adapted(len, then, tags));
             self.trunc = Some((max_len.min(allowed), tags));
         }
@@ -60,7 +60,7 @@ impl<'a> Context<'a> {
     fn output_datapath(&mut self, odp: OdpPort) {
         self.commit();
         if let Some((len, then)) = self.trunc {
-            let now = self.count_tags();
+            let now = self.count_vlans();
             self.emit(Action::Trunc(adapted(len, then, now)));
         }
         self.emit(Action::Output(odp));
@@ -85,15 +85,6 @@ impl<'a> Context<'a> {
         self.pipeline();
         (self.flow, self.bridge, self.table, self.set, self.exit) = (flow, bridge, table, set, exit);
         self.depth -= 1;
-    }
-
-    /// How many VLAN tags the packet has.
-    fn count_tags(&mut self) -> usize {
-        if self.has_vlan() {
-            self.wildcards.key.cvlan.tci =
-                self.wildcards.key.cvlan.tci | datapath_common::Be16::new(datapath_common::key::VLAN_PRESENT);
-        }
-        self.flow.n_vlans()
     }
 }
 

@@ -169,15 +169,16 @@ pub(crate) fn key_of(frame: &[u8], in_port: u32) -> Option<FlowKey> {
 pub(crate) fn random_flows(rng: &mut Rng, n: usize) -> Vec<openflow::FlowMod> {
     let mut flows = Vec::new();
     while flows.len() < n {
-        let text = random_flow(rng);
-        // Some combinations make no sense, and are refused.
-        if let Ok(flow) = openflow::FlowMod::parse(&text, &openflow::NoPortNames)
-            && ofproto::Switch::flow_mods_check(std::slice::from_ref(&flow)).is_ok()
-        {
-            flows.push(flow);
-        }
+        flows.extend(accepted(&random_flow(rng)));
     }
     flows
+}
+
+/// The flow, if it is one: some combinations make no sense, and are refused.
+pub(crate) fn accepted(text: &str) -> Option<openflow::FlowMod> {
+    let flow = openflow::FlowMod::parse(text, &openflow::NoPortNames).ok()?;
+    ofproto::Switch::flow_mods_check(std::slice::from_ref(&flow)).ok()?;
+    Some(flow)
 }
 
 fn mac(rng: &mut Rng) -> String {
@@ -223,7 +224,7 @@ fn random_conjunction(rng: &mut Rng) -> String {
     format!("table={table},priority={priority},{field},actions={first}{also}")
 }
 
-fn random_flow(rng: &mut Rng) -> String {
+pub(crate) fn random_flow(rng: &mut Rng) -> String {
     if rng.one_in(5) {
         return random_conjunction(rng);
     }
