@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Rng, env, key_of, random_flows, random_frame};
+use common::{Rng, accepted, env, key_of, random_conjunction, random_flows, random_frame};
 use ofproto::classifier::{Classifier, PrefixField};
 use ofproto::flow::{FLOW_WORDS, Flow};
 use ofproto::rule::{Rule, RuleStats, conjunctions};
@@ -143,13 +143,18 @@ fn the_classifier_finds_what_a_list_finds_and_looks_at_what_decides() {
         let mut list: Vec<Arc<Rule>> = Vec::new();
         let n_rules = rng.pick(&[1, 8, 60, 60, 300]);
         let mut versions = Vec::new();
-        for flow in random_flows(&mut rng, n_rules) {
+        // Some tables are all about conjunctive flows.
+        let flows = match rng.one_in(4) {
+            true => (0..n_rules).filter_map(|_| accepted(&random_conjunction(&mut rng))).collect(),
+            false => random_flows(&mut rng, n_rules),
+        };
+        for flow in flows {
             let new = Arc::new(rule(&flow));
             let same = list.iter().position(|old| old.is_strictly(&new.r#match, new.priority));
             assert_eq!(classifier.insert(Arc::clone(&new)).is_some(), same.is_some());
             same.map(|at| list.remove(at));
             list.push(new);
-            if rng.one_in(4) {
+            if rng.one_in(4) && !list.is_empty() {
                 let gone = list.remove(rng.below(list.len()));
                 assert!(classifier.remove(&gone).is_some());
                 assert!(classifier.remove(&gone).is_none());

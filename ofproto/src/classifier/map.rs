@@ -19,7 +19,10 @@ const LEAF: usize = 64;
 /// branch looks at.
 const SLOTS: usize = 2 * LEAF;
 const SLOT_SHIFT: u32 = u64::BITS - SLOTS.trailing_zeros();
-const EMPTY: u8 = u8::MAX;
+/// A slot without an entry. One with an entry has its number in the low byte and eight bits of its hash in the high one, by which
+/// most others are told from it without looking further.
+const EMPTY: u16 = u16::MAX;
+const TAG_SHIFT: u32 = SLOT_SHIFT - 8;
 
 /// A map whose keys have as many words as its first one.
 #[derive(Clone, Debug)]
@@ -42,7 +45,7 @@ struct Branch<T> {
 #[derive(Clone, Debug)]
 struct Leaf<T> {
     /// Open addressing: where in the arrays the entry is, or [`EMPTY`]. Not in use in a leaf of more than [`LEAF`] entries.
-    slots: [u8; SLOTS],
+    slots: [u16; SLOTS],
     hashes: Vec<u64>,
     /// The keys' words, one key after the other.
     keys: Vec<u64>,
@@ -214,13 +217,18 @@ impl<T: Clone> Leaf<T> {
             return (0..self.items.len()).find(|at| is_entry(*at));
         }
         let mut slot = (hash >> SLOT_SHIFT) as usize;
+        let tag = tag(hash);
         loop {
             // Half of the slots are empty, so this ends.
-            match self.slots[slot % SLOTS] {
-                EMPTY => return None,
-                at if is_entry(at.into()) => return Some(at.into()),
-                _ => slot += 1,
+            let found = self.slots[slot % SLOTS];
+            if found == EMPTY {
+                return None;
             }
+            let at = usize::from(found & 0xff);
+            if found & 0xff00 == tag && is_entry(at) {
+                return Some(at);
+            }
+            slot += 1;
         }
     }
 
@@ -240,7 +248,7 @@ impl<T: Clone> Leaf<T> {
         while self.slots[slot % SLOTS] != EMPTY {
             slot += 1;
         }
-        self.slots[slot % SLOTS] = at as u8;
+        self.slots[slot % SLOTS] = tag(hash) | at as u16;
     }
 
     fn remove(&mut self, hash: u64, key: &[u64]) -> Option<T> {
@@ -264,6 +272,12 @@ impl<T: Clone> Leaf<T> {
         let numbered = self.hashes.iter().zip(&self.items).enumerate();
         numbered.map(move |(at, (hash, item))| Entry { hash: *hash, key: key(at), item: item.clone() })
     }
+}
+
+/// The bits of a hash that stand in a slot.
+#[inline]
+fn tag(hash: u64) -> u16 {
+    ((hash >> TAG_SHIFT) as u16) << 8
 }
 
 #[cfg(test)]

@@ -86,12 +86,14 @@ impl<'a> Asked<'a> {
         Self { tries, answers: [None; MAX_PREFIX_FIELDS] }
     }
 
-    /// Whether the tries tell that no rule with prefixes of these lengths (by trie, 0 is none) matches, with no more bits
-    /// looked at than the rules themselves look at, or the lookup has looked at already. If so, these bits are in `wildcards`.
+    /// Whether the tries tell that no rule with prefixes of these lengths (each of a trie) matches, with no more bits looked at
+    /// than the rules themselves look at, or the lookup has looked at already. If so, these bits are in `wildcards`.
     #[inline]
-    pub(super) fn rule_out(&mut self, lens: &[u32; MAX_PREFIX_FIELDS], flow: &Flow, wildcards: &mut Flow) -> bool {
-        let tries = self.tries.iter().zip(&mut self.answers).zip(lens);
-        for (((field, trie), answer), len) in tries.filter(|(_, len)| **len != 0) {
+    pub(super) fn rule_out(&mut self, lens: &[(usize, u32)], flow: &Flow, wildcards: &mut Flow) -> bool {
+        for (at, len) in lens {
+            let (Some((field, trie)), Some(answer)) = (self.tries.get(*at), self.answers.get_mut(*at)) else {
+                continue;
+            };
             let answer = answer.get_or_insert_with(|| match field.is_in(flow) {
                 true => trie.lookup(field.bits(flow), field.width()),
                 false => Prefixes::ANY,

@@ -1,10 +1,11 @@
 //! The words that a mask looks at, stage by stage, and their hash.
 //!
-//! The hash of some words is a sum of one product a word (NH, as the datapath's digest has it): the terms don't wait for each
-//! other, and a later stage goes on from the sum of the one before. Its keys are random, new in each process.
+//! The hash of some words begins as a sum of one product a word (multilinear hashing): the terms don't wait for each other, and a
+//! later stage goes on from the sum of the one before. Keys are random, new in each process, and odd, so that two keys of which
+//! only one word differs never have the same sum.
 
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use super::stage::{N_STAGES, stage_masks};
 use crate::flow::{FLOW_WORDS, Flow};
@@ -20,9 +21,9 @@ struct Word {
 /// The words of a mask that aren't zero, by stage.
 #[derive(Clone, Debug)]
 pub(super) struct Shape {
-    words: Box<[Word]>,
+    words: Arc<[Word]>,
     /// Where in `words` each stage that has fields ends, and which stage that is.
-    stages: Vec<(usize, usize)>,
+    stages: Arc<[(usize, usize)]>,
 }
 
 impl Shape {
@@ -32,13 +33,13 @@ impl Shape {
         for (stage, fields) in stage_masks().iter().enumerate() {
             let before = words.len();
             for (index, bits) in mask.masked(fields).words().enumerate().filter(|(_, bits)| *bits != 0) {
-                words.push(Word { index, bits, key: keys().get(index).copied().unwrap_or(0) });
+                words.push(Word { index, bits, key: keys().get(index).copied().unwrap_or(1) });
             }
             if words.len() > before {
                 stages.push((words.len(), stage));
             }
         }
-        Self { words: words.into(), stages }
+        Self { words: words.into(), stages: stages.into() }
     }
 
     /// Number of words.
@@ -68,13 +69,14 @@ impl Shape {
     #[inline]
     pub(super) fn sum(&self, range: Range<usize>, flow: &Flow) -> u64 {
         let words = self.words.get(range).unwrap_or_default();
-        words.iter().fold(0, |sum, word| sum.wrapping_add(product(flow.word(word.index) & word.bits, word.key)))
+        let product = |word: &Word| (flow.word(word.index) & word.bits).wrapping_mul(word.key);
+        words.iter().fold(0, |sum, word| sum.wrapping_add(product(word)))
     }
 
     /// Adds the bits of the first `n` words to a mask.
     #[inline]
     pub(super) fn add_to(&self, n: usize, wildcards: &mut Flow) {
-        for word in self.words.iter().take(n) {
+        for word in self.words.get(..n).unwrap_or_default() {
             wildcards.add_word(word.index, word.bits);
         }
     }
@@ -87,18 +89,10 @@ pub(super) fn hash(sum: u64) -> u64 {
     (product >> 64) as u64 ^ product as u64
 }
 
-/// Two words collide with a probability of 2^-32.
-#[inline]
-fn product(word: u64, key: u64) -> u64 {
-    let low = (word as u32).wrapping_add(key as u32);
-    let high = ((word >> 32) as u32).wrapping_add((key >> 32) as u32);
-    u64::from(low) * u64::from(high)
-}
-
 fn keys() -> &'static [u64; FLOW_WORDS] {
     static KEYS: OnceLock<[u64; FLOW_WORDS]> = OnceLock::new();
     KEYS.get_or_init(|| {
         let random = ahash::RandomState::new();
-        std::array::from_fn(|index| random.hash_one(index))
+        std::array::from_fn(|index| random.hash_one(index) | 1)
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rpds::RedBlackTreeMapSync;
 
 use super::map::Map;
-use super::prefix::{Asked, MAX_PREFIX_FIELDS, PrefixField};
+use super::prefix::{Asked, PrefixField};
 use super::shape::{Shape, hash};
 use super::stage::LAYER3;
 use super::trie::Trie;
@@ -16,16 +16,15 @@ use crate::rule::Rule;
 #[derive(Clone, Debug)]
 pub(super) struct Subtable {
     pub(super) mask: Arc<Flow>,
-    shape: Arc<Shape>,
+    shape: Shape,
     /// The priorities of its rules with their numbers.
     priorities: RedBlackTreeMapSync<u16, usize>,
     /// For each stage with fields but the last: how many heads have a hash of the fields up to there.
     stages: Vec<Stage>,
     /// Whether the last stage with fields is that of the prefixes.
     ends_in_layer3: bool,
-    /// For each trie of the classifier, how long a prefix the mask has; 0 is none.
-    prefix_lens: [u32; MAX_PREFIX_FIELDS],
-    has_prefixes: bool,
+    /// The tries of the classifier that the mask has a prefix for, and its length.
+    prefixes: Arc<[(usize, u32)]>,
     ports: Ports,
     heads: Map<Head>,
 }
@@ -101,21 +100,17 @@ impl Subtable {
             [] => (None, &[][..]),
         };
         let stage = |&(end, stage): &(usize, usize)| Stage { end, is_layer3: stage == LAYER3, hashes: Map::new() };
-        let mut prefix_lens = [0; MAX_PREFIX_FIELDS];
-        for (len, (field, _)) in prefix_lens.iter_mut().zip(tries) {
-            *len = field.prefix_len(mask);
-        }
+        let prefixes = tries.iter().map(|(field, _)| field.prefix_len(mask)).enumerate().filter(|(_, len)| *len != 0);
         let ports = ports_of(mask);
         Self {
             mask: Arc::new(*mask),
             priorities: RedBlackTreeMapSync::new_sync(),
             stages: stages.iter().map(stage).collect(),
             ends_in_layer3: last == Some(LAYER3),
-            prefix_lens,
-            has_prefixes: prefix_lens.iter().any(|len| *len != 0),
+            prefixes: prefixes.collect(),
             ports: Ports { mask: ports, len: u32::BITS - ports.trailing_zeros(), trie: Trie::default() },
             heads: Map::new(),
-            shape: Arc::new(shape),
+            shape,
         }
     }
 
@@ -144,10 +139,10 @@ impl Subtable {
     /// As [`Self::find`]; adds to `wildcards` what had to be looked at to know, which is the whole mask where there is a match.
     #[inline]
     pub(super) fn find_wildcarding(&self, flow: &Flow, asked: &mut Asked<'_>, wildcards: &mut Flow) -> Option<&Head> {
-        let shape = &*self.shape;
+        let shape = &self.shape;
         let (mut sum, mut from) = (0u64, 0);
         for stage in &self.stages {
-            if stage.is_layer3 && self.has_prefixes && asked.rule_out(&self.prefix_lens, flow, wildcards) {
+            if stage.is_layer3 && asked.rule_out(&self.prefixes, flow, wildcards) {
                 shape.add_to(from, wildcards);
                 return None;
             }
@@ -159,7 +154,7 @@ impl Subtable {
                 return None;
             }
         }
-        if self.ends_in_layer3 && self.has_prefixes && asked.rule_out(&self.prefix_lens, flow, wildcards) {
+        if self.ends_in_layer3 && asked.rule_out(&self.prefixes, flow, wildcards) {
             shape.add_to(from, wildcards);
             return None;
         }
@@ -248,8 +243,10 @@ impl Subtable {
             }
         }
         let change = |trie: &mut Trie, bits, len| if adds { trie.insert(bits, len) } else { trie.remove(bits, len) };
-        for ((field, trie), len) in tries.iter_mut().zip(&self.prefix_lens).filter(|(_, len)| **len != 0) {
-            change(trie, field.bits(value), *len);
+        for (at, len) in &*self.prefixes {
+            if let Some((field, trie)) = tries.get_mut(*at) {
+                change(trie, field.bits(value), *len);
+            }
         }
         if self.ports.len != 0 {
             let bits = u128::from(ports_of(value) & self.ports.mask) << 96;

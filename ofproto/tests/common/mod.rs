@@ -203,7 +203,7 @@ fn port(rng: &mut Rng) -> String {
 
 /// A rule of a conjunctive flow, of which there are three: an alternative of a clause, or the end. A conjunctive flow has as
 /// many clauses in all its rules.
-fn random_conjunction(rng: &mut Rng) -> String {
+pub(crate) fn random_conjunction(rng: &mut Rng) -> String {
     let (table, priority, id) = (rng.pick(&[0, 0, 1]), rng.pick(&[20, 30, 30, 30, 50]), rng.pick(&[1, 2, 7]));
     let clauses = |id: u32| if id == 7 { 3 } else { 2 };
     if rng.one_in(4) {
