@@ -43,29 +43,36 @@ impl Trie {
     /// The prefixes that `value`, of `width` bits, begins with. Other values that agree in the bits looked at begin with the
     /// same ones.
     pub(super) fn lookup(&self, value: u128, width: u32) -> Prefixes {
-        let mut lens = 0;
+        // Half the bits are less than half the work, and enough for all but IPv6.
+        if width <= u64::BITS { self.walk::<u64>(value, width) } else { self.walk::<u128>(value, width) }
+    }
+
+    fn walk<B: Bits>(&self, value: u128, width: u32) -> Prefixes {
+        let mut rest = B::upper(value);
+        let mut lens = B::default();
         let mut depth = 0;
         let mut parent: Option<&Node> = None;
         let mut next = self.root.as_deref();
         while let Some(node) = next {
-            let same = common(node.bits, value << depth).min(node.len);
+            let same = rest.common(B::upper(node.bits)).min(node.len);
             depth += same;
             if same < node.len {
                 // The bit that differed was looked at, too.
-                return Prefixes { looked_at: depth + 1, lens };
+                return Prefixes { looked_at: depth + 1, lens: lens.widen() };
             }
             if node.count > 0 {
-                lens |= bit_of(depth);
+                lens = lens.with(depth);
             }
             if depth >= width {
-                return Prefixes { looked_at: width, lens };
+                return Prefixes { looked_at: width, lens: lens.widen() };
             }
+            rest = rest.skip(same);
             parent = Some(node);
-            next = node.child(value << depth);
+            next = node.child(rest.is_one());
         }
         // That there is no way on is told by the next bit, unless there is no way on for any value.
         let chose = parent.is_some_and(|node| node.children.iter().any(Option::is_some));
-        Prefixes { looked_at: depth + u32::from(chose), lens }
+        Prefixes { looked_at: depth + u32::from(chose), lens: lens.widen() }
     }
 
     /// Adds the first `len` bits of `value`, at least one.
@@ -89,15 +96,15 @@ impl Node {
         Arc::new(Self { bits, len, count: 1, children: [None, None] })
     }
 
-    /// The way on for what begins with these bits.
-    fn child(&self, bits: u128) -> Option<&Self> {
+    /// The way on by the next bit.
+    fn child(&self, is_one: bool) -> Option<&Self> {
         let [zero, one] = &self.children;
-        if is_one(bits) { one.as_deref() } else { zero.as_deref() }
+        if is_one { one.as_deref() } else { zero.as_deref() }
     }
 
     fn child_mut(&mut self, bits: u128) -> &mut Option<Arc<Self>> {
         let [zero, one] = &mut self.children;
-        if is_one(bits) { one } else { zero }
+        if bits.is_one() { one } else { zero }
     }
 }
 
@@ -106,7 +113,7 @@ fn insert(slot: &mut Option<Arc<Node>>, bits: u128, len: u32) {
         *slot = Some(Node::leaf(bits, len));
         return;
     };
-    let same = common(node.bits, bits).min(node.len).min(len);
+    let same = node.bits.common(bits).min(node.len).min(len);
     if same < node.len {
         let mut parent = Node { bits: first(bits, same), len: same, count: 0, children: [None, None] };
         let lower = Arc::make_mut(node);
@@ -131,7 +138,7 @@ fn insert(slot: &mut Option<Arc<Node>>, bits: u128, len: u32) {
 
 fn remove(slot: &mut Option<Arc<Node>>, bits: u128, len: u32) {
     let Some(shared) = slot else { return };
-    if shared.len > len || common(shared.bits, bits) < shared.len {
+    if shared.len > len || shared.bits.common(bits) < shared.len {
         return;
     }
     let node = Arc::make_mut(shared);
@@ -159,17 +166,60 @@ fn remove(slot: &mut Option<Arc<Node>>, bits: u128, len: u32) {
     }
 }
 
-fn common(a: u128, b: u128) -> u32 {
-    (a ^ b).leading_zeros()
+/// Bits of a value, the first one the most significant; of a narrower type only the upper ones.
+trait Bits: Copy + Default {
+    fn upper(bits: u128) -> Self;
+    fn widen(self) -> u128;
+    /// How many of the first bits are the same.
+    fn common(self, other: Self) -> u32;
+    /// What is behind the first `n` bits, fewer than there are.
+    fn skip(self, n: u32) -> Self;
+    fn is_one(self) -> bool;
+    /// With the bit that stands for a length, 1 or more.
+    fn with(self, len: u32) -> Self;
 }
+
+macro_rules! bits {
+    ($($type:ty),*) => {$(
+        impl Bits for $type {
+            #[inline]
+            fn upper(bits: u128) -> Self {
+                (bits >> (u128::BITS - Self::BITS)) as Self
+            }
+
+            #[inline]
+            fn widen(self) -> u128 {
+                u128::from(self) << (u128::BITS - Self::BITS)
+            }
+
+            #[inline]
+            fn common(self, other: Self) -> u32 {
+                (self ^ other).leading_zeros()
+            }
+
+            #[inline]
+            fn skip(self, n: u32) -> Self {
+                self.checked_shl(n).unwrap_or(0)
+            }
+
+            #[inline]
+            fn is_one(self) -> bool {
+                self >> (Self::BITS - 1) != 0
+            }
+
+            #[inline]
+            fn with(self, len: u32) -> Self {
+                const { (1 as $type).rotate_right(1) }.checked_shr(len.saturating_sub(1)).unwrap_or(0) | self
+            }
+        }
+    )*};
+}
+
+bits!(u64, u128);
 
 /// The first `len` bits, 0 behind them.
 fn first(bits: u128, len: u32) -> u128 {
     bits & u128::MAX.checked_shl(u128::BITS.saturating_sub(len)).unwrap_or(0)
-}
-
-fn is_one(bits: u128) -> bool {
-    bits >> (u128::BITS - 1) != 0
 }
 
 /// The bit that stands for a length of 1 to 128.
