@@ -26,6 +26,7 @@
 pub mod netns;
 pub mod process;
 pub mod raw;
+pub mod reference;
 pub mod report;
 pub mod skip;
 pub mod tools;
@@ -40,6 +41,7 @@ pub use self::{
     netns::{Netns, veth_pair},
     process::Process,
     raw::{Frame, Gso, Offload, RawSocket},
+    reference::ReferenceSwitch,
     skip::Need,
     wait::wait_until,
 };

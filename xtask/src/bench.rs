@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use testkit::report::{Results, Row, Summary, figure};
 
-use crate::{build_ebpf, cmd};
+use crate::{build_ebpf, cmd, setup};
 
 /// Options of `bench`.
 #[derive(clap::Args)]
@@ -36,7 +36,7 @@ struct Bench {
     ebpf: bool,
 }
 
-const BENCHES: [Bench; 2] = [
+const BENCHES: [Bench; 3] = [
     Bench {
         name: "datapath",
         about: "ns per packet of the eBPF datapath by the kernel's test run, and the verifier's cost",
@@ -50,6 +50,13 @@ const BENCHES: [Bench; 2] = [
         package: "ofproto",
         example: "bench_classifier",
         ebpf: false,
+    },
+    Bench {
+        name: "crr",
+        about: "TCP connections per second through four rules, and the megaflows that they make, beside the reference",
+        package: "vswitchd",
+        example: "bench_crr",
+        ebpf: true,
     },
 ];
 
@@ -86,6 +93,7 @@ impl Bench {
     fn run(&self) -> Result<()> {
         if self.ebpf {
             build_ebpf::run(&build_ebpf::Options::default())?;
+            setup::test_tools();
         }
         let step = cmd::step(format!("benchmark {}", self.name));
         let results = self.measure()?;
@@ -101,6 +109,17 @@ impl Bench {
 
     /// Builds and runs the program; its progress on standard error is the user's to see.
     fn measure(&self) -> Result<Results> {
+        if self.package == "vswitchd" {
+            cmd::run(cmd::cargo().args([
+                "build",
+                "--release",
+                "--quiet",
+                "--package",
+                "vswitchd",
+                "--bin",
+                "vswitchd",
+            ]))?;
+        }
         let mut cargo = cmd::cargo();
         cargo.args(["run", "--release", "--package", self.package, "--example", self.example]);
         let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("can't run cargo")?;
