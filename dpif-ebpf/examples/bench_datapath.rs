@@ -255,7 +255,7 @@ fn recirculations(arrival: &Arrival) -> Vec<FlowPut> {
 }
 
 fn flow(ufid: u128, arrival: &Arrival, mask: FlowKey, actions: Vec<Action>) -> FlowPut {
-    FlowPut { mode: PutMode::Create, ufid: Ufid(ufid), key: key(arrival).masked(&mask), mask, actions }
+    FlowPut { mode: PutMode::Create, ufid: Ufid(ufid), key: key(arrival).masked(&mask), mask, actions: actions.into() }
 }
 
 /// What about every megaflow of a learning switch matches on.

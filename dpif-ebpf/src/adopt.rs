@@ -73,7 +73,7 @@ fn flow(maps: &Maps, masks: &Masks, tag: u64, reference: SlotRef, adopted: &Adop
         return None;
     }
     let (slots, ops) = program(maps, reference.slot, &slot, adopted)?;
-    let actions = decompile(&ops, &slot.key)?;
+    let actions = decompile(&ops, &slot.key)?.into();
     let mask = masks.acquire(&mask.key).ok()?;
     let ufid = Ufid(u128::from_ne_bytes(slot.ufid));
     let chain = Chain::adopted(slots.clone())?;

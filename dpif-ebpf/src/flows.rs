@@ -37,7 +37,7 @@ pub(crate) struct Flow {
     /// Masked.
     pub(crate) key: FlowKey,
     pub(crate) mask: Arc<Mask>,
-    pub(crate) actions: Vec<Action>,
+    pub(crate) actions: Arc<[Action]>,
     pub(crate) digest: Digest,
     pub(crate) chain: Chain,
     pub(crate) stats_id: u32,
@@ -141,7 +141,7 @@ impl Flows {
             self.masks.release(&mask);
             return undo(chain, self.publish_error(error, &digest, &key));
         }
-        Ok(Flow { ufid: put.ufid, key, mask, actions: put.actions.clone(), digest, chain, stats_id })
+        Ok(Flow { ufid: put.ufid, key, mask, actions: Arc::clone(&put.actions), digest, chain, stats_id })
     }
 
     fn replace(&self, old: &Flow, put: &FlowPut, ops: &[Op]) -> Result<Flow> {
@@ -158,7 +158,7 @@ impl Flows {
             ufid: old.ufid,
             key: old.key,
             mask: Arc::clone(&old.mask),
-            actions: put.actions.clone(),
+            actions: Arc::clone(&put.actions),
             digest: old.digest,
             chain,
             stats_id: old.stats_id,
@@ -263,7 +263,7 @@ impl Flows {
     }
 
     fn describe(&self, flow: &Flow, stats: FlowStats) -> DatapathFlow {
-        DatapathFlow { ufid: flow.ufid, key: flow.key, mask: flow.mask.key, actions: flow.actions.clone(), stats }
+        DatapathFlow { ufid: flow.ufid, key: flow.key, mask: flow.mask.key, actions: Arc::clone(&flow.actions), stats }
     }
 
     fn shard(&self, ufid: Ufid) -> &Mutex<Shard> {

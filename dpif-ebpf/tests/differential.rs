@@ -179,9 +179,9 @@ fn what_differed_before_differs_no_more() {
         for (name, rest, gso_size, actions) in cases {
             let key = FlowKey { in_port: 2, ..FlowKey::ZERO };
             let mask = FlowKey { in_port: u32::MAX, recirc_id: u32::MAX, ..FlowKey::ZERO };
-            let first = FlowPut { mode: PutMode::Create, ufid: Ufid(1), key, mask, actions };
+            let first = FlowPut { mode: PutMode::Create, ufid: Ufid(1), key, mask, actions: actions.into() };
             let key = FlowKey { recirc_id: 1, ..key };
-            let second = FlowPut { ufid: Ufid(2), key, actions: vec![output()], ..first.clone() };
+            let second = FlowPut { ufid: Ufid(2), key, actions: [output()].into(), ..first.clone() };
             let mut bytes = unhex(&format!("{MACS}{rest}"));
             if gso_size != 0 {
                 bytes.resize(1000, 0);
@@ -271,7 +271,7 @@ fn table(pair: &mut Pair<'_>, rng: &mut Rng, found: &mut Vec<String>) {
             for at in 0..pair.flows.len() / 2 {
                 let mut put = pair.flows[at].clone();
                 put.mode = PutMode::Modify;
-                put.actions = tables::actions(rng, &put.key, shape);
+                put.actions = tables::actions(rng, &put.key, shape).into();
                 said.extend(pair.put(put).err());
             }
         }

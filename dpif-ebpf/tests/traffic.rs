@@ -39,7 +39,7 @@ fn a_flow_forwards_and_counts() {
     assert_eq!(dpif.port_stats(P2).unwrap().upcall_lost, 1);
 
     // A modified flow keeps its statistics; a deleted one says them.
-    let put = dpif::FlowPut { mode: PutMode::Modify, actions: vec![], ..put };
+    let put = dpif::FlowPut { mode: PutMode::Modify, actions: Default::default(), ..put };
     dpif.flow_put(&put).unwrap();
     left.socket.send(&udp(100, 7)).unwrap();
     assert!(testkit::wait_until(SOON, || dpif.flow_get(put.ufid).unwrap().stats.packets == 3));
@@ -238,7 +238,7 @@ fn a_batch_is_done_in_order() {
     left.socket.send(&udp(60, 1)).unwrap();
     right.recv().unwrap();
     let nothing = || Err(DpifError::NoSuchFlow);
-    let create = dpif::FlowPut { mode: PutMode::Create, actions: vec![], ..put.clone() };
+    let create = dpif::FlowPut { mode: PutMode::Create, actions: Default::default(), ..put.clone() };
     let mut ops = [
         DpifOp::FlowPut { put: &create, result: Ok(()) },
         DpifOp::FlowDel { ufid: put.ufid, result: Err(DpifError::NoSuchFlow) },
@@ -298,11 +298,11 @@ fn what_the_tables_can_not_hold_is_refused() {
     assert_eq!(dpif.stats().unwrap().masks, 256);
 
     // A program longer than the slots that are left.
-    let long = dpif::FlowPut { actions: vec![output(P2); 4000], ..flow(9999, 1) };
+    let long = dpif::FlowPut { actions: vec![output(P2); 4000].into(), ..flow(9999, 1) };
     assert!(matches!(dpif.flow_put(&long), Err(DpifError::Full(_))));
     dpif.flow_flush().unwrap();
     dpif.flow_put(&long).unwrap();
-    let longer = dpif::FlowPut { actions: vec![output(P2); 5000], ..flow(9998, 1) };
+    let longer = dpif::FlowPut { actions: vec![output(P2); 5000].into(), ..flow(9998, 1) };
     assert!(matches!(dpif.flow_put(&longer), Err(DpifError::Invalid(_))));
     dpif.destroy().unwrap();
 }

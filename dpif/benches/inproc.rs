@@ -19,7 +19,7 @@ fn datapath(masks: u32, actions: &str) -> (InprocDatapath, InprocPort, InprocPor
         let (key, mut mask) = parse_flow_key(key, None).expect("a key");
         mask.skb_mark = extra;
         let actions = parse_actions(actions, None).expect("actions");
-        let put = FlowPut { mode: PutMode::Create, ufid: Ufid(ufid.into()), key, mask, actions };
+        let put = FlowPut { mode: PutMode::Create, ufid: Ufid(ufid.into()), key, mask, actions: actions.into() };
         dp.flow_put(&put).expect("the flow is put");
     };
     for i in 1..masks {

@@ -1,6 +1,7 @@
 //! Datapath flows.
 
 use core::fmt;
+use std::sync::Arc;
 
 use datapath_common::FlowKey;
 
@@ -46,8 +47,8 @@ pub struct FlowPut {
     pub key: FlowKey,
     /// Bits of the key that a packet must agree with.
     pub mask: FlowKey,
-    /// What happens to a packet; nothing means drop.
-    pub actions: Vec<Action>,
+    /// What happens to a packet; nothing means drop. Shared with whoever keeps the flow.
+    pub actions: Arc<[Action]>,
 }
 
 /// Statistics of a flow.
@@ -73,7 +74,7 @@ pub struct DatapathFlow {
     /// The mask.
     pub mask: FlowKey,
     /// The actions.
-    pub actions: Vec<Action>,
+    pub actions: Arc<[Action]>,
     /// The statistics.
     pub stats: FlowStats,
 }

@@ -363,7 +363,7 @@ impl Dpif for InprocDatapath {
         // The list that the eBPF datapath would refuse is refused here as well: the caller knows what to do then.
         let program = program::compile(&put.actions).map_err(|e| self.shared.refused(e))?;
         let FlowPut { mode, ufid, key, mask, ref actions } = *put;
-        self.shared.table.write().put(mode, NewFlow { ufid, key, mask, actions: actions.clone(), program })
+        self.shared.table.write().put(mode, NewFlow { ufid, key, mask, actions: Arc::clone(actions), program })
     }
 
     fn flow_get(&self, ufid: Ufid) -> Result<DatapathFlow> {

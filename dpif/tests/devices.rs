@@ -40,7 +40,9 @@ impl Switch {
     fn flow(&self, ufid: u128, key: &str, actions: &str) {
         let (key, mask) = parse_flow_key(key, None).unwrap();
         let actions = parse_actions(actions, None).unwrap();
-        self.dp.flow_put(&FlowPut { mode: PutMode::CreateOrModify, ufid: Ufid(ufid), key, mask, actions }).unwrap();
+        self.dp
+            .flow_put(&FlowPut { mode: PutMode::CreateOrModify, ufid: Ufid(ufid), key, mask, actions: actions.into() })
+            .unwrap();
     }
 }
 

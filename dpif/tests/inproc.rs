@@ -31,7 +31,7 @@ fn with_options(options: Options) -> (InprocDatapath, [InprocPort; 3]) {
 fn flow(ufid: u128, actions: Vec<Action>) -> FlowPut {
     let key = FlowKey { in_port: 1, ..FlowKey::ZERO };
     let mask = FlowKey { in_port: u32::MAX, recirc_id: u32::MAX, ..FlowKey::ZERO };
-    FlowPut { mode: PutMode::Create, ufid: Ufid(ufid), key, mask, actions }
+    FlowPut { mode: PutMode::Create, ufid: Ufid(ufid), key, mask, actions: actions.into() }
 }
 
 fn recirculated(ufid: u128, id: u32, actions: Vec<Action>) -> FlowPut {
@@ -338,7 +338,7 @@ fn flows_are_put_and_changed_as_asked() {
     let put = |mode, ufid, key: u32, mask: u32, out| {
         let key = FlowKey { in_port: 1, skb_mark: key, ..FlowKey::ZERO };
         let mask = FlowKey { in_port: u32::MAX, skb_mark: mask, ..FlowKey::ZERO };
-        dp.flow_put(&FlowPut { mode, ufid: Ufid(ufid), key, mask, actions: vec![output(out)] })
+        dp.flow_put(&FlowPut { mode, ufid: Ufid(ufid), key, mask, actions: [output(out)].into() })
     };
     use PutMode::*;
     assert!(matches!(put(Modify, 1, 0, 1, 2), Err(DpifError::NoSuchFlow)));

@@ -60,7 +60,7 @@ proptest! {
                         continue;
                     }
                     let ufid = Ufid(i as u128);
-                    dp.flow_put(&FlowPut { mode: PutMode::Create, ufid, key, mask, actions: vec![] }).unwrap();
+                    dp.flow_put(&FlowPut { mode: PutMode::Create, ufid, key, mask, actions: Default::default() }).unwrap();
                     slow.put(ufid, &key, &mask);
                     flows.push((ufid, (key, mask)));
                 }

@@ -24,7 +24,7 @@ fn dumps_read_as_the_references() {
         let actions = parse_actions(actions, None).unwrap_or_else(|e| panic!("{actions}: {e}"));
         // Whoever adds a flow without a recirculation id means id 0.
         let mask = FlowKey { recirc_id: u32::MAX, ..mask };
-        let flow = DatapathFlow { ufid: Ufid(1), key, mask, actions, stats: FlowStats::default() };
+        let flow = DatapathFlow { ufid: Ufid(1), key, mask, actions: actions.into(), stats: FlowStats::default() };
         let style = Style { packet_type: true, ..Style::default() };
         assert_eq!(style.flow(&flow, 0), short);
         let style = Style { verbose: true, names: Some(&names), ..style };
@@ -113,7 +113,7 @@ fn a_whole_flow_says_its_statistics() {
     let (key, mask) = parse_flow_key("recirc_id(0),in_port(2),eth()", None).unwrap();
     let stats = FlowStats { packets: 1, bytes: 98, used_ms: 10_000, tcp_flags: 0x012 };
     let actions = parse_actions("2,3", None).unwrap();
-    let flow = DatapathFlow { ufid: Ufid(0x1234_5678_9abc_def0 << 64 | 5), key, mask, actions, stats };
+    let flow = DatapathFlow { ufid: Ufid(0x1234_5678_9abc_def0 << 64 | 5), key, mask, actions: actions.into(), stats };
     assert_eq!(
         Style::default().flow(&flow, 10_123),
         "recirc_id(0),in_port(2),eth(), packets:1, bytes:98, used:0.123s, flags:S., actions:2,3"

@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::bridge::Config;
 use crate::clock::Clock;
-use crate::upcall::UkeyTable;
+use crate::upcall::{FlowLimit, UkeyTable, Warnings};
 
 /// What the threads of a switch share.
 pub(crate) struct Backer {
@@ -27,6 +27,8 @@ pub(crate) struct Backer {
     writer: Mutex<()>,
     generation: AtomicU64,
     pub(crate) ukeys: UkeyTable,
+    pub(crate) adapted_limit: FlowLimit,
+    pub(crate) warnings: Warnings,
     revalidator: Mutex<RevalidatorState>,
     wake: Condvar,
     /// The revalidator's thread has fallen asleep.
@@ -63,6 +65,8 @@ impl Backer {
             // 0 is the generation of what has never been translated.
             generation: AtomicU64::new(1),
             ukeys: UkeyTable::default(),
+            adapted_limit: FlowLimit::default(),
+            warnings: Warnings::default(),
             revalidator: Mutex::default(),
             wake: Condvar::new(),
             rest: Condvar::new(),
@@ -84,7 +88,7 @@ impl Backer {
 
     /// Megaflows that may be installed: the operator's limit, or what the revalidator copes with.
     pub(crate) fn flow_limit(&self) -> usize {
-        self.ukeys.adapted_limit().min(self.limits().flow_limit)
+        self.adapted_limit.adapted().min(self.limits().flow_limit)
     }
 
     /// The published configuration.

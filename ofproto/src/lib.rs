@@ -28,6 +28,7 @@ pub mod mac_learning;
 pub mod port;
 pub mod rule;
 pub mod switch;
+mod sync;
 pub mod table;
 pub mod upcall;
 pub mod xlate;

@@ -25,11 +25,14 @@ use crate::backer::Backer;
 use crate::switch::SwitchError;
 
 mod handler;
+mod limit;
 mod rate;
 mod revalidator;
 mod slow;
 mod ukey;
 
+pub(crate) use limit::FlowLimit;
+pub(crate) use rate::Warnings;
 pub(crate) use revalidator::{PassState, flush, revalidate};
 pub(crate) use ukey::UkeyTable;
 
@@ -127,7 +130,12 @@ pub struct Summary {
 
 impl Summary {
     pub(crate) fn of(backer: &Backer) -> Self {
-        let limit = backer.flow_limit();
-        Self { limit, ..backer.ukeys.summary() }
+        Self {
+            current: backer.ukeys.len(),
+            average: backer.adapted_limit.average(),
+            max: backer.ukeys.max(),
+            limit: backer.flow_limit(),
+            dump_ms: backer.adapted_limit.dump_ms(),
+        }
     }
 }

@@ -136,7 +136,13 @@ pub(crate) fn flow_of_port(port: OdpPort, actions: Vec<Action>) -> FlowPut {
     let (mut key, mut mask) = (FlowKey::ZERO, FlowKey::ZERO);
     key.in_port = port.0;
     mask.in_port = u32::MAX;
-    FlowPut { mode: PutMode::CreateOrModify, ufid: Ufid(u128::from(port.0) << 64 | 1), key, mask, actions }
+    FlowPut {
+        mode: PutMode::CreateOrModify,
+        ufid: Ufid(u128::from(port.0) << 64 | 1),
+        key,
+        mask,
+        actions: actions.into(),
+    }
 }
 
 /// A datapath whose port 1 is `left` and whose port 2 is `right`.

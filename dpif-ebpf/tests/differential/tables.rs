@@ -92,7 +92,7 @@ fn flow(rng: &mut Rng, ufid: u128, key: FlowKey, shape: Shape) -> FlowPut {
         mask.ip_proto = 0xff;
     }
     let actions = actions(rng, &key, shape);
-    FlowPut { mode: PutMode::Create, ufid: Ufid(ufid), key: key.masked(&mask), mask, actions }
+    FlowPut { mode: PutMode::Create, ufid: Ufid(ufid), key: key.masked(&mask), mask, actions: actions.into() }
 }
 
 /// A list of actions for packets like `key`; what it does need not fit them.

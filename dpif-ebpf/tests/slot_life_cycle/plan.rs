@@ -76,13 +76,13 @@ fn udp_sum(frame: &[u8]) -> u16 {
 /// The flow in state `number`, in which it has a program.
 pub(crate) fn put(flow: usize, number: u32, mode: PutMode) -> FlowPut {
     let (key, mask) = key(flow);
-    FlowPut { mode, ufid: ufid(flow), key, mask, actions: program(flow, number) }
+    FlowPut { mode, ufid: ufid(flow), key, mask, actions: program(flow, number).into() }
 }
 
 /// A flow whose program fits one slot.
 pub(crate) fn one_slot(flow: usize) -> FlowPut {
     let (key, mask) = key(flow);
-    FlowPut { mode: PutMode::Create, ufid: ufid(flow), key, mask, actions: vec![] }
+    FlowPut { mode: PutMode::Create, ufid: ufid(flow), key, mask, actions: Default::default() }
 }
 
 fn key(flow: usize) -> (FlowKey, FlowKey) {

@@ -26,7 +26,7 @@ pub(super) struct Flow {
     pub(super) ufid: Ufid,
     pub(super) key: FlowKey,
     pub(super) mask: FlowKey,
-    pub(super) actions: Vec<Action>,
+    pub(super) actions: Arc<[Action]>,
     pub(super) program: Vec<Op>,
     pub(super) counters: Arc<Counters>,
     digest: Digest,
@@ -114,7 +114,7 @@ pub(super) struct NewFlow {
     pub(super) ufid: Ufid,
     pub(super) key: FlowKey,
     pub(super) mask: FlowKey,
-    pub(super) actions: Vec<Action>,
+    pub(super) actions: Arc<[Action]>,
     pub(super) program: Vec<Op>,
 }
 

@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use datapath_common::FlowKey;
-use dpif::{Action, DpifError, DpifOp, Execute, FlowPut, FlowStats, PutMode, Upcall, UpcallBatch, UpcallKind};
+use dpif::{Action, DpifError, DpifOp, Execute, FlowPut, PutMode, Ufid, Upcall, UpcallBatch, UpcallKind};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
-use parking_lot::Mutex;
 
 use super::slow;
-use super::ukey::{Phase, State, Ukey};
+use super::ukey::{Installation, MaskedWords, Refused, Ukey};
 use crate::backer::Backer;
 use crate::flow::extract_again;
 use crate::xlate::{Effect, Xlate, is_slow_path, translate};
@@ -59,7 +58,7 @@ struct Answer<'a> {
     upcall: &'a Upcall,
     key: FlowKey,
     /// The flow to install.
-    install: Option<(Arc<Ukey>, FlowPut)>,
+    install: Option<(Installation, FlowPut)>,
     /// What to do with the packet.
     actions: Vec<Action>,
     /// No datapath can run the actions.
@@ -83,11 +82,12 @@ pub(super) fn answer(backer: &Backer, upcalls: &[Upcall]) {
     }
     backer.dpif.operate(&mut ops);
     let mut results = ops.into_iter();
+    let mut puts = Vec::new();
     for answer in &answers {
-        if let Some((ukey, _)) = &answer.install
+        if answer.install.is_some()
             && let Some(DpifOp::FlowPut { result, .. }) = results.next()
         {
-            installed(backer, ukey, result);
+            puts.push(result);
         }
         if answer.slow {
             slow::execute(backer, &answer.upcall.packet, &answer.key, &answer.actions);
@@ -98,22 +98,23 @@ pub(super) fn answer(backer: &Backer, upcalls: &[Upcall]) {
             failed(backer, &format!("executing a packet: {error}"));
         }
     }
+    for ((installation, _), result) in answers.into_iter().filter_map(|answer| answer.install).zip(puts) {
+        installed(backer, installation, result);
+    }
 }
 
-fn installed(backer: &Backer, ukey: &Arc<Ukey>, result: dpif::Result<()>) {
+fn installed(backer: &Backer, installation: Installation, result: dpif::Result<()>) {
     match result {
         Ok(()) => {
-            let mut state = ukey.state.lock();
-            state.phase = state.phase.max(Phase::Operational);
-            let stale = state.generation != backer.generation();
-            drop(state);
+            let Some(ukey) = installation.succeeded() else { return };
+            let stale = ukey.state.lock().generation != backer.generation();
             if stale {
                 // The revalidator may have passed by before the flow was there.
                 backer.wake_revalidator();
             }
         }
         Err(error) => {
-            backer.ukeys.remove(ukey);
+            installation.failed(&backer.ukeys);
             match error {
                 // Somebody was quicker.
                 DpifError::FlowExists => {}
@@ -165,7 +166,7 @@ fn decide<'a>(backer: &Backer, upcall: &'a Upcall) -> Option<Answer<'a>> {
             (flow_actions, mask, xlate.effects)
         }
         None => {
-            if let Some(before) = backer.ukeys.unknown_port.allow(now) {
+            if let Some(before) = backer.warnings.unknown_port.allow(now) {
                 let port = key.in_port;
                 tracing::warn!("a packet came by datapath port {port}, which is on no bridge ({before} more before)");
             }
@@ -187,24 +188,36 @@ fn prepare(
     effects: Vec<Effect>,
     generation: u64,
     now: u64,
-) -> Option<(Arc<Ukey>, FlowPut)> {
+) -> Option<(Installation, FlowPut)> {
     if backer.ukeys.len() >= backer.flow_limit() {
         coverage::inc!("upcall_flow_limit_hit");
         return None;
     }
     let key = key.masked(&mask);
-    let ufid = backer.ukeys.ufid(&key, &mask);
-    let state = State {
-        phase: Phase::Created,
-        actions: actions.clone(),
-        effects,
-        generation,
-        pushed: FlowStats::default(),
-        seen_in_pass: 0,
-        missed: 0,
-    };
-    let ukey = backer.ukeys.insert(Ukey { ufid, key, mask, created_ms: now, state: Mutex::new(state) })?;
-    Some((ukey, FlowPut { mode: PutMode::Create, ufid, key, mask, actions }))
+    let flow = MaskedWords::new(&key, &mask);
+    let ufid = backer.ukeys.ufid(&flow);
+    let actions: Arc<[Action]> = actions.into();
+    let ukey = Ukey::new(ufid, flow.to_key(), now, generation, Arc::clone(&actions), effects.into());
+    match backer.ukeys.install(ukey) {
+        Ok(installation) => Some((installation, FlowPut { mode: PutMode::Create, ufid, key, mask, actions })),
+        Err(refused) => {
+            not_installed(backer, ufid, refused);
+            None
+        }
+    }
+}
+
+fn not_installed(backer: &Backer, ufid: Ufid, refused: Refused) {
+    match refused {
+        Refused::Duplicate => coverage::inc!("handler_duplicate_upcall"),
+        Refused::Contended => coverage::inc!("ukey_replace_contention"),
+        Refused::Conflict => {
+            coverage::inc!("upcall_ukey_conflict");
+            if let Some(before) = backer.warnings.conflict.allow(backer.clock.now_ms()) {
+                tracing::warn!("two flows have the id {ufid}; the second is not installed ({before} more before)");
+            }
+        }
+    }
 }
 
 /// The mask of a flow for a port that is on no bridge.
@@ -219,7 +232,7 @@ pub(super) fn exact_mask(key: &FlowKey) -> FlowKey {
 }
 
 pub(super) fn failed(backer: &Backer, what: &str) {
-    if let Some(before) = backer.ukeys.failed.allow(backer.clock.now_ms()) {
+    if let Some(before) = backer.warnings.failed.allow(backer.clock.now_ms()) {
         tracing::warn!("{what} ({before} more failures before)");
     }
 }

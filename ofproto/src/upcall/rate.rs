@@ -28,6 +28,17 @@ impl RateLimit {
     }
 }
 
+/// The messages of the upcall engine that packets cause.
+#[derive(Debug, Default)]
+pub(crate) struct Warnings {
+    /// A packet came by a port that is on no bridge.
+    pub(crate) unknown_port: RateLimit,
+    /// Something went wrong with a packet or a flow.
+    pub(crate) failed: RateLimit,
+    /// Two flows have one id.
+    pub(crate) conflict: RateLimit,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

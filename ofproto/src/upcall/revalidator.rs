@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dpif::{Action, DatapathFlow, DpifError, DpifOp, FlowPut, FlowStats, PutMode, Ufid};
-use parking_lot::Mutex;
 
 use super::handler::{exact_mask, failed};
-use super::ukey::{Phase, State, Ukey};
+use super::ukey::{DelReason, MaskedKey, Phase, State, Ukey};
 use crate::backer::Backer;
 use crate::bridge::Config;
 use crate::xlate::{Effect, Xlate, translate};
@@ -83,13 +82,15 @@ pub(crate) fn revalidate(backer: &Backer) {
         let mut ops: Vec<_> = batch.iter().map(|ufid| delete(*ufid)).collect();
         backer.dpif.operate(&mut ops);
     }
-    backer.ukeys.pass_ended(began.elapsed().as_millis() as u64, backer.limits().flow_limit);
+    let (dump_ms, most) = (began.elapsed().as_millis() as u64, backer.limits().flow_limit);
+    backer.adapted_limit.pass_ended(dump_ms, backer.ukeys.len(), most);
 }
 
 /// Deletes all flows, pushing their statistics.
 pub(crate) fn flush(backer: &Backer) -> dpif::Result<()> {
     let _pass = backer.pass.lock();
-    let changes: Vec<_> = backer.ukeys.all().into_iter().filter(begin_to_evict).map(|u| (u, Change::Delete)).collect();
+    let changes: Vec<_> =
+        backer.ukeys.all().into_iter().filter(purge).map(|u| (u, Change::Delete(DelReason::Purge))).collect();
     for batch in changes.chunks(BATCH) {
         carry_out(backer, batch);
     }
@@ -111,17 +112,11 @@ pub(super) fn adopt(backer: &Backer) -> dpif::Result<()> {
             foreign.push(flow.ufid);
             return true;
         }
-        let state = State {
-            phase: Phase::Operational,
-            actions: flow.actions.clone(),
-            effects: Vec::new(),
-            generation: 0,
-            pushed: flow.stats,
-            seen_in_pass: 0,
-            missed: 0,
-        };
-        let state = Mutex::new(state);
-        backer.ukeys.insert(Ukey { ufid: flow.ufid, key: flow.key, mask: flow.mask, created_ms: now, state });
+        let masked = MaskedKey::new(&flow.key, &flow.mask);
+        let ukey = Ukey::new(flow.ufid, masked, now, 0, Arc::clone(&flow.actions), Box::default());
+        ukey.state.lock().pushed = flow.stats;
+        // There is none with its id: it was looked for above, and no handler runs.
+        let _ = backer.ukeys.adopt(ukey);
         true
     })?;
     for ufid in foreign {
@@ -139,15 +134,17 @@ fn recirculates(flow: &DatapathFlow) -> bool {
 
 /// What is to be done with a flow.
 enum Change {
-    Delete,
+    Delete(DelReason),
     /// Its packets do something else now.
     Modify {
-        actions: Vec<Action>,
+        actions: Arc<[Action]>,
         effects: Vec<Effect>,
         generation: u64,
     },
     /// It is gone from the datapath.
     Forget,
+    /// It was deleted, and its ukey could not be taken out then.
+    Sweep,
 }
 
 /// How a pass looks at flows.
@@ -177,12 +174,16 @@ impl<'a> Look<'a> {
 
     fn at(&self, ukey: &Arc<Ukey>, idle_since: u64) -> Option<Change> {
         let mut state = ukey.state.lock();
-        if state.phase != Phase::Operational {
-            return None;
+        match state.phase() {
+            Phase::Operational => {}
+            Phase::Evicted => return Some(Change::Sweep),
+            _ => return None,
         }
         let change = self.judge(ukey, &mut state, idle_since)?;
-        if !matches!(change, Change::Modify { .. }) {
-            state.phase = Phase::Evicting;
+        match change {
+            Change::Delete(reason) if !state.begin_to_evict(reason) => return None,
+            Change::Forget if !state.begin_to_evict(DelReason::MissingInDatapath) => return None,
+            _ => {}
         }
         Some(change)
     }
@@ -194,25 +195,29 @@ impl<'a> Look<'a> {
                 return Some(Change::Forget);
             }
         }
-        if self.all || self.now.saturating_sub(idle_since) >= self.max_idle_ms {
-            return Some(Change::Delete);
+        if self.all {
+            return Some(Change::Delete(DelReason::FlowLimit));
+        }
+        if self.now.saturating_sub(idle_since) >= self.max_idle_ms {
+            return Some(Change::Delete(DelReason::Idle));
         }
         if state.generation == self.generation {
             return None;
         }
         coverage::inc!("revalidate_flow");
         // Bits that the flow doesn't match on are 0 here. If they matter now, the new mask has them, and the flow goes.
-        let Some(xlate) = translate(&self.config, &ukey.key) else { return Some(Change::Delete) };
-        let mask = if self.backer.limits().megaflows { xlate.mask } else { exact_mask(&ukey.key) };
-        let too_wide = mask.words().iter().zip(ukey.mask.words()).any(|(new, installed)| new & !installed != 0);
-        if too_wide {
-            return Some(Change::Delete);
+        let key = ukey.flow.key();
+        let Some(xlate) = translate(&self.config, &key) else { return Some(Change::Delete(DelReason::NoOfproto)) };
+        let mask = if self.backer.limits().megaflows { xlate.mask } else { exact_mask(&key) };
+        if !ukey.flow.covers(&mask) {
+            return Some(Change::Delete(DelReason::Wildcarded));
         }
         let actions = xlate.flow_actions();
-        if actions != state.actions {
+        if *actions != *state.actions {
+            let actions = actions.into();
             return Some(Change::Modify { actions, effects: xlate.effects, generation: self.generation });
         }
-        state.effects = xlate.effects;
+        state.effects = xlate.effects.into();
         state.generation = self.generation;
         None
     }
@@ -224,65 +229,66 @@ fn carry_out(backer: &Backer, changes: &[(Arc<Ukey>, Change)]) {
     for ((ukey, change), put) in changes.iter().zip(&puts) {
         match (change, put) {
             (Change::Modify { .. }, Some(put)) => ops.push(DpifOp::FlowPut { put, result: Err(DpifError::NoSuchFlow) }),
-            (Change::Delete, _) => ops.push(delete(ukey.ufid)),
+            (Change::Delete(_), _) => ops.push(delete(ukey.ufid)),
             _ => {}
         }
     }
     backer.dpif.operate(&mut ops);
     let mut results = ops.into_iter();
     for (ukey, change) in changes {
-        let result = if matches!(change, Change::Forget) { None } else { results.next() };
+        let result = if matches!(change, Change::Forget | Change::Sweep) { None } else { results.next() };
         match (change, result) {
             (Change::Modify { actions, effects, generation }, Some(DpifOp::FlowPut { result, .. })) => {
                 coverage::inc!("revalidate_modified");
                 let mut state = ukey.state.lock();
                 match result {
                     Ok(()) => {
-                        state.actions.clone_from(actions);
-                        state.effects.clone_from(effects);
+                        state.actions = Arc::clone(actions);
+                        state.effects = effects.as_slice().into();
                         state.generation = *generation;
                     }
                     Err(error) => {
                         // It can't stay as it is.
                         failed(backer, &format!("modifying a flow: {error}"));
-                        state.phase = Phase::Evicting;
+                        state.becomes_inconsistent();
+                        state.begin_to_evict(DelReason::UpdateFailed);
                         drop(state);
                         let _ = backer.dpif.flow_del(ukey.ufid);
+                        ukey.state.lock().is_evicted();
                         backer.ukeys.remove(ukey);
                     }
                 }
             }
-            (Change::Delete, Some(DpifOp::FlowDel { result, .. })) => {
+            (Change::Delete(_), Some(DpifOp::FlowDel { result, .. })) => {
                 coverage::inc!("revalidate_deleted");
                 match result {
                     Ok(stats) => push(backer, &mut ukey.state.lock(), &stats),
                     Err(DpifError::NoSuchFlow) => {}
                     Err(error) => failed(backer, &format!("deleting a flow: {error}")),
                 }
+                ukey.state.lock().is_evicted();
                 backer.ukeys.remove(ukey);
             }
-            _ => backer.ukeys.remove(ukey),
+            _ => {
+                ukey.state.lock().is_evicted();
+                backer.ukeys.remove(ukey);
+            }
         }
     }
 }
 
 fn modification(ukey: &Ukey, change: &Change) -> Option<FlowPut> {
     let Change::Modify { actions, .. } = change else { return None };
-    let Ukey { ufid, key, mask, .. } = *ukey;
-    Some(FlowPut { mode: PutMode::Modify, ufid, key, mask, actions: actions.clone() })
+    let (key, mask) = (ukey.flow.key(), ukey.flow.mask());
+    Some(FlowPut { mode: PutMode::Modify, ufid: ukey.ufid, key, mask, actions: Arc::clone(actions) })
 }
 
 fn delete<'a>(ufid: Ufid) -> DpifOp<'a> {
     DpifOp::FlowDel { ufid, result: Err(DpifError::NoSuchFlow) }
 }
 
-fn begin_to_evict(ukey: &Arc<Ukey>) -> bool {
-    let mut state = ukey.state.lock();
-    let operational = state.phase == Phase::Operational;
-    if operational {
-        state.phase = Phase::Evicting;
-    }
-    operational
+fn purge(ukey: &Arc<Ukey>) -> bool {
+    ukey.state.lock().begin_to_evict(DelReason::Purge)
 }
 
 /// Gives what a flow counted since the last time to whom it belongs.

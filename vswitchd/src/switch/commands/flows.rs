@@ -110,7 +110,7 @@ fn put(shared: &Shared, args: &[String], mode: PutMode) -> Result<String, String
     let actions = odp::parse_actions(actions, Some(&numbers)).map_err(|error| format!("parsing actions ({error})"))?;
     let mode = if options.may_create { PutMode::CreateOrModify } else { mode };
     let ufid = ufid.unwrap_or_else(|| generated(&key));
-    let put = FlowPut { mode, ufid, key, mask, actions };
+    let put = FlowPut { mode, ufid, key, mask, actions: actions.into() };
     switch.dpif().flow_put(&put).map_err(|error| format!("updating flow table ({})", say(error)))?;
     Ok(String::new())
 }
