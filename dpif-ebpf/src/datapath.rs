@@ -76,8 +76,8 @@ impl EbpfDpif {
         let adopted = if maps.adopted {
             let adopted = adopt(&maps, &masks)?;
             grace.wait().map_err(|error| io_error("waiting for a grace period", error))?;
-            upcalls.purge_all()?;
-            tracing::info!("{name}: adopted {} flows", adopted.flows.len());
+            let discarded = upcalls.purge_all()?;
+            tracing::info!("{name}: adopted {} flows, discarded {discarded} old upcalls", adopted.flows.len());
             adopted
         } else {
             Adopted { flows: Vec::new(), slots: Vec::new(), stats: Vec::new() }

@@ -42,15 +42,17 @@ impl Upcalls {
         Self { maps, pins, handlers: Default::default() }
     }
 
-    /// Throws away what an earlier process left in the rings: nobody waits for an answer to these packets any more. No
-    /// handler is set, and no program is in the middle of a record.
-    pub(crate) fn purge_all(&self) -> Result<()> {
+    /// Throws away what an earlier process left in the rings, and says how many records: nobody waits for an answer to these
+    /// packets any more. No handler is set, and no program is in the middle of a record.
+    pub(crate) fn purge_all(&self) -> Result<usize> {
+        let mut discarded = 0;
         for number in 0..MAX_HANDLERS as u32 {
             if self.pins.path(&format!("ring{number}")).exists() {
                 self.open(number)?;
-                self.purge(number)?;
+                discarded += self.purge(number)?;
             }
         }
+        coverage::add!("dpif_ebpf_upcall_discarded", discarded as u64);
         // A process that died between releasing a record and giving the credit back has taken that credit with it.
         for index in 0..self.maps.credits.len() {
             let word = |offset| self.maps.credits.word(index, offset / 8);
@@ -63,7 +65,7 @@ impl Upcalls {
                 }
             }
         }
-        Ok(())
+        Ok(discarded)
     }
 
     /// Sets how many handlers receive.
@@ -78,7 +80,8 @@ impl Upcalls {
         // What others had not received is lost with them.
         for number in n..MAX_HANDLERS as u32 {
             if self.handler(number).is_ok() {
-                self.purge(number)?;
+                let discarded = self.purge(number)?;
+                coverage::add!("dpif_ebpf_upcall_discarded", discarded as u64);
             }
         }
         Ok(())
@@ -116,6 +119,7 @@ impl Upcalls {
             {
                 coverage::inc!("dpif_ebpf_bad_upcall");
                 batch.cancel_slot();
+                batch.count_bad();
             }
             let used = Used::of(&record);
             drop(record);

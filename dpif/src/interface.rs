@@ -169,6 +169,12 @@ pub trait Dpif: Send + Sync {
     /// Throws away what `handler` has not received, and says how many.
     fn recv_purge(&self, handler: u32) -> Result<usize>;
 
+    /// Upcalls that were lost because they were not received in time, by port and handler, since the datapath was made. What
+    /// an engine can't tell apart is missing.
+    fn upcalls_lost(&self) -> Vec<(OdpPort, u32, u64)> {
+        Vec::new()
+    }
+
     /// Sets a meter.
     fn meter_set(&self, _id: u32) -> Result<()> {
         Err(DpifError::Unsupported("meters".into(), self.engine().into()))

@@ -47,6 +47,7 @@ impl Default for Upcall {
 pub struct UpcallBatch {
     upcalls: Vec<Upcall>,
     used: usize,
+    bad: usize,
 }
 
 impl UpcallBatch {
@@ -56,6 +57,17 @@ impl UpcallBatch {
     /// Forgets the upcalls, keeps their buffers.
     pub fn clear(&mut self) {
         self.used = 0;
+        self.bad = 0;
+    }
+
+    /// A record was read that is none, and dropped.
+    pub fn count_bad(&mut self) {
+        self.bad += 1;
+    }
+
+    /// Records that were none.
+    pub fn bad(&self) -> usize {
+        self.bad
     }
 
     /// Whether the batch takes no more.

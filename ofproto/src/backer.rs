@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::bridge::Config;
 use crate::clock::Clock;
-use crate::upcall::{FlowLimit, UkeyTable, Warnings};
+use crate::upcall::{FlowLimit, LossWatch, RecentMasks, UkeyTable, Warnings};
 
 /// What the threads of a switch share.
 pub(crate) struct Backer {
@@ -27,7 +27,9 @@ pub(crate) struct Backer {
     writer: Mutex<()>,
     generation: AtomicU64,
     pub(crate) ukeys: UkeyTable,
+    pub(crate) recent: RecentMasks,
     pub(crate) adapted_limit: FlowLimit,
+    pub(crate) losses: LossWatch,
     pub(crate) warnings: Warnings,
     revalidator: Mutex<RevalidatorState>,
     wake: Condvar,
@@ -65,7 +67,9 @@ impl Backer {
             // 0 is the generation of what has never been translated.
             generation: AtomicU64::new(1),
             ukeys: UkeyTable::default(),
+            recent: RecentMasks::default(),
             adapted_limit: FlowLimit::default(),
+            losses: LossWatch::default(),
             warnings: Warnings::default(),
             revalidator: Mutex::default(),
             wake: Condvar::new(),

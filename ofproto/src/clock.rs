@@ -8,6 +8,11 @@ pub trait Clock: Send + Sync {
     /// Milliseconds of `CLOCK_MONOTONIC`, or of whatever stands for it. It has to be the clock of the datapath, whose flows
     /// say on it when they were used last.
     fn now_ms(&self) -> u64;
+
+    /// The same time in nanoseconds.
+    fn now_ns(&self) -> u64 {
+        self.now_ms().saturating_mul(1_000_000)
+    }
 }
 
 /// The system's monotonic clock.
@@ -16,9 +21,13 @@ pub struct MonotonicClock;
 
 impl Clock for MonotonicClock {
     fn now_ms(&self) -> u64 {
+        self.now_ns() / 1_000_000
+    }
+
+    fn now_ns(&self) -> u64 {
         use nix::time::{ClockId, clock_gettime};
         // Linux always has this clock.
-        clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() as u64 * 1000 + t.tv_nsec() as u64 / 1_000_000)
+        clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
     }
 }
 

@@ -12,11 +12,9 @@
 
 use std::fmt;
 
-use datapath_common::extract::{eth_type, extract, ip_proto};
+use datapath_common::extract::{eth_type, ip_proto};
 use datapath_common::key::{FRAG_FIRST, FRAG_LATER, KEY_WORDS};
-use datapath_common::packet::SlicePacket;
 use datapath_common::{Be16, Be32, FlowKey, Vlan};
-use dpif::Packet;
 use openflow::{MatchFields, OfPort};
 
 mod field;
@@ -356,19 +354,6 @@ impl Flow {
 /// Whether there is a tag.
 pub fn is_present(vlan: Vlan) -> bool {
     vlan.tci.get() & datapath_common::key::VLAN_PRESENT != 0
-}
-
-/// Extracts a packet's fields again and says whether they are those of the datapath's `key`. Where they are not, the datapath
-/// saw what the packet doesn't show, and no megaflow may be made from what userspace sees. `None`: the packet is malformed.
-pub fn extract_again(packet: &Packet, key: &FlowKey) -> Option<(FlowKey, bool)> {
-    let mut again = *key;
-    datapath_common::extract::clear_packet_fields(&mut again);
-    // Tags are in the bytes of a packet that comes up, so the copy is the same packet.
-    let slice =
-        SlicePacket { bytes: packet.data.clone(), vlan: Vlan::default(), partial_checksum: packet.partial_checksum };
-    extract(&slice, &mut again).ok()?;
-    let same = again == *key;
-    Some((again, same))
 }
 
 impl Default for Flow {

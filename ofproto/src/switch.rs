@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 use std::time::Duration;
 
 use dpif::{DatapathFlow, Dpif, DpifError, OdpPort, PortSpec, PortStats};
@@ -21,7 +20,7 @@ use crate::clock::{Clock, MonotonicClock};
 use crate::mac_learning::MacTable;
 use crate::port::{PatchStats, Port, PortKind, PortVlan};
 use crate::table::{FlowModError, Tables};
-use crate::upcall::{self, Engine};
+use crate::upcall::{self, Engine, HandlerReport, PortUpcalls, ThreadCounts};
 
 mod show;
 
@@ -31,6 +30,8 @@ pub struct Options {
     /// Threads that answer upcalls; `None` lets the switch choose by the number of processors. A datapath that insists on a
     /// number overrides it.
     pub n_handlers: Option<u32>,
+    /// Threads that look after the megaflows; `None` lets the switch choose, by the number of handlers if that is given.
+    pub n_revalidators: Option<u32>,
     /// Megaflows that may be installed.
     pub flow_limit: usize,
     /// Milliseconds without a packet after which a megaflow goes.
@@ -47,6 +48,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             n_handlers: None,
+            n_revalidators: None,
             flow_limit: 200_000,
             max_idle_ms: 10_000,
             max_revalidator_ms: 500,
@@ -103,7 +105,8 @@ pub type Result<T, E = SwitchError> = core::result::Result<T, E>;
 /// All bridges over one datapath.
 pub struct Switch {
     backer: Arc<Backer>,
-    n_handlers: Mutex<Option<u32>>,
+    /// Numbers of handlers and revalidators that were asked for.
+    threads: Mutex<(Option<u32>, Option<u32>)>,
     /// Held while bridges and ports come and go: between the look at a name and its use nobody else may take it.
     admin: Mutex<()>,
     engine: Mutex<Option<Engine>>,
@@ -113,22 +116,44 @@ impl Switch {
     /// A switch over a datapath, without bridges. Nothing happens to the datapath yet.
     pub fn new(dpif: Arc<dyn Dpif>, options: Options) -> Self {
         let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), options.limits()));
-        Self { backer, n_handlers: Mutex::new(options.n_handlers), admin: Mutex::new(()), engine: Mutex::new(None) }
+        let threads = Mutex::new((options.n_handlers, options.n_revalidators));
+        Self { backer, threads, admin: Mutex::new(()), engine: Mutex::new(None) }
     }
 
-    /// Changes the options while the switch runs. The clock stays. Another number of handlers restarts the threads.
+    /// Changes the options while the switch runs. The clock stays. Other numbers of threads restart them; where what was asked
+    /// for changes and the numbers that come of it don't, nothing is restarted.
     ///
     /// # Errors
     /// As [`Switch::start`].
     pub fn set_options(&self, options: &Options) -> Result<()> {
         self.backer.set_limits(options.limits());
-        let before = std::mem::replace(&mut *self.n_handlers.lock(), options.n_handlers);
-        let runs = self.engine.lock().is_some();
-        if runs && before != options.n_handlers {
-            self.stop();
-            self.start()?;
+        *self.threads.lock() = (options.n_handlers, options.n_revalidators);
+        let mut engine = self.engine.lock();
+        match engine.take_if(|engine| engine.counts() != self.thread_counts()) {
+            Some(old) => self.restart(&mut engine, old, || Ok(())),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// The numbers of threads that there ought to be.
+    fn thread_counts(&self) -> ThreadCounts {
+        let (handlers, revalidators) = *self.threads.lock();
+        let required = self.backer.dpif.features().required_handlers;
+        ThreadCounts::choose(required, handlers.unwrap_or(0), revalidators.unwrap_or(0))
+    }
+
+    /// Ends the threads, does something while there are none, and starts them.
+    fn restart(&self, engine: &mut Option<Engine>, old: Engine, between: impl FnOnce() -> Result<()>) -> Result<()> {
+        old.stop(&self.backer);
+        let done = between();
+        *engine = Some(self.started()?);
+        done
+    }
+
+    fn started(&self) -> Result<Engine> {
+        let counts = self.thread_counts();
+        counts.log(self.backer.dpif.name());
+        Engine::start(&self.backer, counts)
     }
 
     /// The datapath.
@@ -143,10 +168,7 @@ impl Switch {
     pub fn start(&self) -> Result<()> {
         let mut engine = self.engine.lock();
         if engine.is_none() {
-            let chosen = || available_parallelism().map_or(1, |n| n.get() as u32);
-            let required = self.backer.dpif.features().required_handlers;
-            let n = required.or(*self.n_handlers.lock()).unwrap_or_else(chosen).max(1);
-            *engine = Some(Engine::start(&self.backer, n)?);
+            *engine = Some(self.started()?);
         }
         Ok(())
     }
@@ -429,18 +451,41 @@ impl Switch {
     /// [`Switch::revalidate_now`]. Returns at the latest after two seconds.
     pub fn synchronize(&self) {
         if let Some(engine) = &*self.engine.lock() {
-            engine.drain(&self.backer);
+            engine.drain();
         }
         self.revalidate_now();
     }
 
-    /// Deletes all flows of the datapath. Their statistics are pushed to the rules before.
+    /// Waits until each handler has passed its loop once, so that none still works with a configuration that was published
+    /// before the call. `false`: one has not in two seconds.
+    pub fn synchronize_threads(&self) -> bool {
+        self.engine.lock().as_ref().is_none_or(Engine::synchronize)
+    }
+
+    /// What each handler has counted since it was started; nothing while there are none.
+    pub fn handler_reports(&self) -> Vec<HandlerReport> {
+        self.engine.lock().as_ref().map(Engine::reports).unwrap_or_default()
+    }
+
+    /// Upcalls of each port and their rates, as they were when a handler last looked.
+    pub fn port_upcalls(&self) -> Vec<PortUpcalls> {
+        self.backer.losses.ports()
+    }
+
+    /// Deletes all flows of the datapath, with the threads at rest. Their statistics are pushed to the rules before.
     ///
     /// # Errors
     /// The datapath's.
     pub fn flush(&self) -> Result<()> {
-        upcall::flush(&self.backer)
-            .map_err(|error| SwitchError::Datapath("flushing the datapath's flows".into(), error))
+        let flush = || {
+            upcall::flush(&self.backer)
+                .map_err(|error| SwitchError::Datapath("flushing the datapath's flows".into(), error))
+        };
+        let mut engine = self.engine.lock();
+        match engine.take() {
+            Some(old) => self.restart(&mut engine, old, flush),
+            None => flush(),
+        }
     }
 
     /// Deletes the ports of the datapath that belong to no bridge: what an earlier process left and the configuration no

@@ -142,8 +142,3 @@ impl Xlate {
 fn slow_path_cookie() -> Vec<u8> {
     Cookie::new(CookieKind::SlowPath(SlowPath::ACTION)).encode()
 }
-
-/// Whether a cookie is that of a packet whose actions are run by userspace.
-pub fn is_slow_path(cookie: &[u8]) -> bool {
-    matches!(Cookie::decode(cookie).map(|cookie| cookie.kind), Some(CookieKind::SlowPath(reasons)) if reasons & SlowPath::ACTION != 0)
-}

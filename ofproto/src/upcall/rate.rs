@@ -37,6 +37,10 @@ pub(crate) struct Warnings {
     pub(crate) failed: RateLimit,
     /// Two flows have one id.
     pub(crate) conflict: RateLimit,
+    /// A handler took too long.
+    pub(crate) long_poll: RateLimit,
+    /// The datapath lost upcalls.
+    pub(crate) lost: RateLimit,
 }
 
 #[cfg(test)]

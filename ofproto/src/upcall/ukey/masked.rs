@@ -16,27 +16,35 @@ pub(crate) struct MaskedWords {
     len: usize,
 }
 
+impl Default for MaskedWords {
+    fn default() -> Self {
+        Self { words: [0; MOST], len: 1 }
+    }
+}
+
 impl MaskedWords {
     /// The words of `key & mask` and `mask`.
     pub(crate) fn new(key: &FlowKey, mask: &FlowKey) -> Self {
-        let mut map = 0u64;
-        let (mut words, mut masks, mut n) = ([0; MOST], [0; KEY_WORDS], 0);
-        for (index, (key, mask)) in key.words().iter().zip(mask.words()).enumerate() {
-            if *mask != 0
-                && let (Some(word), Some(kept)) = (words.get_mut(1 + n), masks.get_mut(n))
-            {
-                (*word, *kept) = (key & mask, *mask);
-                map |= 1 << index;
-                n += 1;
-            }
+        let mut words = Self::default();
+        words.set(key, mask);
+        words
+    }
+
+    /// Becomes the words of `key & mask` and `mask`.
+    pub(crate) fn set(&mut self, key: &FlowKey, mask: &FlowKey) {
+        let (mut map, mut n) = (0u64, 0);
+        for (index, mask) in mask.words().iter().enumerate() {
+            map |= u64::from(*mask != 0) << index;
+            n += usize::from(*mask != 0);
         }
-        if let Some(first) = words.first_mut() {
-            *first = map;
+        self.len = 1 + 2 * n;
+        let Some((first, rest)) = self.words.split_first_mut() else { return };
+        *first = map;
+        let (keys, masks) = rest.split_at_mut(n.min(KEY_WORDS));
+        let both = key.words().iter().zip(mask.words()).filter(|(_, mask)| **mask != 0);
+        for ((key, mask), (to_key, to_mask)) in both.zip(keys.iter_mut().zip(masks)) {
+            (*to_key, *to_mask) = (key & mask, *mask);
         }
-        if let (Some(to), Some(from)) = (words.get_mut(1 + n..1 + 2 * n), masks.get(..n)) {
-            to.copy_from_slice(from);
-        }
-        Self { words, len: 1 + 2 * n }
     }
 
     /// They are the same exactly for the same masked key under the same mask.
@@ -61,7 +69,6 @@ impl MaskedKey {
     }
 
     /// Whether `words` are this key and this mask.
-    #[allow(dead_code)]
     pub(crate) fn is(&self, words: &MaskedWords) -> bool {
         *self.0 == *words.words()
     }

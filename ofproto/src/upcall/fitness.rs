@@ -1,0 +1,114 @@
+//! Does the datapath's key say what the packet says?
+//!
+//! Userspace extracts the packet's fields again and compares. A megaflow may only be made where both see the same: it is
+//! translated from what userspace sees, and the datapath matches with what *it* sees.
+
+use datapath_common::FlowKey;
+use datapath_common::extract::{clear_packet_fields, extract};
+use datapath_common::key::Vlan;
+use datapath_common::packet::PacketRead;
+
+/// How a datapath's key fits its packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fitness {
+    /// It says the same.
+    Perfect,
+    /// It has fields that userspace doesn't see.
+    TooMuch,
+    /// It lacks fields that userspace sees. A flow can't tell such packets from each other.
+    TooLittle,
+    /// Both have a field, with different values; or the packet has no readable headers.
+    Error,
+}
+
+/// Extracts a packet's fields into `again`, with the metadata of the datapath's `key`, and says how that key fits. `None`: the
+/// packet is malformed.
+pub(super) fn extract_again(packet: &[u8], key: &FlowKey, again: &mut FlowKey) -> Option<Fitness> {
+    *again = *key;
+    clear_packet_fields(again);
+    extract(&Bytes(packet), again).ok()?;
+    Some(compare(key, again))
+}
+
+fn compare(datapath: &FlowKey, packet: &FlowKey) -> Fitness {
+    let mut fitness = Fitness::Perfect;
+    for (datapath, packet) in datapath.words().iter().zip(packet.words()) {
+        if datapath == packet {
+            continue;
+        }
+        let word = match (datapath & !packet != 0, packet & !datapath != 0) {
+            (true, true) => return Fitness::Error,
+            (true, false) => Fitness::TooMuch,
+            (false, _) => Fitness::TooLittle,
+        };
+        // A key that lacks something lacks it, whatever else it has.
+        if fitness != Fitness::TooLittle {
+            fitness = word;
+        }
+    }
+    fitness
+}
+
+/// A packet whose VLAN tags are in its bytes, as all are that come up.
+struct Bytes<'a>(&'a [u8]);
+
+impl Bytes<'_> {
+    fn chunk<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.0.get(offset as usize..)?.first_chunk().copied()
+    }
+}
+
+impl PacketRead for Bytes<'_> {
+    fn len(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+    }
+
+    fn accelerated_vlan(&self) -> Vlan {
+        Vlan::default()
+    }
+
+    fn u8(&self, offset: u32) -> Option<u8> {
+        self.0.get(offset as usize).copied()
+    }
+
+    fn u16(&self, offset: u32) -> Option<u16> {
+        self.chunk(offset).map(u16::from_ne_bytes)
+    }
+
+    fn u32(&self, offset: u32) -> Option<u32> {
+        self.chunk(offset).map(u32::from_ne_bytes)
+    }
+
+    fn u64(&self, offset: u32) -> Option<u64> {
+        self.chunk(offset).map(u64::from_ne_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use datapath_common::Be16;
+
+    #[test]
+    fn keys_fit_as_far_as_they_say_the_same() {
+        let packet = [
+            &[2; 12][..],
+            &[8, 0, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0],
+            &[10, 0, 0, 1, 10, 0, 0, 2],
+            &[1, 2, 3, 4, 0, 8, 0, 0],
+        ]
+        .concat();
+        let mut key = FlowKey { in_port: 3, recirc_id: 9, skb_mark: 4, ..FlowKey::ZERO };
+        let mut again = FlowKey::ZERO;
+        extract_again(&packet, &key, &mut again);
+        key = again;
+        assert_eq!((key.in_port, key.recirc_id, key.skb_mark, key.tp_src.get()), (3, 9, 4, 0x0102));
+        let mut fit = |key: &FlowKey| extract_again(&packet, key, &mut again);
+        assert_eq!(fit(&key), Some(Fitness::Perfect));
+        assert_eq!(fit(&FlowKey { tp_src: Be16::new(0), tp_dst: Be16::new(0), ..key }), Some(Fitness::TooLittle));
+        assert_eq!(fit(&FlowKey { nd_target: [1; 16], ..key }), Some(Fitness::TooMuch));
+        assert_eq!(fit(&FlowKey { nd_target: [1; 16], tp_dst: Be16::new(0), ..key }), Some(Fitness::TooLittle));
+        assert_eq!(fit(&FlowKey { ip_proto: 6, ..key }), Some(Fitness::Error));
+        assert_eq!(extract_again(&packet[..13], &key, &mut again), None);
+    }
+}

@@ -1,0 +1,226 @@
+//! The threads of the upcall engine: how many there are, how they begin and how they end.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle, available_parallelism};
+use std::time::{Duration, Instant};
+
+use super::handler::Handler;
+use super::latch::{Latch, Until};
+use super::revalidator::{self, revalidate};
+use super::stats::{HandlerReport, HandlerStats, count};
+use crate::backer::Backer;
+use crate::switch::SwitchError;
+
+/// Threads are given so long to end.
+const JOIN: Duration = Duration::from_secs(5);
+/// Handlers are given so long to get through their loop, or to the end of their ring.
+const SYNCHRONIZE: Duration = Duration::from_secs(2);
+
+/// Numbers of threads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ThreadCounts {
+    /// That answer upcalls.
+    pub(crate) handlers: u32,
+    /// That look after flows.
+    pub(crate) revalidators: u32,
+    /// The datapath insists on the number of handlers.
+    forced: bool,
+}
+
+impl ThreadCounts {
+    /// The numbers for what was asked for (0: choose) on this machine. `required`: the number of handlers that the datapath
+    /// insists on.
+    pub(crate) fn choose(required: Option<u32>, handlers: u32, revalidators: u32) -> Self {
+        Self::of_cpus(required, handlers, revalidators, available_parallelism().map_or(1, |n| n.get() as u32))
+    }
+
+    fn of_cpus(required: Option<u32>, handlers: u32, revalidators: u32, cpus: u32) -> Self {
+        let cpus = cpus.max(2);
+        if let Some(required) = required {
+            let handlers = required.max(1);
+            let chosen = if required == 0 { cpus } else { required } / 4 + 1;
+            let revalidators = if revalidators == 0 { chosen } else { revalidators };
+            return Self { handlers, revalidators, forced: true };
+        }
+        let revalidators = match (revalidators, handlers) {
+            (0, 0) => cpus / 4 + 1,
+            (0, handlers) => cpus.saturating_sub(handlers).max(1),
+            (revalidators, _) => revalidators,
+        };
+        let handlers = if handlers == 0 { cpus.saturating_sub(revalidators).max(1) } else { handlers };
+        Self { handlers, revalidators, forced: false }
+    }
+
+    /// Says what the numbers are now.
+    pub(crate) fn log(&self, datapath: &str) {
+        let Self { handlers, revalidators, forced } = self;
+        let what = if *forced { "overriding" } else { "setting" };
+        tracing::info!(
+            "{datapath}: {what} n-handler-threads to {handlers}, setting n-revalidator-threads to {revalidators}"
+        );
+    }
+}
+
+/// The threads of a switch.
+pub(crate) struct Engine {
+    counts: ThreadCounts,
+    handlers: Vec<HandlerThread>,
+    revalidator: Option<JoinHandle<()>>,
+}
+
+struct HandlerThread {
+    latch: Arc<Latch>,
+    stats: Arc<HandlerStats>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Adopts the flows that are there and starts the threads.
+    pub(crate) fn start(backer: &Arc<Backer>, counts: ThreadCounts) -> Result<Self, SwitchError> {
+        let failed = |what: &str| {
+            let what = format!("{what} of datapath {}", backer.dpif.name());
+            move |error| SwitchError::Datapath(what, error)
+        };
+        revalidator::adopt(backer).map_err(failed("adopting the flows"))?;
+        backer.dpif.handlers_set(counts.handlers).map_err(failed("setting the handlers"))?;
+        backer.stop_revalidator(false);
+        let mut engine = Self { counts, handlers: Vec::new(), revalidator: None };
+        match engine.spawn(backer) {
+            Ok(()) => Ok(engine),
+            Err(error) => {
+                engine.stop(backer);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn spawn(&mut self, backer: &Arc<Backer>) -> std::io::Result<()> {
+        for id in 0..self.counts.handlers {
+            let (latch, stats) = (Arc::new(Latch::new()?), Arc::new(HandlerStats::default()));
+            self.handlers.push(HandlerThread { latch: Arc::clone(&latch), stats: Arc::clone(&stats), thread: None });
+            let backer = Arc::clone(backer);
+            let run = move || {
+                supervise(&backer, id, &latch, &stats);
+                latch.ended();
+            };
+            let thread = thread::Builder::new().name(format!("handler{id}")).spawn(run)?;
+            if let Some(handler) = self.handlers.last_mut() {
+                handler.thread = Some(thread);
+            }
+        }
+        let backer = Arc::clone(backer);
+        let run = move || revalidator::run(&backer);
+        self.revalidator = Some(thread::Builder::new().name("revalidator0".into()).spawn(run)?);
+        Ok(())
+    }
+
+    /// The numbers that the threads were started with.
+    pub(crate) fn counts(&self) -> ThreadCounts {
+        self.counts
+    }
+
+    /// Ends the threads and pushes the statistics of all flows a last time. The flows stay. A handler that doesn't end in time
+    /// is named and left to itself.
+    pub(crate) fn stop(self, backer: &Backer) {
+        self.handlers.iter().for_each(|handler| handler.latch.exit());
+        backer.stop_revalidator(true);
+        let deadline = Instant::now() + JOIN;
+        for (id, handler) in self.handlers.into_iter().enumerate() {
+            let Some(thread) = handler.thread else { continue };
+            if !handler.latch.wait(0, Until::Ended, deadline) {
+                tracing::error!("handler{id} has not ended after {} s; it is left behind", JOIN.as_secs());
+            } else if thread.join().is_err() {
+                tracing::error!("handler{id} had panicked");
+            }
+        }
+        if self.revalidator.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the revalidator had panicked");
+        }
+        if let Err(error) = backer.dpif.handlers_set(0) {
+            tracing::warn!("datapath {} keeps its handlers: {error}", backer.dpif.name());
+        }
+        revalidate(backer);
+    }
+
+    /// Waits until each handler has passed its loop once: whatever it does from now on, it does with what was published
+    /// before. `false`: one did not in two seconds.
+    pub(crate) fn synchronize(&self) -> bool {
+        self.ask(Until::Passed, Instant::now() + SYNCHRONIZE)
+    }
+
+    /// Waits until no upcall waits and no handler works, two seconds at most.
+    pub(crate) fn drain(&self) -> bool {
+        let deadline = Instant::now() + SYNCHRONIZE;
+        loop {
+            // An answer may send another packet up, to a handler that had nothing to do before.
+            let received = self.received();
+            if !self.ask(Until::Empty, deadline) {
+                return false;
+            }
+            if self.received() == received {
+                return true;
+            }
+        }
+    }
+
+    fn ask(&self, until: Until, deadline: Instant) -> bool {
+        let asked: Vec<_> = self.handlers.iter().map(|handler| (&handler.latch, handler.latch.ask())).collect();
+        asked.into_iter().all(|(latch, number)| latch.wait(number, until, deadline))
+    }
+
+    fn received(&self) -> u64 {
+        self.handlers.iter().map(|handler| handler.stats.counters.received.load(Ordering::SeqCst)).sum()
+    }
+
+    /// What each handler has counted since it was started.
+    pub(crate) fn reports(&self) -> Vec<HandlerReport> {
+        self.handlers.iter().enumerate().map(|(id, handler)| handler.stats.report(id as u32)).collect()
+    }
+}
+
+/// A handler's thread. One packet must not end it: after a panic it begins anew with the next batch.
+fn supervise(backer: &Backer, id: u32, latch: &Latch, stats: &HandlerStats) {
+    while !latch.exits() {
+        // What the handler had in hand is dropped with it: ukeys take care of themselves, and a panic leaves no lock held.
+        let ended = catch_unwind(AssertUnwindSafe(|| Handler::new(backer, id, stats).run(latch)));
+        if ended.is_ok() {
+            return;
+        }
+        coverage::inc!("handler_restart");
+        count(&stats.counters.restarts);
+        let lost = stats.counters.in_hand.swap(0, Ordering::Relaxed);
+        stats.counters.lost_in_panic.fetch_add(lost, Ordering::Relaxed);
+        tracing::error!("handler{id} panicked with {lost} upcalls in hand, which are lost; it goes on with the next");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_threads_go_by_the_processors_and_by_each_other() {
+        // CPUs, required, asked for; handlers and revalidators then.
+        for (cpus, required, asked, expected) in [
+            (1, None, (0, 0), (1, 1)),
+            (2, None, (0, 0), (1, 1)),
+            (4, None, (0, 0), (2, 2)),
+            (8, None, (0, 0), (5, 3)),
+            (52, None, (0, 0), (38, 14)),
+            (8, None, (3, 0), (3, 5)),
+            (8, None, (0, 2), (6, 2)),
+            (8, None, (20, 0), (20, 1)),
+            (8, None, (0, 20), (1, 20)),
+            (8, None, (2, 9), (2, 9)),
+            (8, Some(8), (2, 0), (8, 3)),
+            (8, Some(8), (2, 7), (8, 7)),
+            (8, Some(1), (0, 0), (1, 1)),
+        ] {
+            let counts = ThreadCounts::of_cpus(required, asked.0, asked.1, cpus);
+            assert_eq!((counts.handlers, counts.revalidators), expected, "{cpus} {required:?} {asked:?}");
+            assert_eq!(counts.forced, required.is_some());
+        }
+    }
+}
