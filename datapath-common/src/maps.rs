@@ -4,7 +4,7 @@ use crate::op::DROP_REASONS;
 
 /// Version of everything in this crate that both sides read. It names the folder of the pins, so that a daemon never adopts a
 /// datapath whose memory it would misread. A test fails when a shared type changes and this does not.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Datapath ports, 0 included.
 pub const MAX_PORTS: usize = 4096;
@@ -206,6 +206,8 @@ pub struct Credit {
     pub consumed: u64,
     /// Record bytes read and released.
     pub consumed_bytes: u64,
+    /// Records that were not written for want of credit or room.
+    pub lost: u64,
 }
 
 #[cfg(feature = "user")]
@@ -281,12 +283,12 @@ mod tests {
             MAX_HANDLERS,
             OpKind::Psample as usize,
         ];
-        assert_eq!(LAYOUT_VERSION, 2);
+        assert_eq!(LAYOUT_VERSION, 3);
         assert_eq!(
             layout,
             [
                 304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 24, 624, 24, 1128, 56, 360, 8, 64, 32, 488, 56, 56, 8,
-                16, 64, 64, 176, 32, 4096, 256, 64, 16, 27
+                16, 64, 64, 176, 40, 4096, 256, 64, 16, 27
             ]
         );
     }

@@ -66,6 +66,7 @@ fn send(skb: Skb, s: &mut Scratch, kind: u32, cookie_at: u32, cookie_len: u32) -
         let bytes =
             (*credit).produced_bytes.wrapping_sub(core::ptr::read_volatile(&raw const (*credit).consumed_bytes));
         if used >= (*control).credit || bytes >= (*control).credit_bytes {
+            stats::atomic_add(&raw mut (*credit).lost, 1);
             return Err(DropReason::UpcallCredit);
         }
     }
@@ -112,6 +113,7 @@ impl Record<'_> {
             let ring = core::ptr::from_ref(ring).cast_mut().cast::<c_void>();
             let memory = bpf_ringbuf_reserve(ring, (HEADER + CLASS) as u64, 0).cast::<u8>();
             if memory.is_null() {
+                stats::atomic_add(&raw mut (*self.credit).lost, 1);
                 return Err(DropReason::UpcallRingFull);
             }
             self.fill(memory.cast());

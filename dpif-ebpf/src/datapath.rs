@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use datapath_common::maps::EXECUTE_SLOTS;
+use datapath_common::maps::{EXECUTE_SLOTS, MAX_HANDLERS, MAX_PORTS};
 use datapath_common::op::DropReason;
 use dpif::{
     DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent,
@@ -237,6 +237,20 @@ impl Dpif for EbpfDpif {
 
     fn recv_purge(&self, handler: u32) -> Result<usize> {
         self.upcalls.purge(handler)
+    }
+
+    fn upcalls_lost(&self) -> Vec<(OdpPort, u32, u64)> {
+        let n_handlers = self.maps.n_handlers().load(Ordering::Relaxed);
+        let mut lost = Vec::new();
+        for port in self.ports.list() {
+            for handler in 0..n_handlers.min(MAX_HANDLERS as u32) {
+                let n = self.upcalls.lost(port.port.0, handler);
+                if n > 0 && (port.port.0 as usize) < MAX_PORTS {
+                    lost.push((port.port, handler, n));
+                }
+            }
+        }
+        lost
     }
 
     fn destroy(&self) -> Result<()> {

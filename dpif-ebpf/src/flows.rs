@@ -46,7 +46,7 @@ pub(crate) struct Flow {
 /// A flow that the datapath doesn't find any more, on its way out.
 pub(crate) struct Removed(Arc<Flow>);
 
-type Shard = HashMap<Ufid, Arc<Flow>>;
+type Shard = HashMap<Ufid, Arc<Flow>, ahash::RandomState>;
 
 /// The flows of a datapath.
 pub(crate) struct Flows {

@@ -48,7 +48,7 @@ pub(crate) struct Masks {
 }
 
 struct State {
-    by_key: HashMap<FlowKey, Arc<Mask>>,
+    by_key: HashMap<FlowKey, Arc<Mask>, ahash::RandomState>,
     /// As published.
     list: Vec<Arc<Mask>>,
     buffer: usize,
@@ -63,8 +63,13 @@ impl Masks {
         let published = maps.published_masks().load(Ordering::Acquire);
         let buffer = usize::from(published >> 32 != 0);
         let count = (published as u32 as usize).min(MAX_MASKS);
-        let mut state =
-            State { by_key: HashMap::new(), list: Vec::new(), buffer, next_id: 1, other_free: Some(grace.ticket()) };
+        let mut state = State {
+            by_key: HashMap::default(),
+            list: Vec::new(),
+            buffer,
+            next_id: 1,
+            other_free: Some(grace.ticket()),
+        };
         for index in 0..maps.masks.len() {
             let Some(entry) = maps.masks.read(index) else { break };
             state.next_id = state.next_id.max(entry.id.wrapping_add(1));

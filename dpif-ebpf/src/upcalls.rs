@@ -141,6 +141,13 @@ impl Upcalls {
         Ok(n)
     }
 
+    /// Records that a port lost in the ring of a handler.
+    pub(crate) fn lost(&self, port: u32, handler: u32) -> u64 {
+        let index = handler as usize * MAX_PORTS + port as usize;
+        let word = self.maps.credits.word(index, offset_of!(Credit, lost) / 8);
+        word.map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
     fn give_credit(&self, handler: u32, used: Option<Used>) {
         let Some(used) = used.filter(|used| (used.port as usize) < MAX_PORTS) else { return };
         let index = handler as usize * MAX_PORTS + used.port as usize;

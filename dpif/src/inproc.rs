@@ -421,6 +421,10 @@ impl Dpif for InprocDatapath {
         self.shared.handlers.purge(handler)
     }
 
+    fn upcalls_lost(&self) -> Vec<(OdpPort, u32, u64)> {
+        self.shared.handlers.lost()
+    }
+
     fn destroy(&self) -> Result<()> {
         self.shared.handlers.set_count(0)?;
         // Stopped without the lock, as in `port_del`.

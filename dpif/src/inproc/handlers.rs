@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 
 use crate::Result;
 use crate::error::DpifError;
+use crate::port::OdpPort;
 use crate::upcall::{Upcall, UpcallBatch};
 
 /// The queues of all handlers that there may be.
@@ -39,6 +40,8 @@ struct Queue {
     upcalls: VecDeque<Queued>,
     bytes: u64,
     outstanding: HashMap<u32, Outstanding>,
+    /// Upcalls that found no room, by port.
+    lost: HashMap<u32, u64>,
 }
 
 struct Queued {
@@ -104,6 +107,15 @@ impl Handlers {
         self.handler(handler)?.fd()
     }
 
+    /// Upcalls that were lost for want of credit or room, by port and handler.
+    pub(super) fn lost(&self) -> Vec<(OdpPort, u32, u64)> {
+        let mut lost = Vec::new();
+        for (handler, number) in self.queues.iter().zip(0..self.count()) {
+            lost.extend(handler.queue.lock().lost.iter().map(|(port, n)| (OdpPort(*port), number, *n)));
+        }
+        lost
+    }
+
     fn handler(&self, handler: u32) -> Result<&Handler> {
         let count = self.count();
         self.queues
@@ -116,6 +128,15 @@ impl Handlers {
 impl Handler {
     fn push(&self, upcall: Upcall, packet_len: usize, credit: u64) -> Result<(), DropReason> {
         let mut queue = self.queue.lock();
+        let in_port = upcall.key.in_port;
+        let queued = self.queue(&mut queue, upcall, packet_len, credit);
+        if queued.is_err() {
+            *queue.lost.entry(in_port).or_default() += 1;
+        }
+        queued
+    }
+
+    fn queue(&self, queue: &mut Queue, upcall: Upcall, packet_len: usize, credit: u64) -> Result<(), DropReason> {
         let (total, port) = (queue.bytes, queue.outstanding.entry(upcall.key.in_port).or_default());
         if port.records >= credit || port.bytes >= PORT_CREDIT_BYTES {
             return Err(DropReason::UpcallCredit);
@@ -152,7 +173,8 @@ impl Handler {
     fn purge(&self) -> usize {
         let mut queue = self.queue.lock();
         let n = queue.upcalls.len();
-        *queue = Queue::default();
+        let lost = std::mem::take(&mut queue.lost);
+        *queue = Queue { lost, ..Queue::default() };
         self.unsignal();
         n
     }

@@ -150,6 +150,10 @@ impl Dpif for Faulty {
         self.inner.recv_purge(handler)
     }
 
+    fn upcalls_lost(&self) -> Vec<(OdpPort, u32, u64)> {
+        self.inner.upcalls_lost()
+    }
+
     fn destroy(&self) -> Result<()> {
         self.inner.destroy()
     }
