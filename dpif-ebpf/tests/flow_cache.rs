@@ -28,7 +28,7 @@ fn flow(ufid: u128, to: u32, bits: u32, mode: PutMode, actions: Vec<Action>) -> 
     let mut key = FlowKey { in_port: 1, ..FlowKey::ZERO };
     extract::extract(&SlicePacket::new(packet(to).bytes), &mut key).expect("a whole packet");
     let mask = mask(bits);
-    FlowPut { mode, ufid: Ufid(ufid), key: key.masked(&mask), mask, actions }
+    FlowPut { mode, ufid: Ufid(ufid), key: key.masked(&mask), mask, actions: actions.into() }
 }
 
 fn output() -> Vec<Action> {

@@ -45,19 +45,18 @@ const BENCHES: [Bench; 3] = [
         ebpf: true,
     },
     Bench {
-<<<<<<< HEAD
         name: "classifier",
         about: "lookups per second in 1,000 rules of 30 masks, and changes of a table of 100,000 rules",
         package: "ofproto",
         example: "bench_classifier",
         ebpf: false,
-=======
+    },
+    Bench {
         name: "upcall",
         about: "new flows per second, beside the reference's daemon, and what each part of an upcall costs",
         package: "vswitchd",
         example: "bench_upcall",
         ebpf: true,
->>>>>>> f124b44 (xtask: bench upcall; upcalls carry the exact time and losses by handler (layout 2))
     },
     Bench {
         name: "crr",
@@ -238,10 +237,6 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let error = choose(&["datapth".into()]).err().map(|error| error.to_string());
-<<<<<<< HEAD
-        assert_eq!(error.as_deref(), Some("no benchmark datapth: datapath, classifier"));
-=======
-        assert_eq!(error.as_deref(), Some("no benchmark datapth: datapath, upcall"));
->>>>>>> f124b44 (xtask: bench upcall; upcalls carry the exact time and losses by handler (layout 2))
+        assert_eq!(error.as_deref(), Some("no benchmark datapth: datapath, classifier, upcall"));
     }
 }
