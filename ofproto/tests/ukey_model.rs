@@ -199,8 +199,8 @@ fn handles(number: u32, by: usize) -> Work {
 
 /// Random orders, and those that switch threads seldom but at bad moments.
 fn explore(test: impl Fn() + Send + Sync + Copy + 'static) {
-    shuttle::check_random(test, 3000);
-    shuttle::check_pct(test, 3000, 3);
+    shuttle::check_random(test, 1000);
+    shuttle::check_pct(test, 1000, 3);
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn of_two_handlers_that_install_one_flow_one_does() {
             run(&world, vec![handles(1, 1), handles(1, 2)]);
             assert_eq!(world.all.lock().unwrap().len(), 1);
         },
-        Some(1_500),
+        Some(200),
     );
 }
 
