@@ -36,7 +36,7 @@ struct Bench {
     ebpf: bool,
 }
 
-const BENCHES: [Bench; 3] = [
+const BENCHES: [Bench; 4] = [
     Bench {
         name: "datapath",
         about: "ns per packet of the eBPF datapath by the kernel's test run, and the verifier's cost",
@@ -237,6 +237,6 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let error = choose(&["datapth".into()]).err().map(|error| error.to_string());
-        assert_eq!(error.as_deref(), Some("no benchmark datapth: datapath, classifier, upcall"));
+        assert_eq!(error.as_deref(), Some("no benchmark datapth: datapath, classifier, upcall, crr"));
     }
 }
