@@ -22,7 +22,7 @@ use crate::slots::Chain;
 /// What is in use in the maps of an adopted datapath.
 pub(crate) struct Adopted {
     /// The flows.
-    pub(crate) flows: Vec<Flow>,
+    pub(crate) flows: Vec<(Ufid, Flow)>,
     /// By slot.
     pub(crate) slots: Vec<bool>,
     /// By statistics number.
@@ -36,16 +36,16 @@ pub(crate) fn adopt(maps: &Maps, masks: &Masks) -> Result<Adopted> {
     maps.flows.retain(|tag, reference| {
         let found = flow(maps, masks, tag, reference, &adopted);
         match found {
-            Some((flow, chain)) if ufids.insert(flow.ufid) => {
+            Some((ufid, flow, chain)) if ufids.insert(ufid) => {
                 for slot in chain {
                     mark(&mut adopted.slots, slot);
                 }
                 mark(&mut adopted.stats, flow.stats_id);
-                adopted.flows.push(flow);
+                adopted.flows.push((ufid, flow));
                 true
             }
             found => {
-                if let Some((flow, _)) = found {
+                if let Some((_, flow, _)) = found {
                     masks.release(&flow.mask);
                 }
                 tracing::warn!("removing a flow of the pinned datapath that is not consistent");
@@ -57,7 +57,7 @@ pub(crate) fn adopt(maps: &Maps, masks: &Masks) -> Result<Adopted> {
 }
 
 /// The flow that a reference stands for, with its slots.
-fn flow(maps: &Maps, masks: &Masks, tag: u64, reference: SlotRef, adopted: &Adopted) -> Option<(Flow, Vec<u32>)> {
+fn flow(maps: &Maps, masks: &Masks, tag: u64, reference: SlotRef, adopted: &Adopted) -> Option<(Ufid, Flow, Vec<u32>)> {
     let slot = maps.slots.read(reference.slot as usize)?;
     let consistent = slot.generation == reference.generation
         && slot.generation & 1 == 1
@@ -76,8 +76,8 @@ fn flow(maps: &Maps, masks: &Masks, tag: u64, reference: SlotRef, adopted: &Adop
     let actions = decompile(&ops, &slot.key)?.into();
     let mask = masks.acquire(&mask.key).ok()?;
     let ufid = Ufid(u128::from_ne_bytes(slot.ufid));
-    let chain = Chain::adopted(slots.clone())?;
-    Some((Flow { ufid, key: slot.key, mask, actions, digest: key, chain, stats_id: slot.stats_id }, slots))
+    let chain = Chain::new(slots.iter().copied())?;
+    Some((ufid, Flow { mask, actions, chain, stats_id: slot.stats_id }, slots))
 }
 
 /// The operations of a program and the slots they lie in.

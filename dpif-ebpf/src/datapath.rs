@@ -16,7 +16,7 @@ use crate::adopt::{Adopted, adopt};
 use crate::background::Background;
 use crate::debug;
 use crate::execute::Executor;
-use crate::flows::Flows;
+use crate::flows::{self, Flows};
 use crate::grace::Grace;
 use crate::kernel::{self, io_error};
 use crate::maps::{self, Maps, Shape};
@@ -186,6 +186,15 @@ impl Dpif for EbpfDpif {
 
     fn flow_dump_stats(&self, visit: &mut dyn FnMut(Ufid, FlowStats) -> bool) -> Result<()> {
         self.flows.dump_stats(visit);
+        Ok(())
+    }
+
+    fn flow_dump_parts(&self) -> usize {
+        flows::SHARDS
+    }
+
+    fn flow_dump_stats_part(&self, part: usize, flows: &mut Vec<(Ufid, FlowStats)>) -> Result<()> {
+        self.flows.dump_stats_part(part, flows);
         Ok(())
     }
 

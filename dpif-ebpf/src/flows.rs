@@ -1,8 +1,11 @@
 //! The flow table, as userspace writes it.
 //!
 //! Each flow has an entry here, the mirror of what lies in the maps, so that a dump reads this process's memory and the
-//! memory-mapped counters and nothing else. The mirror is cut into shards by flow id; whoever changes a flow holds its
-//! shard's lock, so the operations on one flow follow each other, and those on others go on.
+//! memory-mapped maps and makes no system call. What the flow's slot holds (its key, its digest) is not held a second time.
+//! The mirror is cut into shards by flow id; whoever changes a flow holds its shard's lock, so the operations on one flow
+//! follow each other, and those on others go on. A dump of statistics goes shard by shard, and several threads can share it.
+//!
+//! So a dump misses no flow that this process has put and not deleted: a flow that it doesn't show is gone for certain.
 //!
 //! The order of steps is what makes a flow appear and disappear whole, and what lets a later process make sense of the maps
 //! wherever this one ends:
@@ -29,24 +32,20 @@ use crate::slots::{Chain, FlowHeader, Slots};
 use crate::table::TableError;
 
 /// Shards of the mirror.
-const SHARDS: usize = 64;
+pub(crate) const SHARDS: usize = 512;
 
-/// A flow, never changed: a modified one is another.
+/// A flow. Its slot has the rest: masked key and digest. There may be many, so this is kept small.
 pub(crate) struct Flow {
-    pub(crate) ufid: Ufid,
-    /// Masked.
-    pub(crate) key: FlowKey,
     pub(crate) mask: Arc<Mask>,
     pub(crate) actions: Arc<[Action]>,
-    pub(crate) digest: Digest,
     pub(crate) chain: Chain,
     pub(crate) stats_id: u32,
 }
 
 /// A flow that the datapath doesn't find any more, on its way out.
-pub(crate) struct Removed(Arc<Flow>);
+pub(crate) struct Removed(Flow);
 
-type Shard = HashMap<Ufid, Arc<Flow>, ahash::RandomState>;
+type Shard = HashMap<Ufid, Flow, ahash::RandomState>;
 
 /// The flows of a datapath.
 pub(crate) struct Flows {
@@ -66,13 +65,13 @@ impl Flows {
         grace: Arc<Grace>,
         slots: Arc<Slots>,
         masks: Masks,
-        adopted: Vec<Flow>,
+        adopted: Vec<(Ufid, Flow)>,
         datapath: &str,
     ) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let flows = Self { maps, grace, slots, masks, shards, len: AtomicUsize::new(0), datapath: datapath.into() };
-        for flow in adopted {
-            flows.insert(&mut flows.shard(flow.ufid).lock(), flow);
+        for (ufid, flow) in adopted {
+            flows.insert(&mut flows.shard(ufid).lock(), ufid, flow);
         }
         flows
     }
@@ -92,26 +91,24 @@ impl Flows {
         let ops = compile(&put.actions).map_err(|error| compile_error(error, &self.datapath))?;
         let key = put.key.masked(&put.mask);
         let mut shard = self.shard(put.ufid).lock();
-        match (shard.get(&put.ufid).map(Arc::clone), put.mode) {
+        match (shard.get_mut(&put.ufid), put.mode) {
             (Some(_), PutMode::Create) => Err(DpifError::FlowExists),
             (None, PutMode::Modify) => Err(DpifError::NoSuchFlow),
             // The id stands for another flow: what is there is not what the caller thinks it changes.
-            (Some(old), _) if old.key != key || old.mask.key != put.mask => Err(DpifError::FlowExists),
-            (Some(old), _) => {
-                let flow = self.replace(&old, put, &ops)?;
-                shard.insert(put.ufid, Arc::new(flow));
-                Ok(())
+            (Some(old), _) if old.mask.key != put.mask || self.slots.key(old.chain.head()) != key => {
+                Err(DpifError::FlowExists)
             }
+            (Some(old), _) => self.replace(old, put, &key, &ops),
             (None, _) => {
                 let flow = self.create(put, key, &ops)?;
-                self.insert(&mut shard, flow);
+                self.insert(&mut shard, put.ufid, flow);
                 Ok(())
             }
         }
     }
 
-    fn insert(&self, shard: &mut Shard, flow: Flow) {
-        shard.insert(flow.ufid, Arc::new(flow));
+    fn insert(&self, shard: &mut Shard, ufid: Ufid, flow: Flow) {
+        shard.insert(ufid, flow);
         self.len.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -141,28 +138,23 @@ impl Flows {
             self.masks.release(&mask);
             return undo(chain, self.publish_error(error, &digest, &key));
         }
-        Ok(Flow { ufid: put.ufid, key, mask, actions: Arc::clone(&put.actions), digest, chain, stats_id })
+        Ok(Flow { mask, actions: Arc::clone(&put.actions), chain, stats_id })
     }
 
-    fn replace(&self, old: &Flow, put: &FlowPut, ops: &[Op]) -> Result<Flow> {
+    fn replace(&self, flow: &mut Flow, put: &FlowPut, key: &FlowKey, ops: &[Op]) -> Result<()> {
         let chain = self.slots.take(ops)?;
-        let header = FlowHeader { stats_id: old.stats_id, digest: &old.digest, ufid: old.ufid, key: &old.key };
+        let digest = self.slots.digest(flow.chain.head());
+        let header = FlowHeader { stats_id: flow.stats_id, digest: &digest, ufid: put.ufid, key };
         let reference = self.slots.write_flow(&chain, &header, ops);
-        if self.maps.flows.replace(&old.digest, reference).is_err() {
+        if self.maps.flows.replace(&digest, reference).is_err() {
             self.slots.give_back(chain);
             return Err(DpifError::NoSuchFlow);
         }
-        self.slots.invalidate(&old.chain);
-        self.slots.retire(old.chain.clone());
-        Ok(Flow {
-            ufid: old.ufid,
-            key: old.key,
-            mask: Arc::clone(&old.mask),
-            actions: Arc::clone(&put.actions),
-            digest: old.digest,
-            chain,
-            stats_id: old.stats_id,
-        })
+        let old = std::mem::replace(&mut flow.chain, chain);
+        flow.actions = Arc::clone(&put.actions);
+        self.slots.invalidate(&old);
+        self.slots.retire(old);
+        Ok(())
     }
 
     fn publish_error(&self, error: TableError, digest: &Digest, key: &FlowKey) -> DpifError {
@@ -185,15 +177,15 @@ impl Flows {
     pub(crate) fn get(&self, ufid: Ufid) -> Result<DatapathFlow> {
         let shard = self.shard(ufid).lock();
         let flow = shard.get(&ufid).ok_or(DpifError::NoSuchFlow)?;
-        Ok(self.describe(flow, self.slots.stats(flow.stats_id)))
+        Ok(self.describe(ufid, flow))
     }
 
     /// Takes a flow out of the datapath's sight; [`Flows::finish`] does the rest.
     pub(crate) fn remove(&self, ufid: Ufid) -> Result<Removed> {
         let mut shard = self.shard(ufid).lock();
-        let flow = shard.get(&ufid).map(Arc::clone).ok_or(DpifError::NoSuchFlow)?;
-        self.maps.flows.remove(&flow.digest).map_err(|_| DpifError::NoSuchFlow)?;
-        shard.remove(&ufid);
+        let flow = shard.get(&ufid).ok_or(DpifError::NoSuchFlow)?;
+        self.maps.flows.remove(&self.slots.digest(flow.chain.head())).map_err(|_| DpifError::NoSuchFlow)?;
+        let flow = shard.remove(&ufid).ok_or(DpifError::NoSuchFlow)?;
         self.len.fetch_sub(1, Ordering::Relaxed);
         self.slots.invalidate(&flow.chain);
         self.masks.release(&flow.mask);
@@ -208,9 +200,9 @@ impl Flows {
         // Without the grace period the slots and numbers stay taken: lost until the datapath is adopted, but never shared.
         self.grace.wait().map_err(|error| io_error("waiting for a grace period", error))?;
         let mut stats = Vec::with_capacity(removed.len());
-        for Removed(flow) in &removed {
+        for Removed(flow) in removed {
             stats.push(self.slots.stats(flow.stats_id));
-            self.slots.give_back(flow.chain.clone());
+            self.slots.give_back(flow.chain);
             self.slots.give_back_stats(flow.stats_id);
         }
         self.slots.reclaim();
@@ -240,12 +232,9 @@ impl Flows {
     /// Calls `visit` with each flow until it says `false`.
     pub(crate) fn dump(&self, visit: &mut dyn FnMut(&DatapathFlow) -> bool) {
         for shard in &self.shards {
-            // The counters belong to the flow as long as the lock is held; `visit` may call back.
-            let flows: Vec<(Arc<Flow>, FlowStats)> = {
-                let shard = shard.lock();
-                shard.values().map(|flow| (Arc::clone(flow), self.slots.stats(flow.stats_id))).collect()
-            };
-            if !flows.into_iter().all(|(flow, stats)| visit(&self.describe(&flow, stats))) {
+            // Slot and counters belong to the flow as long as the lock is held; `visit` may call back.
+            let flows: Vec<DatapathFlow> = shard.lock().iter().map(|(ufid, flow)| self.describe(*ufid, flow)).collect();
+            if !flows.iter().all(&mut *visit) {
                 return;
             }
         }
@@ -254,16 +243,30 @@ impl Flows {
     /// Calls `visit` with the id and the statistics of each flow until it says `false`.
     pub(crate) fn dump_stats(&self, visit: &mut dyn FnMut(Ufid, FlowStats) -> bool) {
         let mut flows = Vec::new();
-        for shard in &self.shards {
-            flows.extend(shard.lock().values().map(|flow| (flow.ufid, self.slots.stats(flow.stats_id))));
+        for part in 0..SHARDS {
+            self.dump_stats_part(part, &mut flows);
             if !flows.drain(..).all(|(ufid, stats)| visit(ufid, stats)) {
                 return;
             }
         }
     }
 
-    fn describe(&self, flow: &Flow, stats: FlowStats) -> DatapathFlow {
-        DatapathFlow { ufid: flow.ufid, key: flow.key, mask: flow.mask.key, actions: Arc::clone(&flow.actions), stats }
+    /// Appends the id and the statistics of each flow of a shard to `flows`.
+    pub(crate) fn dump_stats_part(&self, shard: usize, flows: &mut Vec<(Ufid, FlowStats)>) {
+        if let Some(shard) = self.shards.get(shard) {
+            let shard = shard.lock();
+            flows.extend(shard.iter().map(|(ufid, flow)| (*ufid, self.slots.stats(flow.stats_id))));
+        }
+    }
+
+    fn describe(&self, ufid: Ufid, flow: &Flow) -> DatapathFlow {
+        DatapathFlow {
+            ufid,
+            key: self.slots.key(flow.chain.head()),
+            mask: flow.mask.key,
+            actions: Arc::clone(&flow.actions),
+            stats: self.slots.stats(flow.stats_id),
+        }
     }
 
     fn shard(&self, ufid: Ufid) -> &Mutex<Shard> {

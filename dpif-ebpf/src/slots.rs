@@ -34,23 +34,27 @@ const OP_WORDS: usize = size_of::<Op>() / 8;
 /// A slot that counts nothing.
 const NO_STATS: u32 = u32::MAX;
 
-/// The slots of a program, the first of them the one that is pointed to.
+/// The slots of a program, the first of them the one that is pointed to. Most programs need no other, and no memory of their
+/// own here.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Chain(Box<[u32]>);
+pub(crate) struct Chain {
+    head: u32,
+    rest: Box<[u32]>,
+}
 
 impl Chain {
-    /// A chain that was found in the maps.
-    pub(crate) fn adopted(slots: Vec<u32>) -> Option<Self> {
-        (!slots.is_empty()).then(|| Self(slots.into()))
+    /// The chain of these slots, at least one.
+    pub(crate) fn new(mut slots: impl Iterator<Item = u32>) -> Option<Self> {
+        Some(Self { head: slots.next()?, rest: slots.collect() })
     }
 
     /// The slot that is pointed to.
     pub(crate) fn head(&self) -> u32 {
-        self.0.first().copied().unwrap_or_default()
+        self.head
     }
 
-    fn slots(&self) -> impl Iterator<Item = u32> + '_ {
-        self.0.iter().copied()
+    fn slots(&self) -> impl DoubleEndedIterator<Item = u32> + '_ {
+        std::iter::once(self.head).chain(self.rest.iter().copied())
     }
 }
 
@@ -115,7 +119,7 @@ impl Slots {
     fn take_slots(&self, n: usize) -> Result<Chain> {
         self.take_from(|state| {
             let at = state.free.len().checked_sub(n)?;
-            Some(Chain(state.free.drain(at..).rev().collect()))
+            Chain::new(state.free.drain(at..).rev())
         })
     }
 
@@ -177,7 +181,7 @@ impl Slots {
 
     fn free(&self, state: &mut State, chain: Chain) {
         // Backwards, as they were taken: what was free longest is taken last.
-        for slot in chain.slots().collect::<Vec<_>>().into_iter().rev() {
+        for slot in chain.slots().rev() {
             self.set_free(slot);
             state.free.push(slot);
         }
@@ -200,10 +204,22 @@ impl Slots {
         SlotRef { slot: head, generation: self.set_used(head, SlotUse::Flow) }
     }
 
+    /// The digest of the flow in a slot that its caller owns.
+    pub(crate) fn digest(&self, head: u32) -> Digest {
+        let Some(words) = self.maps.slots.words(head as usize) else { return Digest::default() };
+        let [a, b, id] = load(words, WORD_DIGEST);
+        Digest { lanes: [a, b], mask_id: id as u32, reserved: 0 }
+    }
+
+    /// The masked key of the flow in a slot that its caller owns.
+    pub(crate) fn key(&self, head: u32) -> FlowKey {
+        self.maps.slots.words(head as usize).map_or(FlowKey::ZERO, |words| FlowKey::from_words(&load(words, WORD_KEY)))
+    }
+
     /// Arms execute slot `queue` with a program and the metadata of a packet. A long program goes on in `rest`.
     pub(crate) fn write_execute(&self, queue: u32, rest: Option<&Chain>, ops: &[Op], key: &FlowKey) {
-        let slots: Box<[u32]> = std::iter::once(queue).chain(rest.iter().flat_map(|rest| rest.slots())).collect();
-        self.write_program(&Chain(slots), ops);
+        let rest = rest.iter().flat_map(|rest| rest.slots()).collect();
+        self.write_program(&Chain { head: queue, rest }, ops);
         if let Some(words) = self.maps.slots.words(queue as usize) {
             store(words, WORD_STATS, &[u64::from(NO_STATS)]);
             store(words, WORD_KEY, key.words());
@@ -287,6 +303,10 @@ fn store(words: &[std::sync::atomic::AtomicU64], at: usize, values: &[u64]) {
     for (word, value) in words.iter().skip(at).zip(values) {
         word.store(*value, Ordering::Relaxed);
     }
+}
+
+fn load<const N: usize>(words: &[std::sync::atomic::AtomicU64], at: usize) -> [u64; N] {
+    std::array::from_fn(|i| words.get(at + i).map_or(0, |word| word.load(Ordering::Relaxed)))
 }
 
 /// Cuts a program into what each slot holds: all but the last piece leave room for the operation that goes on in the next

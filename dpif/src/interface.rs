@@ -142,6 +142,21 @@ pub trait Dpif: Send + Sync {
     fn flow_dump_stats(&self, visit: &mut dyn FnMut(Ufid, FlowStats) -> bool) -> Result<()> {
         self.flow_dump(&mut |flow| visit(flow.ufid, flow.stats))
     }
+    /// Parts that a dump of statistics is cut into, at least one: several threads can share the work part by part.
+    fn flow_dump_parts(&self) -> usize {
+        1
+    }
+    /// Appends the id and the statistics of each flow of part `part` (less than [`Dpif::flow_dump_parts`]) to `flows`. Over all
+    /// parts that is what [`Dpif::flow_dump_stats`] visits. A flow stays in its part as long as it lives.
+    fn flow_dump_stats_part(&self, part: usize, flows: &mut Vec<(Ufid, FlowStats)>) -> Result<()> {
+        if part > 0 {
+            return Ok(());
+        }
+        self.flow_dump_stats(&mut |ufid, stats| {
+            flows.push((ufid, stats));
+            true
+        })
+    }
     /// Deletes all flows.
     fn flow_flush(&self) -> Result<()>;
 
