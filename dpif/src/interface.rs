@@ -106,7 +106,8 @@ pub enum DpifOp<'a> {
     },
 }
 
-/// A datapath. All methods may be called from any thread.
+/// A datapath. All methods may be called from any thread. Whoever adds one passes it on in
+/// [`Observed`](crate::Observed), a default included.
 pub trait Dpif: Send + Sync {
     /// Name of the datapath, such as `ovs-system`.
     fn name(&self) -> &str;
@@ -142,12 +143,13 @@ pub trait Dpif: Send + Sync {
     fn flow_dump_stats(&self, visit: &mut dyn FnMut(Ufid, FlowStats) -> bool) -> Result<()> {
         self.flow_dump(&mut |flow| visit(flow.ufid, flow.stats))
     }
-    /// Parts that a dump of statistics is cut into, at least one: several threads can share the work part by part.
+    /// Parts that a dump of statistics is cut into, at least one: several threads can share the work part by part. A flow is in
+    /// part `ufid % parts`.
     fn flow_dump_parts(&self) -> usize {
         1
     }
     /// Appends the id and the statistics of each flow of part `part` (less than [`Dpif::flow_dump_parts`]) to `flows`. Over all
-    /// parts that is what [`Dpif::flow_dump_stats`] visits. A flow stays in its part as long as it lives.
+    /// parts that is what [`Dpif::flow_dump_stats`] visits.
     fn flow_dump_stats_part(&self, part: usize, flows: &mut Vec<(Ufid, FlowStats)>) -> Result<()> {
         if part > 0 {
             return Ok(());
