@@ -270,8 +270,8 @@ impl Flows {
     }
 
     fn shard(&self, ufid: Ufid) -> &Mutex<Shard> {
-        // Ids are hashes or random: any bits do.
-        &self.shards[(ufid.0 as usize ^ (ufid.0 >> 64) as usize) % SHARDS]
+        // Ids are hashes or random: any bits do. These are those that a part of a dump goes by.
+        &self.shards[(ufid.0 % SHARDS as u128) as usize]
     }
 }
 

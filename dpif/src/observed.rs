@@ -296,6 +296,10 @@ impl Dpif for Observed {
         self.dpif.recv_purge(handler)
     }
 
+    fn upcalls_lost(&self) -> Vec<(OdpPort, u32, u64)> {
+        self.dpif.upcalls_lost()
+    }
+
     fn meter_set(&self, id: u32) -> Result<()> {
         coverage::inc!("dpif_meter_set");
         self.dpif.meter_set(id)

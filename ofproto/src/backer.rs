@@ -35,8 +35,7 @@ pub(crate) struct Backer {
     wake: Condvar,
     /// The revalidator's thread has fallen asleep.
     rest: Condvar,
-    /// Held during a pass over all megaflows.
-    pub(crate) pass: Mutex<crate::upcall::PassState>,
+    pub(crate) revalidation: crate::upcall::Revalidation,
 }
 
 /// Limits of the upcall engine.
@@ -45,6 +44,7 @@ pub(crate) struct Limits {
     pub(crate) flow_limit: usize,
     pub(crate) max_idle_ms: u64,
     pub(crate) max_revalidator_ms: u64,
+    pub(crate) min_revalidate_pps: u64,
     pub(crate) megaflows: bool,
 }
 
@@ -74,7 +74,7 @@ impl Backer {
             revalidator: Mutex::default(),
             wake: Condvar::new(),
             rest: Condvar::new(),
-            pass: Mutex::default(),
+            revalidation: crate::upcall::Revalidation::default(),
         }
     }
 

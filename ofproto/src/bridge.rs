@@ -12,7 +12,7 @@ use openflow::{OfPort, PortNames};
 
 use crate::mac_learning::{DEFAULT_AGING_S, DEFAULT_MAX_ENTRIES, MacTable};
 use crate::port::{Port, PortKind, PortVlan};
-use crate::table::Tables;
+use crate::table::{TableStats, Tables};
 
 /// All bridges of a datapath.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +45,8 @@ pub struct Bridge {
     pub ports: BTreeMap<OfPort, Arc<Port>>,
     /// Its flow tables.
     pub tables: Tables,
+    /// Their counters.
+    pub table_stats: Arc<TableStats>,
     /// Its learned addresses.
     pub macs: Arc<MacTable>,
 }

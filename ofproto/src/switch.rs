@@ -19,10 +19,11 @@ use crate::bridge::{Bridge, BridgeSettings, Config, FailMode};
 use crate::clock::{Clock, MonotonicClock};
 use crate::mac_learning::MacTable;
 use crate::port::{PatchStats, Port, PortKind, PortVlan};
-use crate::table::{FlowModError, Tables};
+use crate::table::{FlowModError, TableStats, Tables};
 use crate::upcall::{self, Engine, HandlerReport, PortUpcalls, ThreadCounts};
 
 mod show;
+mod upcalls;
 
 /// How a switch is made.
 #[derive(Clone)]
@@ -38,6 +39,9 @@ pub struct Options {
     pub max_idle_ms: u64,
     /// Milliseconds between two looks at all megaflows at most.
     pub max_revalidator_ms: u64,
+    /// Packets a second that make it worth to translate a megaflow again where revalidating takes long; those with fewer are
+    /// deleted then. 0: all are translated.
+    pub min_revalidate_pps: u64,
     /// Whether flows are installed as wide as translation allows. Without, each is for one packet's fields exactly.
     pub megaflows: bool,
     /// The clock, the same as the datapath's.
@@ -52,6 +56,7 @@ impl Default for Options {
             flow_limit: 200_000,
             max_idle_ms: 10_000,
             max_revalidator_ms: 500,
+            min_revalidate_pps: 5,
             megaflows: true,
             clock: Arc::new(MonotonicClock),
         }
@@ -64,6 +69,7 @@ impl Options {
             flow_limit: self.flow_limit,
             max_idle_ms: self.max_idle_ms,
             max_revalidator_ms: self.max_revalidator_ms,
+            min_revalidate_pps: self.min_revalidate_pps,
             megaflows: self.megaflows,
         }
     }
@@ -115,6 +121,7 @@ pub struct Switch {
 impl Switch {
     /// A switch over a datapath, without bridges. Nothing happens to the datapath yet.
     pub fn new(dpif: Arc<dyn Dpif>, options: Options) -> Self {
+        let dpif = Arc::new(dpif::Observed::new(dpif));
         let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), options.limits()));
         let threads = Mutex::new((options.n_handlers, options.n_revalidators));
         Self { backer, threads, admin: Mutex::new(()), engine: Mutex::new(None) }
@@ -200,7 +207,8 @@ impl Switch {
             let local = new_port(name, OfPort::LOCAL, PortKind::Internal, Some(odp), settings.local_vlan.clone());
             let macs = Arc::new(MacTable::new(settings.mac_aging_s, settings.mac_table_size));
             let ports = BTreeMap::from([(OfPort::LOCAL, local)]);
-            let bridge = Bridge { name: name.into(), settings, ports, tables, macs };
+            let table_stats = Arc::new(TableStats::new(name));
+            let bridge = Bridge { name: name.into(), settings, ports, tables, table_stats, macs };
             config.bridges.insert(name.into(), Arc::new(bridge));
             config.index();
             Ok(())

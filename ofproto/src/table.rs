@@ -13,6 +13,9 @@ use crate::flow::Flow;
 use crate::rule::{Rule, RuleStats, conjunctions};
 
 mod check;
+mod stats;
+
+pub use stats::TableStats;
 
 /// The flow tables of a bridge, 0 to 254.
 #[derive(Clone, Debug)]

@@ -21,6 +21,7 @@ mod histogram;
 mod latch;
 mod limit;
 mod loss;
+mod probes;
 mod rate;
 mod recent;
 mod revalidator;
@@ -35,10 +36,10 @@ pub(crate) use loss::LossWatch;
 pub use loss::PortUpcalls;
 pub(crate) use rate::Warnings;
 pub(crate) use recent::RecentMasks;
-pub(crate) use revalidator::{PassState, flush, revalidate};
+pub(crate) use revalidator::{Revalidation, flush, purge, revalidate};
 pub use stats::{HandlerReport, Split};
 pub(crate) use threads::{Engine, ThreadCounts};
-pub(crate) use ukey::UkeyTable;
+pub(crate) use ukey::{DelReason, UkeyTable};
 
 /// Numbers of the upcall engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct Summary {
     pub limit: usize,
     /// Milliseconds that the last pass took.
     pub dump_ms: u64,
+    /// The same in microseconds, by the system's clock.
+    pub round_us: u64,
 }
 
 impl Summary {
@@ -63,6 +66,7 @@ impl Summary {
             max: backer.ukeys.max(),
             limit: backer.flow_limit(),
             dump_ms: backer.adapted_limit.dump_ms(),
+            round_us: backer.revalidation.last_us(),
         }
     }
 }

@@ -27,7 +27,8 @@ use crate::bridge::Config;
 use crate::flow::Flow;
 use crate::mac_learning::MacTable;
 use crate::port::PatchStats;
-use crate::rule::RuleStats;
+use crate::rule::Rule;
+use crate::table::TableStats;
 
 mod action_set;
 mod actions;
@@ -63,8 +64,22 @@ pub struct Xlate {
 /// Something that each packet of a translation changes.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// A rule counts it.
-    Rule(Arc<RuleStats>),
+    /// It matches a rule: the rule and its table count it.
+    Rule {
+        /// The rule.
+        rule: Arc<Rule>,
+        /// The counters of the bridge's tables.
+        tables: Arc<TableStats>,
+        /// The table.
+        table: u8,
+    },
+    /// It matches no rule of a table, which counts that.
+    TableMiss {
+        /// The counters of the bridge's tables.
+        tables: Arc<TableStats>,
+        /// The table.
+        table: u8,
+    },
     /// Its source address is learned.
     Learn {
         /// The table.
@@ -128,7 +143,11 @@ impl Xlate {
         let mut changed = false;
         for effect in effects {
             match effect {
-                Effect::Rule(stats) => stats.add(packets, bytes, used_ms),
+                Effect::Rule { rule, tables, table } => {
+                    rule.stats.add(packets, bytes, used_ms);
+                    tables.matched(*table, packets);
+                }
+                Effect::TableMiss { tables, table } => tables.missed(*table, packets),
                 Effect::Learn { macs, vlan, mac, port } => changed |= macs.learn(*vlan, *mac, *port, used_ms),
                 Effect::PatchSent(stats) => stats.sent(packets, bytes),
                 Effect::PatchReceived(stats) => stats.received(packets, bytes),

@@ -18,7 +18,7 @@ use ofproto::bridge::{Bridge, BridgeSettings, Config};
 use ofproto::flow::{Flow, is_present};
 use ofproto::mac_learning::MacTable;
 use ofproto::port::{PatchStats, Port};
-use ofproto::table::Tables;
+use ofproto::table::{TableStats, Tables};
 use ofproto::xlate::translate;
 use ofproto::{PortKind, PortVlan, Trunks};
 use openflow::OfPort;
@@ -53,8 +53,14 @@ fn config(rng: &mut Rng) -> Config {
         for mac in &MACS[..3] {
             macs.learn(rng.pick(&[0, 10, 20]), *mac, OfPort(1 + rng.below(4) as u16), 0);
         }
-        let bridge =
-            Bridge { name: name.into(), settings: BridgeSettings::default(), ports, tables, macs: Arc::new(macs) };
+        let bridge = Bridge {
+            name: name.into(),
+            settings: BridgeSettings::default(),
+            ports,
+            tables,
+            table_stats: Arc::new(TableStats::new(name)),
+            macs: Arc::new(macs),
+        };
         config.bridges.insert(name.into(), Arc::new(bridge));
     }
     config.index();

@@ -11,7 +11,7 @@ use dpif::{Action, OdpPort};
 use ofproto::bridge::{Bridge, BridgeSettings, Config};
 use ofproto::mac_learning::MacTable;
 use ofproto::port::{PatchStats, Port};
-use ofproto::table::Tables;
+use ofproto::table::{TableStats, Tables};
 use ofproto::xlate::{Xlate, XlateError, translate};
 use ofproto::{PortKind, PortVlan};
 use openflow::{FlowMod, NoPortNames, OfPort};
@@ -38,7 +38,8 @@ fn config(bridges: &[&[&str]]) -> Config {
         let mut tables = Tables::default();
         tables.apply(&mods, 0).unwrap();
         let (settings, macs) = (BridgeSettings::default(), Arc::new(MacTable::default()));
-        let bridge = Bridge { name: name.as_str().into(), settings, ports, tables, macs };
+        let table_stats = Arc::new(TableStats::new(&name));
+        let bridge = Bridge { name: name.as_str().into(), settings, ports, tables, table_stats, macs };
         config.bridges.insert(name, Arc::new(bridge));
     }
     config.index();

@@ -8,7 +8,9 @@ use openflow::{Action, NoPortNames, OfPort, PortNames};
 use super::{Result, Switch, SwitchError};
 use crate::port::PortKind;
 use crate::rule::Rule;
-use crate::upcall::Summary;
+use crate::table::TableStats;
+use crate::upcall::{DelReason, Summary};
+use crate::xlate::Effect;
 
 impl Switch {
     /// The learned addresses of a bridge (`fdb/show`).
@@ -57,11 +59,24 @@ impl Switch {
     /// The upcall engine (`upcall/show`).
     pub fn upcall_show(&self) -> String {
         let Summary { current, average, max, limit, dump_ms, .. } = Summary::of(&self.backer);
-        format!(
+        let ufid = !self.backer.revalidation.has_whole_dumps();
+        let mut text = format!(
             "{}:\n  flows         : (current {current}) (avg {average}) (max {max}) (limit {limit})\n  \
-             dump duration : {dump_ms}ms\n  ufid enabled : true\n\n  revalidator 0: (keys {current})\n",
+             dump duration : {dump_ms}ms\n  ufid enabled : {ufid}\n\n",
             self.dpif_name()
-        )
+        );
+        // Each sweeps its share of the shards.
+        let (n, shards) = (self.backer.revalidation.len(), self.backer.ukeys.shards());
+        for id in 0..n {
+            let keys: usize = (id..shards).step_by(n).map(|shard| self.backer.ukeys.len_of(shard)).sum();
+            let _ = writeln!(text, "  {id}: (keys {keys})");
+        }
+        // What the field doesn't say stands behind what it does.
+        let deleted = DelReason::ALL.map(|reason| (reason, self.backer.ukeys.deleted(reason)));
+        for (reason, flows) in deleted.iter().filter(|(_, flows)| *flows > 0) {
+            let _ = writeln!(text, "  deleted, {reason}: {flows}");
+        }
+        text
     }
 
     /// The flows of a bridge, one a line, by table and priority (`ovs-ofctl dump-flows`).
@@ -128,6 +143,54 @@ impl Switch {
     pub fn ports(&self, bridge: &str) -> Result<Vec<(OfPort, String)>> {
         Ok(self.bridge(bridge)?.ports.values().map(|port| (port.number, port.name.clone())).collect())
     }
+}
+
+/// The rules that a translation went by, and the tables in which it found none: `ofproto/detrace`. The bridge is named where
+/// it changes.
+pub(super) fn effects_text(effects: &[Effect], now: u64) -> String {
+    let mut text = String::new();
+    let mut last: Option<&TableStats> = None;
+    for effect in effects {
+        let tables = match effect {
+            Effect::Rule { tables, .. } | Effect::TableMiss { tables, .. } => tables.as_ref(),
+            _ => continue,
+        };
+        if !last.is_some_and(|last| std::ptr::eq(last, tables)) {
+            let _ = writeln!(text, "{}", tables.bridge());
+            last = Some(tables);
+        }
+        match effect {
+            Effect::Rule { rule, table, .. } => {
+                let _ = writeln!(text, "  {}", rule_stats_text(*table, rule, now));
+            }
+            Effect::TableMiss { table, .. } => {
+                let _ = writeln!(text, "  table_id={table}, no match");
+            }
+            _ => {}
+        }
+    }
+    text
+}
+
+/// A rule with its counters as the field's debugging commands write it. No hardware takes packets off us.
+fn rule_stats_text(table: u8, rule: &Rule, now: u64) -> String {
+    let mut text = String::new();
+    if rule.cookie != 0 {
+        let _ = write!(text, "cookie={:#x}, ", rule.cookie);
+    }
+    if table != 0 {
+        let _ = write!(text, "table_id={table}, ");
+    }
+    let _ = write!(
+        text,
+        "duration={}s, n_packets={}, n_bytes={}, n_offload_packets=0, n_offload_bytes=0, {},actions={}",
+        now.saturating_sub(rule.created_ms) / 1000,
+        rule.stats.packets(),
+        rule.stats.bytes(),
+        rule.r#match.display(rule.priority, &NoPortNames),
+        openflow::action::display_actions(&rule.actions, &NoPortNames)
+    );
+    text
 }
 
 fn rule_text(table: u8, rule: &Rule, now: u64, names: &dyn PortNames) -> String {

@@ -67,7 +67,7 @@ impl ThreadCounts {
 pub(crate) struct Engine {
     counts: ThreadCounts,
     handlers: Vec<HandlerThread>,
-    revalidator: Option<JoinHandle<()>>,
+    revalidators: Vec<JoinHandle<()>>,
 }
 
 struct HandlerThread {
@@ -86,7 +86,7 @@ impl Engine {
         revalidator::adopt(backer).map_err(failed("adopting the flows"))?;
         backer.dpif.handlers_set(counts.handlers).map_err(failed("setting the handlers"))?;
         backer.stop_revalidator(false);
-        let mut engine = Self { counts, handlers: Vec::new(), revalidator: None };
+        let mut engine = Self { counts, handlers: Vec::new(), revalidators: Vec::new() };
         match engine.spawn(backer) {
             Ok(()) => Ok(engine),
             Err(error) => {
@@ -110,9 +110,12 @@ impl Engine {
                 handler.thread = Some(thread);
             }
         }
-        let backer = Arc::clone(backer);
-        let run = move || revalidator::run(&backer);
-        self.revalidator = Some(thread::Builder::new().name("revalidator0".into()).spawn(run)?);
+        backer.revalidation.hire(self.counts.revalidators.saturating_sub(1));
+        for id in 0..self.counts.revalidators {
+            let backer = Arc::clone(backer);
+            let run = move || if id == 0 { revalidator::lead(&backer) } else { revalidator::follow(&backer) };
+            self.revalidators.push(thread::Builder::new().name(format!("revalidator{id}")).spawn(run)?);
+        }
         Ok(())
     }
 
@@ -126,6 +129,7 @@ impl Engine {
     pub(crate) fn stop(self, backer: &Backer) {
         self.handlers.iter().for_each(|handler| handler.latch.exit());
         backer.stop_revalidator(true);
+        backer.revalidation.dismiss();
         let deadline = Instant::now() + JOIN;
         for (id, handler) in self.handlers.into_iter().enumerate() {
             let Some(thread) = handler.thread else { continue };
@@ -135,8 +139,10 @@ impl Engine {
                 tracing::error!("handler{id} had panicked");
             }
         }
-        if self.revalidator.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the revalidator had panicked");
+        for (id, thread) in self.revalidators.into_iter().enumerate() {
+            if thread.join().is_err() {
+                tracing::error!("revalidator{id} had panicked");
+            }
         }
         if let Err(error) = backer.dpif.handlers_set(0) {
             tracing::warn!("datapath {} keeps its handlers: {error}", backer.dpif.name());

@@ -103,10 +103,14 @@ impl<'a> Context<'a> {
             }
             rules.lookup(&flow, &mut self.wildcards)
         });
-        if let Some(rule) = rule {
-            self.effects.push(Effect::Rule(Arc::clone(&rule.stats)));
-            // Each lookup may nest in the one before, and the operator writes how deep: some thousand levels are legal.
-            stacker::maybe_grow(64 << 10, 1 << 20, || self.run_actions(&rule.actions));
+        let tables = Arc::clone(&bridge.table_stats);
+        match rule {
+            Some(rule) => {
+                self.effects.push(Effect::Rule { rule: Arc::clone(rule), tables, table });
+                // Each lookup may nest in the one before, and the operator writes how deep: some thousand levels are legal.
+                stacker::maybe_grow(64 << 10, 1 << 20, || self.run_actions(&rule.actions));
+            }
+            None => self.effects.push(Effect::TableMiss { tables, table }),
         }
         self.table = old_table;
         self.depth -= u32::from(deepens);

@@ -37,6 +37,27 @@ impl Phase {
     }
 }
 
+impl Phase {
+    /// Whether its flow does what it is for, or is about to.
+    pub(crate) fn is_in_use(self) -> bool {
+        matches!(self, Self::Visible | Self::Operational)
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Created => "created",
+            Self::Visible => "visible",
+            Self::Operational => "operational",
+            Self::Inconsistent => "inconsistent",
+            Self::Evicting => "evicting",
+            Self::Evicted => "evicted",
+            Self::Deleted => "deleted",
+        })
+    }
+}
+
 /// Why a megaflow was deleted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum DelReason {

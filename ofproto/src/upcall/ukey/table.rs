@@ -204,6 +204,16 @@ impl UkeyTable {
         all
     }
 
+    /// Looks into a part, under its lock: `look` doesn't wait for a ukey's lock and takes no other part's.
+    pub(crate) fn with_part<T>(&self, index: usize, look: impl FnOnce(Part<'_>) -> T) -> Option<T> {
+        self.shards.get(index).map(|shard| look(Part(&shard.read())))
+    }
+
+    /// Ukeys in a part.
+    pub(crate) fn len_of(&self, index: usize) -> usize {
+        self.shards.get(index).map_or(0, |shard| shard.read().len())
+    }
+
     fn collect(&self, index: usize, into: &mut Vec<Arc<Ukey>>) {
         if let Some(shard) = self.shards.get(index) {
             into.extend(shard.read().iter().map(|Entry(ukey)| Arc::clone(ukey)));
@@ -212,6 +222,23 @@ impl UkeyTable {
 
     fn shard(&self, ufid: Ufid) -> Option<&RwLock<Shard>> {
         self.shards.get(ufid.0 as usize % self.shards.len())
+    }
+}
+
+/// A part of the table, locked against changes. The ukeys with ids that are `index` modulo the number of parts are in part
+/// `index`.
+#[derive(Clone, Copy)]
+pub(crate) struct Part<'a>(&'a Shard);
+
+impl<'a> Part<'a> {
+    /// The ukey with an id.
+    pub(crate) fn get(self, ufid: Ufid) -> Option<&'a Arc<Ukey>> {
+        self.0.get(&ufid).map(|Entry(ukey)| ukey)
+    }
+
+    /// All of them.
+    pub(crate) fn iter(self) -> impl Iterator<Item = &'a Arc<Ukey>> {
+        self.0.iter().map(|Entry(ukey)| ukey)
     }
 }
 

@@ -1,0 +1,105 @@
+//! What an operator may ask of the upcall engine.
+
+use std::fmt::Write;
+
+use dpif::{Ufid, odp};
+
+use super::Switch;
+use crate::upcall;
+
+impl Switch {
+    /// Waits until all upcalls that the datapath has queued are answered, as far as no more come, two seconds at most.
+    pub fn await_upcalls(&self) {
+        if let Some(engine) = &*self.engine.lock() {
+            engine.drain();
+        }
+    }
+
+    /// Packets that found a rule in a table of a bridge, and packets that found none.
+    ///
+    /// # Errors
+    /// There is no such bridge.
+    pub fn table_stats(&self, bridge: &str, table: u8) -> super::Result<(u64, u64)> {
+        Ok(self.bridge(bridge)?.table_stats.get(table))
+    }
+
+    /// Deletes the megaflows that this switch has installed or found, pushing their statistics to the rules before
+    /// (`revalidator/purge`).
+    pub fn purge_flows(&self) {
+        upcall::purge(&self.backer);
+    }
+
+    /// Lets no round of the revalidators begin by itself until [`Switch::resume_revalidators`]; returns when none is running.
+    /// [`Switch::revalidate_now`] works all the same, and so does whatever needs a round to be safe.
+    pub fn pause_revalidators(&self) {
+        self.backer.revalidation.pause();
+    }
+
+    /// Ends that.
+    pub fn resume_revalidators(&self) {
+        self.backer.revalidation.resume();
+        self.backer.wake_revalidator();
+    }
+
+    /// Whether the revalidators are paused.
+    pub fn revalidators_are_paused(&self) -> bool {
+        self.backer.revalidation.is_paused()
+    }
+
+    /// Sets the dynamic flow limit, which the revalidators go on to adapt from there (`upcall/set-flow-limit`).
+    pub fn set_dynamic_flow_limit(&self, limit: usize) {
+        self.backer.adapted_limit.set(limit);
+    }
+
+    /// Whether flows are installed as wide as translation allows, whatever the options say. All flows go, so that it holds at
+    /// once.
+    pub fn set_megaflows(&self, megaflows: bool) {
+        self.backer.set_limits(crate::backer::Limits { megaflows, ..self.backer.limits() });
+        self.purge_flows();
+    }
+
+    /// Whether the revalidators' dumps ask for statistics by id alone, as they do at first, or for whole flows.
+    pub fn set_terse_dumps(&self, terse: bool) {
+        self.backer.revalidation.set_whole_dumps(!terse);
+    }
+
+    /// What is known of each megaflow, one a line (`upcall/dump-ukeys`), ports written by `names`.
+    pub fn dump_ukeys(&self, names: odp::PortNames<'_>) -> String {
+        let style = odp::Style { names, verbose: false, packet_type: self.backer.dpif.datapath_type() == "netdev" };
+        let now = self.backer.clock.now_ms();
+        let mut text = String::new();
+        for ukey in self.backer.ukeys.all() {
+            let (key, mask) = (ukey.flow.key(), ukey.flow.mask());
+            let state = ukey.state.lock();
+            let _ = write!(text, "{}, {}, ", ukey.ufid, style.key(&key, Some(&mask)));
+            let _ = write!(text, "{}, ", odp::format_stats(&state.pushed, now));
+            let _ = write!(text, "actions:{}, state:{}, ", style.actions(&state.actions), state.phase());
+            if let Some(reason) = state.reason() {
+                let _ = write!(text, "reason:{reason}, ");
+            }
+            let age = now.saturating_sub(ukey.created_ms);
+            let current = state.generation == self.backer.generation();
+            let _ = writeln!(
+                text,
+                "age:{}.{:03}s, {}, missed_dumps:{}",
+                age / 1000,
+                age % 1000,
+                if current { "up to date" } else { "to be translated" },
+                state.missed
+            );
+        }
+        text
+    }
+
+    /// The chain of rules that packets of a megaflow take (`ofproto/detrace`), or why there is none.
+    pub fn detrace(&self, ufid: Ufid) -> String {
+        let Some(ukey) = self.backer.ukeys.get(ufid) else {
+            return format!("UFID was not found for {}\n", self.dpif_name());
+        };
+        let state = ukey.state.lock();
+        if !state.phase().is_in_use() || state.effects.is_empty() {
+            return format!("Cache was not found for {}\n", self.dpif_name());
+        }
+        super::show::effects_text(&state.effects, self.backer.clock.now_ms())
+    }
+}

@@ -1,0 +1,255 @@
+//! A switch on the in-process datapath between which and the switch a test can step in.
+
+use std::collections::HashSet;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use dpif::inproc::{InprocDatapath, InprocPort, Options as DpOptions};
+use dpif::{
+    DatapathFlow, DpStats, Dpif, DpifError, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent, PortInfo,
+    PortSpec, PortStats, PutMode, Result, Ufid, UpcallBatch,
+};
+use ofproto::{BridgeSettings, Clock, FailMode, ManualClock, Options, PortKind, PortVlan, Switch};
+use openflow::{FlowMod, NoPortNames};
+use parking_lot::{Mutex, MutexGuard};
+
+/// A datapath with its whims.
+pub(crate) struct Between {
+    pub(crate) dp: InprocDatapath,
+    clock: ManualClock,
+    /// Milliseconds that a dump takes.
+    pub(crate) dump_takes: AtomicU64,
+    /// Flows that dumps don't show.
+    pub(crate) hidden: Mutex<HashSet<Ufid>>,
+    /// Dumps end with an error.
+    pub(crate) dump_fails: Mutex<bool>,
+    /// Flows can't be modified.
+    pub(crate) modify_fails: Mutex<bool>,
+    /// Each flow is dumped so often.
+    pub(crate) copies: AtomicUsize,
+    /// Parts that a dump comes in, and the threads that read them.
+    pub(crate) parts: AtomicUsize,
+    pub(crate) readers: Mutex<HashSet<std::thread::ThreadId>>,
+    /// A part is read only when so many threads are there for it, or none comes.
+    pub(crate) crowd: AtomicUsize,
+}
+
+impl Dpif for Between {
+    fn name(&self) -> &str {
+        self.dp.name()
+    }
+    fn datapath_type(&self) -> &'static str {
+        self.dp.datapath_type()
+    }
+    fn engine(&self) -> &'static str {
+        self.dp.engine()
+    }
+    fn features(&self) -> Features {
+        self.dp.features()
+    }
+    fn stats(&self) -> Result<DpStats> {
+        self.dp.stats()
+    }
+    fn port_add(&self, spec: &PortSpec) -> Result<OdpPort> {
+        self.dp.port_add(spec)
+    }
+    fn port_del(&self, port: OdpPort) -> Result<()> {
+        self.dp.port_del(port)
+    }
+    fn ports(&self) -> Result<Vec<PortInfo>> {
+        self.dp.ports()
+    }
+    fn port_stats(&self, port: OdpPort) -> Result<PortStats> {
+        self.dp.port_stats(port)
+    }
+    fn port_events(&self) -> Vec<PortEvent> {
+        self.dp.port_events()
+    }
+    fn flow_put(&self, put: &FlowPut) -> Result<()> {
+        if put.mode == PutMode::Modify && *self.modify_fails.lock() {
+            return Err(DpifError::Invalid("the test says no".into()));
+        }
+        self.dp.flow_put(put)
+    }
+    fn flow_get(&self, ufid: Ufid) -> Result<DatapathFlow> {
+        self.dp.flow_get(ufid)
+    }
+    fn flow_del(&self, ufid: Ufid) -> Result<FlowStats> {
+        self.dp.flow_del(ufid)
+    }
+    fn flow_dump(&self, visit: &mut dyn FnMut(&DatapathFlow) -> bool) -> Result<()> {
+        self.dp.flow_dump(visit)
+    }
+    fn flow_dump_parts(&self) -> usize {
+        self.parts.load(Ordering::SeqCst)
+    }
+    fn flow_dump_stats_part(&self, part: usize, flows: &mut Vec<(Ufid, FlowStats)>) -> Result<()> {
+        self.wait_for_company();
+        if part == 0 {
+            self.clock.advance_ms(self.dump_takes.load(Ordering::SeqCst));
+        }
+        let hidden = self.hidden.lock().clone();
+        let parts = self.flow_dump_parts() as u128;
+        self.dp.flow_dump_stats(&mut |ufid, stats| {
+            if ufid.0 % parts == part as u128 && !hidden.contains(&ufid) {
+                flows.extend(std::iter::repeat_n((ufid, stats), self.copies.load(Ordering::SeqCst)));
+            }
+            true
+        })?;
+        if *self.dump_fails.lock() { Err(DpifError::Invalid("the test says no".into())) } else { Ok(()) }
+    }
+    fn flow_flush(&self) -> Result<()> {
+        self.dp.flow_flush()
+    }
+    fn execute(&self, execute: Execute<'_>) -> Result<()> {
+        self.dp.execute(execute)
+    }
+    fn handlers_set(&self, n_handlers: u32) -> Result<()> {
+        self.dp.handlers_set(n_handlers)
+    }
+    fn recv(&self, handler: u32, batch: &mut UpcallBatch) -> Result<usize> {
+        self.dp.recv(handler, batch)
+    }
+    fn recv_fd(&self, handler: u32) -> Result<BorrowedFd<'_>> {
+        self.dp.recv_fd(handler)
+    }
+    fn recv_purge(&self, handler: u32) -> Result<usize> {
+        self.dp.recv_purge(handler)
+    }
+    fn destroy(&self) -> Result<()> {
+        self.dp.destroy()
+    }
+}
+
+impl Between {
+    fn wait_for_company(&self) {
+        self.readers.lock().insert(std::thread::current().id());
+        let wanted = self.crowd.load(Ordering::SeqCst);
+        for _ in 0..2000 {
+            if self.readers.lock().len() >= wanted {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+}
+
+/// A switch with one bridge whose revalidators work only when they are told to.
+pub(crate) struct Rig {
+    pub(crate) between: Arc<Between>,
+    pub(crate) switch: Switch,
+    pub(crate) clock: ManualClock,
+    pub(crate) ports: Vec<InprocPort>,
+}
+
+/// Counters are the process's: one test at a time.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock()
+}
+
+impl Rig {
+    /// With these flows and three ports.
+    pub(crate) fn new(flows: &[&str]) -> Self {
+        Self::with(flows, |_| {})
+    }
+
+    pub(crate) fn with(flows: &[&str], change: impl FnOnce(&mut Options)) -> Self {
+        let clock = ManualClock::new(1_000_000);
+        let dp_clock = clock.clone();
+        let mut dp_options = DpOptions::new("ovs-netdev");
+        dp_options.clock = Arc::new(move || dp_clock.now_ms() * 1_000_000);
+        let between = Arc::new(Between {
+            dp: InprocDatapath::with_options(dp_options),
+            clock: clock.clone(),
+            dump_takes: AtomicU64::new(0),
+            hidden: Mutex::default(),
+            dump_fails: Mutex::default(),
+            modify_fails: Mutex::default(),
+            copies: AtomicUsize::new(1),
+            parts: AtomicUsize::new(1),
+            readers: Mutex::default(),
+            crowd: AtomicUsize::new(0),
+        });
+        let rig = Self::over(between, clock, flows, change);
+        rig.switch.start().unwrap();
+        rig.switch.pause_revalidators();
+        rig
+    }
+
+    /// A switch that is not started, over a datapath that may have flows.
+    pub(crate) fn over(
+        between: Arc<Between>,
+        clock: ManualClock,
+        flows: &[&str],
+        change: impl FnOnce(&mut Options),
+    ) -> Self {
+        let mut options = Options { clock: Arc::new(clock.clone()), n_handlers: Some(1), ..Options::default() };
+        change(&mut options);
+        let switch = Switch::new(Arc::clone(&between) as Arc<dyn Dpif>, options);
+        let settings = BridgeSettings { fail_mode: FailMode::Secure, ..BridgeSettings::default() };
+        switch.bridge_add("br0", settings).unwrap();
+        let ports = ["p1", "p2", "p3"].map(|port| {
+            switch.port_add("br0", port, PortKind::System, PortVlan::default(), None).unwrap();
+            between.dp.port_by_name(port).unwrap()
+        });
+        let rig = Self { between, switch, clock, ports: ports.into() };
+        rig.flows(flows);
+        rig
+    }
+
+    /// Replaces the flows.
+    pub(crate) fn flows(&self, text: &[&str]) {
+        let mods: Vec<_> = text.iter().map(|text| FlowMod::parse(text, &NoPortNames).unwrap()).collect();
+        self.switch.flows_replace("br0", Some(&mods)).unwrap();
+    }
+
+    /// Changes them by one flow mod.
+    pub(crate) fn flow_mod(&self, text: &str) {
+        self.switch.flow_mods_apply("br0", &[FlowMod::parse(text, &NoPortNames).unwrap()]).unwrap();
+    }
+
+    /// A frame comes in by port 1, and its upcall, if any, is answered. No round runs.
+    pub(crate) fn send(&self, frame: &[u8]) {
+        self.ports[0].send(frame).unwrap();
+        self.switch.await_upcalls();
+    }
+
+    /// What came out of a port.
+    pub(crate) fn received(&self, port: usize) -> usize {
+        std::iter::from_fn(|| self.ports[port - 1].recv()).count()
+    }
+
+    /// A round now, `ms` milliseconds later.
+    pub(crate) fn round_after(&self, ms: u64) {
+        self.clock.advance_ms(ms);
+        self.switch.revalidate_now();
+    }
+
+    /// Ids of the flows in the datapath.
+    pub(crate) fn ufids(&self) -> Vec<Ufid> {
+        self.switch.flows_of_datapath().unwrap().iter().map(|flow| flow.ufid).collect()
+    }
+
+    /// Ukeys.
+    pub(crate) fn ukeys(&self) -> usize {
+        self.switch.upcall_summary().current
+    }
+
+    /// `n_packets` of the only rule whose text has `what` in it.
+    pub(crate) fn packets(&self, what: &str) -> u64 {
+        let dump = self.switch.dump_flows("br0").unwrap();
+        let lines: Vec<_> = dump.lines().filter(|line| line.contains(what)).collect();
+        let [line] = lines.as_slice() else { panic!("{what} is not in one line of\n{dump}") };
+        let count = line.split("n_packets=").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+        count.parse().unwrap()
+    }
+}
+
+/// How often something is counted while `work` runs.
+pub(crate) fn counted(name: &str, work: impl FnOnce()) -> u64 {
+    let before = coverage::total(name).unwrap_or_else(|| panic!("there is no counter {name}"));
+    work();
+    coverage::total(name).unwrap() - before
+}
