@@ -167,12 +167,13 @@ mod tests {
     #[test]
     fn bridges_ports_and_knobs_become_the_desired_state() {
         let line = "--bridge br0 --port br0:a,tag=3 --port=br1:b --bridge br1,datapath=ebpf --datapath userspace \
-                    --flow-limit 5 --n-handlers=2";
+                    --flow-limit 5 --n-handlers=2 --n-revalidator-threads 3";
         let state = read(line).unwrap().desired().unwrap();
         assert_eq!(state.bridge("br0").unwrap().datapath_type, DatapathType::Userspace);
         assert_eq!(state.bridge("br1").unwrap().datapath_type, DatapathType::Ebpf);
         assert!(state.bridge("br1").unwrap().port("b").is_some());
         assert_eq!((state.options.flow_limit, state.options.n_handlers), (5, Some(2)));
+        assert_eq!(state.options.n_revalidators, Some(3));
     }
 
     #[test]

@@ -145,6 +145,7 @@ fn wait(
     let started = Instant::now();
     let mut next_tick = started;
     loop {
+        probes::run_start();
         let now = Instant::now();
         if now >= next_tick {
             let now_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -152,6 +153,7 @@ fn wait(
             switch.run(now_ms);
             next_tick = now + TICK;
         }
+        probes::poll_block();
         match events.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
             Ok(Event::Exit { cleanup, responder }) => return (cleanup, responder),
             // The error was logged.

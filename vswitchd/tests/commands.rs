@@ -159,16 +159,47 @@ fn what_this_version_cannot_do_is_refused_by_name() {
     let flows = directory.path().join("br0.flows");
     std::fs::write(&flows, "priority=0 actions=NORMAL\nactions=ct(commit)\n").unwrap();
     let bad_flows = format!("--bridge br0 --flows {}", flows.display());
-    for (line, error) in [
-        ("--n-revalidators 4", "n-revalidators 4 is not supported yet"),
-        ("--min-revalidate-pps 7", "min-revalidate-pps 7 is not supported yet"),
-        (&bad_flows, &format!("{}:2:", flows.display())),
-    ] {
+    for (line, error) in [(&bad_flows, &format!("{}:2:", flows.display()))] {
         for mode in ["--check", "-vconsole:off"] {
             let args: Vec<&str> = line.split_whitespace().chain([mode]).collect();
             let (code, said) = outcome(&mut vswitchd(directory.path(), &args));
             assert_eq!((code, said.lines().count()), (Some(2), 1), "{args:?}: {said}");
             assert!(said.starts_with(&format!("vswitchd: {error}")), "{args:?}: {said}");
         }
+    }
+}
+
+#[test]
+fn the_upcall_engine_answers_in_the_fields_words() {
+    let (_directory, daemon) = start(&format!("{SWITCH} --n-revalidator-threads 2 --min-revalidate-pps 0"));
+    let show = daemon.ask("upcall/show");
+    let expected = "netdev@ovs-netdev:\n  flows         : (current 0) (avg 0) (max 0) (limit ";
+    assert!(show.starts_with(expected), "{show}");
+    assert!(show.contains("\n  ufid enabled : true\n\n  0: (keys 0)\n  1: (keys 0)\n"), "{show}");
+    for (command, answer) in [
+        ("upcall/disable-megaflows", "megaflows disabled"),
+        ("upcall/enable-megaflows", "megaflows enabled"),
+        ("upcall/disable-ufid", "Datapath dumping tersely using UFID disabled"),
+        ("upcall/enable-ufid", "Datapath dumping tersely using UFID enabled for supported datapaths"),
+        ("upcall/set-flow-limit 1234", "set flow_limit to 1234\n"),
+        ("upcall/dump-ukeys", "netdev@ovs-netdev:\n"),
+        ("revalidator/wait", ""),
+        ("revalidator/purge", ""),
+        ("revalidator/pause", ""),
+        ("revalidator/resume", ""),
+        ("ofproto/detrace ufid:1", "UFID was not found for netdev@ovs-netdev\n"),
+        ("ofproto/detrace ufid:1 pmd=3", "UFID was not found for netdev@ovs-netdev\n"),
+    ] {
+        assert_eq!(daemon.ask(command).trim_end(), answer.trim_end(), "{command}");
+    }
+    daemon.ask("revalidator/pause");
+    for (command, args, error) in [
+        ("revalidator/wait", &[][..], "the revalidators are paused"),
+        ("ofproto/detrace", &["1"], "failed to parse ufid"),
+        ("ofproto/detrace", &["ufid:1", "7"], "Invalid pmd argument format. Expecting 'pmd=PMD-ID'"),
+        ("upcall/set-flow-limit", &["many"], "\"many\" is not a number of flows"),
+    ] {
+        let answer = daemon.call(command, args).unwrap_err();
+        assert!(answer.contains(error), "{command}: {answer}");
     }
 }

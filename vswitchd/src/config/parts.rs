@@ -83,11 +83,13 @@ pub struct OptionsPart {
     /// Packets a second above which a flow is revalidated rather than deleted [default: 5]
     #[arg(long, value_name = "PPS")]
     pub min_revalidate_pps: Option<u32>,
-    /// Threads that handle upcalls [default: by the number of CPUs]
-    #[arg(long, value_name = "N")]
+    /// Threads that handle upcalls; 0 lets the switch choose [default: by the number of CPUs]
+    #[arg(long, visible_alias = "n-handler-threads", value_name = "N")]
+    #[serde(alias = "n-handler-threads")]
     pub n_handlers: Option<u16>,
-    /// Threads that revalidate [default: by the number of CPUs]
-    #[arg(long, value_name = "N")]
+    /// Threads that revalidate; 0 lets the switch choose [default: by the number of CPUs]
+    #[arg(long, visible_alias = "n-revalidator-threads", value_name = "N")]
+    #[serde(alias = "n-revalidator-threads")]
     pub n_revalidators: Option<u16>,
     /// Room for flows in the datapath's own tables [default: the datapath's]
     #[arg(long, value_name = "N")]

@@ -229,14 +229,7 @@ fn options(options: &Options) -> Result<(), Invalid> {
     // The least of each is the field's: below it the switch would spend its time on itself.
     at_least("max-idle", options.max_idle, 500)?;
     at_least("max-revalidator", options.max_revalidator, 100)?;
-    for (what, given) in [
-        ("n-handlers", options.n_handlers.map(u32::from)),
-        ("n-revalidators", options.n_revalidators.map(u32::from)),
-        ("max-flows", options.max_flows),
-    ] {
-        at_least(what, given.unwrap_or(1), 1)?;
-    }
-    Ok(())
+    at_least("max-flows", options.max_flows.unwrap_or(1), 1)
 }
 
 fn at_least(what: &str, given: u32, least: u32) -> Result<(), Invalid> {
@@ -330,10 +323,9 @@ mod tests {
 
     #[test]
     fn knobs_have_a_least_value() {
-        let cases: [(&str, Options); 4] = [
+        let cases: [(&str, Options); 3] = [
             ("max-idle is 499, it must be at least 500", Options { max_idle: 499, ..Options::default() }),
             ("max-revalidator is 0, it must be at least 100", Options { max_revalidator: 0, ..Options::default() }),
-            ("n-handlers is 0, it must be at least 1", Options { n_handlers: Some(0), ..Options::default() }),
             ("max-flows is 0, it must be at least 1", Options { max_flows: Some(0), ..Options::default() }),
         ];
         for (expected, options) in cases {

@@ -5,12 +5,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use dpif::Dpif;
 use dpif::inproc::{self, InprocDatapath, PortBackend};
 use dpif_ebpf::EbpfDpif;
 
 use super::Setup;
+use super::shared::Shared;
 use crate::config::{DatapathType, Options};
 use crate::reconcile::SwitchError;
 
@@ -31,7 +33,12 @@ pub(super) struct Backer {
 
 impl Backer {
     /// Makes the datapath, or finds the one that an earlier process left.
-    pub(super) fn open(kind: DatapathType, setup: &Setup, options: &Options) -> Result<Backer, SwitchError> {
+    pub(super) fn open(
+        kind: DatapathType,
+        setup: &Setup,
+        options: &Options,
+        shared: &Shared,
+    ) -> Result<Backer, SwitchError> {
         let (dpif, adopted): (Arc<dyn Dpif>, bool) = match kind {
             DatapathType::Ebpf => {
                 let dpif = EbpfDpif::open(EBPF_NAME, &ebpf_options(setup, options))?;
@@ -48,7 +55,8 @@ impl Backer {
         };
         // Packets that come up before the switch works wait for it instead of being lost.
         dpif.handlers_set(1)?;
-        let switch = Arc::new(ofproto::Switch::new(dpif, switch_options(options)));
+        let switch = Arc::new(ofproto::Switch::new(dpif, shared.switch_options(options)));
+        switch.set_terse_dumps(!shared.whole_dumps.load(Ordering::SeqCst));
         tracing::info!("{}: {}", switch.dpif_name(), if adopted { "adopted" } else { "created" });
         Ok(Backer { kind, switch, started: false, found })
     }
@@ -105,15 +113,4 @@ fn userspace_options(setup: &Setup, options: &Options) -> inproc::Options {
         userspace.max_flows = max_flows as usize;
     }
     userspace
-}
-
-/// The options as the switch has them.
-pub(super) fn switch_options(options: &Options) -> ofproto::Options {
-    ofproto::Options {
-        n_handlers: options.n_handlers.map(u32::from),
-        flow_limit: options.flow_limit as usize,
-        max_idle_ms: options.max_idle.into(),
-        max_revalidator_ms: options.max_revalidator.into(),
-        ..ofproto::Options::default()
-    }
 }

@@ -54,7 +54,7 @@ impl Bridges {
         if let Some(backer) = backers.iter().find(|backer| backer.kind == kind) {
             return Ok(Arc::clone(&backer.switch));
         }
-        let backer = Backer::open(kind, &self.setup, &self.options)?;
+        let backer = Backer::open(kind, &self.setup, &self.options, &self.shared)?;
         let switch = Arc::clone(&backer.switch);
         backers.push(backer);
         Ok(switch)
@@ -75,7 +75,6 @@ impl Switch for Bridges {
     }
 
     fn check(&self, desired: &DesiredState) -> Result<(), SwitchError> {
-        check_options(&desired.options)?;
         let running = !self.shared.backers.read().is_empty();
         if running && desired.options.max_flows != self.options.max_flows {
             return Err("max-flows can't change while there are bridges: it is a datapath's for its life".into());
@@ -88,7 +87,7 @@ impl Switch for Bridges {
         match change {
             Change::SetOptions(options) => {
                 self.options = options.clone();
-                let options = backer::switch_options(options);
+                let options = self.shared.switch_options(options);
                 self.shared.switches().iter().try_for_each(|switch| switch.set_options(&options))?;
             }
             Change::AddBridge { bridge, datapath_type, settings } => {
@@ -182,19 +181,6 @@ impl Switch for Bridges {
         let results: Vec<_> = backers.iter().map(|backer| backer.shutdown(cleanup)).collect();
         results.into_iter().collect()
     }
-}
-
-/// Refuses options that this version doesn't follow.
-fn check_options(options: &Options) -> Result<(), SwitchError> {
-    if let Some(n) = options.n_revalidators.filter(|n| *n > 1) {
-        return Err(format!("n-revalidators {n} is not supported yet: there is one revalidator").into());
-    }
-    let default = Options::default().min_revalidate_pps;
-    if options.min_revalidate_pps != default {
-        let given = options.min_revalidate_pps;
-        return Err(format!("min-revalidate-pps {given} is not supported yet: leave it at {default}").into());
-    }
-    Ok(())
 }
 
 fn bridge_settings(settings: &BridgeSettings) -> ofproto::BridgeSettings {

@@ -1,15 +1,21 @@
 //! What the control commands, on their thread, share with the switch on the main thread.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 
 use super::backer::Backer;
+use crate::config::Options;
 
 /// The datapaths in use, in the order in which they were opened.
 #[derive(Default)]
 pub(super) struct Shared {
     pub(super) backers: RwLock<Vec<Backer>>,
+    /// An operator wants flows for one packet's fields exactly, on datapaths to come too.
+    pub(super) exact_flows: AtomicBool,
+    /// An operator wants the revalidators to dump whole flows, on datapaths to come too.
+    pub(super) whole_dumps: AtomicBool,
 }
 
 impl Shared {
@@ -18,8 +24,27 @@ impl Shared {
         self.backers.read().iter().map(|backer| Arc::clone(&backer.switch)).collect()
     }
 
+    /// The options of a switch: what is configured, and what an operator wants for a while.
+    pub(super) fn switch_options(&self, options: &Options) -> ofproto::Options {
+        ofproto::Options {
+            n_handlers: threads(options.n_handlers),
+            n_revalidators: threads(options.n_revalidators),
+            flow_limit: options.flow_limit as usize,
+            max_idle_ms: options.max_idle.into(),
+            max_revalidator_ms: options.max_revalidator.into(),
+            min_revalidate_pps: options.min_revalidate_pps.into(),
+            megaflows: !self.exact_flows.load(Ordering::SeqCst),
+            ..ofproto::Options::default()
+        }
+    }
+
     /// The switch that a bridge is on.
     pub(super) fn of_bridge(&self, bridge: &str) -> Option<Arc<ofproto::Switch>> {
         self.switches().into_iter().find(|switch| switch.bridges().iter().any(|name| name == bridge))
     }
+}
+
+/// A number of threads; 0 lets the switch choose, as none does.
+fn threads(n: Option<u16>) -> Option<u32> {
+    n.filter(|n| *n > 0).map(u32::from)
 }

@@ -1,4 +1,4 @@
-//! Bridges, what they learned, and the upcall engine.
+//! Bridges and what they learned.
 
 use std::sync::Arc;
 
@@ -13,9 +13,6 @@ pub(super) fn register(registry: &Registry, shared: &Arc<Shared>) {
         ("fdb/flush", "[BRIDGE]", 0, 1, fdb_flush),
         ("bridge/dump-flows", "BRIDGE", 1, 1, dump_flows),
         ("ofproto/list", "", 0, 0, list),
-        ("upcall/show", "", 0, 0, upcall_show),
-        ("revalidator/wait", "", 0, 0, revalidator_wait),
-        ("revalidator/purge", "", 0, 0, revalidator_purge),
     ] {
         let all = Arc::clone(shared);
         registry.register(name, usage, min_args, max_args, move |args| command(&all, args.first().map(String::as_str)));
@@ -52,19 +49,4 @@ fn dump_flows(shared: &Shared, bridge: Option<&str>) -> Result<String, String> {
 fn list(shared: &Shared, _: Option<&str>) -> Result<String, String> {
     let bridges = shared.switches().into_iter().flat_map(|switch| switch.bridges());
     Ok(bridges.map(|name| format!("{name}\n")).collect())
-}
-
-fn upcall_show(shared: &Shared, _: Option<&str>) -> Result<String, String> {
-    let shown: Vec<String> = shared.switches().iter().map(|switch| switch.upcall_show()).collect();
-    Ok(shown.join("\n"))
-}
-
-fn revalidator_wait(shared: &Shared, _: Option<&str>) -> Result<String, String> {
-    shared.switches().iter().for_each(|switch| switch.synchronize());
-    Ok(String::new())
-}
-
-fn revalidator_purge(shared: &Shared, _: Option<&str>) -> Result<String, String> {
-    shared.switches().iter().try_for_each(|switch| switch.flush()).map_err(say)?;
-    Ok(String::new())
 }

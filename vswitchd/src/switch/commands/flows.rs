@@ -176,7 +176,7 @@ fn parse_flow(text: &str, switch: &ofproto::Switch) -> Result<(Option<Ufid>, Flo
 }
 
 /// The id in front of a flow, and what follows it. Ids are hexadecimal numbers with dashes anywhere.
-fn split_ufid(text: &str) -> Result<(Option<Ufid>, &str), String> {
+pub(super) fn split_ufid(text: &str) -> Result<(Option<Ufid>, &str), String> {
     let Some(rest) = text.trim_start().strip_prefix("ufid:") else { return Ok((None, text)) };
     let end = rest.find(|c: char| c != '-' && !c.is_ascii_hexdigit()).unwrap_or(rest.len());
     let (id, rest) = rest.split_at(end);

@@ -8,6 +8,7 @@ mod filter;
 mod flows;
 mod options;
 mod show;
+mod upcalls;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ pub(super) fn register(registry: &Registry, shared: &Arc<Shared>) {
     flows::register(registry, shared);
     drops::register(registry, shared);
     bridges::register(registry, shared);
+    upcalls::register(registry, shared);
 }
 
 /// An error of many layers as a command's one line.
