@@ -30,7 +30,7 @@ use ofproto::bridge::{Bridge, BridgeSettings, Config};
 use ofproto::classifier::PrefixField;
 use ofproto::mac_learning::MacTable;
 use ofproto::port::{PatchStats, Port};
-use ofproto::table::Tables;
+use ofproto::table::{TableStats, Tables};
 use ofproto::xlate::{Xlate, translate};
 use ofproto::{PortKind, PortVlan};
 use openflow::OfPort;
@@ -246,7 +246,8 @@ fn config(b: usize, texts: &[String]) -> Config {
         ports.insert(number, Arc::new(port));
     }
     let macs = Arc::new(MacTable::default());
-    let bridge = Bridge { name: "m".into(), settings: BridgeSettings::default(), ports, tables, macs };
+    let (settings, table_stats) = (BridgeSettings::default(), Arc::new(TableStats::new("m")));
+    let bridge = Bridge { name: "m".into(), settings, ports, tables, table_stats, macs };
     let mut config = Config::default();
     config.bridges.insert("m".into(), Arc::new(bridge));
     config.index();

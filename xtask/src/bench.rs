@@ -36,7 +36,7 @@ struct Bench {
     ebpf: bool,
 }
 
-const BENCHES: [Bench; 4] = [
+const BENCHES: [Bench; 5] = [
     Bench {
         name: "datapath",
         about: "ns per packet of the eBPF datapath by the kernel's test run, and the verifier's cost",
@@ -63,6 +63,13 @@ const BENCHES: [Bench; 4] = [
         about: "TCP connections per second through four rules, and the megaflows that they make, beside the reference",
         package: "vswitchd",
         example: "bench_crr",
+        ebpf: true,
+    },
+    Bench {
+        name: "revalidate",
+        about: "ms per round of the revalidators over 200,000 flows of the eBPF datapath, memory per flow",
+        package: "vswitchd",
+        example: "bench_revalidate",
         ebpf: true,
     },
 ];
@@ -237,6 +244,7 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let error = choose(&["datapth".into()]).err().map(|error| error.to_string());
-        assert_eq!(error.as_deref(), Some("no benchmark datapth: datapath, classifier, upcall, crr"));
+        let known = "no benchmark datapth: datapath, classifier, upcall, crr, revalidate";
+        assert_eq!(error.as_deref(), Some(known));
     }
 }
