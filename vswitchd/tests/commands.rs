@@ -175,7 +175,10 @@ fn the_upcall_engine_answers_in_the_fields_words() {
     let show = daemon.ask("upcall/show");
     let expected = "netdev@ovs-netdev:\n  flows         : (current 0) (avg 0) (max 0) (limit ";
     assert!(show.starts_with(expected), "{show}");
-    assert!(show.contains("\n  ufid enabled : true\n\n  0: (keys 0)\n  1: (keys 0)\n"), "{show}");
+    assert!(
+        show.contains("\n  ufid enabled : true\n\n  0: (keys 0)\n  1: (keys 0)\n  handler 0: (upcalls 0)"),
+        "{show}"
+    );
     for (command, answer) in [
         ("upcall/disable-megaflows", "megaflows disabled"),
         ("upcall/enable-megaflows", "megaflows enabled"),

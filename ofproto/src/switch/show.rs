@@ -9,7 +9,7 @@ use super::{Result, Switch, SwitchError};
 use crate::port::PortKind;
 use crate::rule::Rule;
 use crate::table::TableStats;
-use crate::upcall::{DelReason, Summary};
+use crate::upcall::Summary;
 use crate::xlate::Effect;
 
 impl Switch {
@@ -54,29 +54,6 @@ impl Switch {
             }
         }
         Ok(text)
-    }
-
-    /// The upcall engine (`upcall/show`).
-    pub fn upcall_show(&self) -> String {
-        let Summary { current, average, max, limit, dump_ms, .. } = Summary::of(&self.backer);
-        let ufid = !self.backer.revalidation.has_whole_dumps();
-        let mut text = format!(
-            "{}:\n  flows         : (current {current}) (avg {average}) (max {max}) (limit {limit})\n  \
-             dump duration : {dump_ms}ms\n  ufid enabled : {ufid}\n\n",
-            self.dpif_name()
-        );
-        // Each sweeps its share of the shards.
-        let (n, shards) = (self.backer.revalidation.len(), self.backer.ukeys.shards());
-        for id in 0..n {
-            let keys: usize = (id..shards).step_by(n).map(|shard| self.backer.ukeys.len_of(shard)).sum();
-            let _ = writeln!(text, "  {id}: (keys {keys})");
-        }
-        // What the field doesn't say stands behind what it does.
-        let deleted = DelReason::ALL.map(|reason| (reason, self.backer.ukeys.deleted(reason)));
-        for (reason, flows) in deleted.iter().filter(|(_, flows)| *flows > 0) {
-            let _ = writeln!(text, "  deleted, {reason}: {flows}");
-        }
-        text
     }
 
     /// The flows of a bridge, one a line, by table and priority (`ovs-ofctl dump-flows`).

@@ -5,9 +5,46 @@ use std::fmt::Write;
 use dpif::{Ufid, odp};
 
 use super::Switch;
-use crate::upcall;
+use crate::upcall::{self, DelReason, HandlerReport, PortUpcalls, Summary};
 
 impl Switch {
+    /// The upcall engine (`upcall/show`): the field's lines, then ours, about why flows were deleted, what each handler did, and
+    /// which ports lost upcalls.
+    pub fn upcall_show(&self) -> String {
+        let Summary { current, average, max, limit, dump_ms, .. } = Summary::of(&self.backer);
+        let ufid = !self.backer.revalidation.has_whole_dumps();
+        let mut text = format!(
+            "{}:\n  flows         : (current {current}) (avg {average}) (max {max}) (limit {limit})\n  \
+             dump duration : {dump_ms}ms\n  ufid enabled : {ufid}\n\n",
+            self.dpif_name()
+        );
+        // Each has its share of the shards.
+        let (n, shards) = (self.backer.revalidation.len(), self.backer.ukeys.shards());
+        for id in 0..n {
+            let keys: usize = (id..shards).step_by(n).map(|shard| self.backer.ukeys.len_of(shard)).sum();
+            let _ = writeln!(text, "  {id}: (keys {keys})");
+        }
+        for reason in DelReason::ALL {
+            let flows = self.backer.ukeys.deleted(reason);
+            if flows > 0 {
+                let _ = writeln!(text, "  deleted: {reason} (flows {flows})");
+            }
+        }
+        for HandlerReport { id, received, installed, latency, .. } in self.handler_reports() {
+            let [median, late] = [0.5, 0.99].map(|part| latency.quantile(part) / 1000);
+            let _ = writeln!(
+                text,
+                "  handler {id}: (upcalls {received}) (flows {installed}) (latency p50 {median}us p99 {late}us)"
+            );
+        }
+        for PortUpcalls { name, port, upcalls, lost, .. } in self.port_upcalls() {
+            if lost > 0 {
+                let _ = writeln!(text, "  port {port} {name}: (upcalls {upcalls}) (lost {lost})");
+            }
+        }
+        text
+    }
+
     /// Waits until all upcalls that the datapath has queued are answered, as far as no more come, two seconds at most.
     pub fn await_upcalls(&self) {
         if let Some(engine) = &*self.engine.lock() {
