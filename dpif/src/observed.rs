@@ -142,14 +142,10 @@ fn error_text(text: &mut String, error: Option<&DpifError>) {
 }
 
 fn stats_text(stats: &FlowStats) -> String {
-    let mut text = format!("packets:{}, bytes:{}, used:", stats.packets, stats.bytes);
-    match stats.used_ms {
-        0 => text.push_str("never"),
-        used => {
-            let _ = write!(text, "{}.{:03}s", used / 1000, used % 1000);
-        }
-    }
-    text
+    use nix::time::{ClockId, clock_gettime};
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |t| t.tv_sec() as u64 * 1000 + t.tv_nsec() as u64 / 1_000_000);
+    crate::odp::format_stats(stats, now)
 }
 
 /// What of a key goes with a packet beside its bytes.

@@ -87,6 +87,7 @@ impl Backer {
     pub(crate) fn set_limits(&self, limits: Limits) {
         self.limits.store(Arc::new(limits));
         // Whether flows are wide is among them.
+        coverage::inc!("rev_reconfigure");
         self.changed();
     }
 
@@ -119,6 +120,12 @@ impl Backer {
     pub(crate) fn changed(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.wake_revalidator();
+    }
+
+    /// An address was learned, moved or forgotten, which changes translations.
+    pub(crate) fn learned(&self) {
+        coverage::inc!("rev_mac_learning");
+        self.changed();
     }
 
     /// Lets a revalidator begin a pass now.

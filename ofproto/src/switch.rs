@@ -201,18 +201,20 @@ impl Switch {
         self.check_name_is_free(name)?;
         let (odp, _) = self.datapath_port(name, dpif::PortKind::Internal)?;
         let now = self.backer.clock.now_ms();
-        self.backer.update(|config| {
-            let mut tables = Tables::default();
-            tables.apply(&default_flows(settings.fail_mode), now)?;
-            let local = new_port(name, OfPort::LOCAL, PortKind::Internal, Some(odp), settings.local_vlan.clone());
-            let macs = Arc::new(MacTable::new(settings.mac_aging_s, settings.mac_table_size));
-            let ports = BTreeMap::from([(OfPort::LOCAL, local)]);
-            let table_stats = Arc::new(TableStats::new(name));
-            let bridge = Bridge { name: name.into(), settings, ports, tables, table_stats, macs };
-            config.bridges.insert(name.into(), Arc::new(bridge));
-            config.index();
-            Ok(())
-        })
+        self.backer
+            .update(|config| {
+                let mut tables = Tables::default();
+                tables.apply(&default_flows(settings.fail_mode), now)?;
+                let local = new_port(name, OfPort::LOCAL, PortKind::Internal, Some(odp), settings.local_vlan.clone());
+                let macs = Arc::new(MacTable::new(settings.mac_aging_s, settings.mac_table_size));
+                let ports = BTreeMap::from([(OfPort::LOCAL, local)]);
+                let table_stats = Arc::new(TableStats::new(name));
+                let bridge = Bridge { name: name.into(), settings, ports, tables, table_stats, macs };
+                config.bridges.insert(name.into(), Arc::new(bridge));
+                config.index();
+                Ok(())
+            })
+            .inspect(|_| coverage::inc!("rev_reconfigure"))
     }
 
     /// Changes a bridge while it runs. The fail mode holds from the next time that it is asked for; installed flows stay.
@@ -242,6 +244,7 @@ impl Switch {
             config.index();
             Ok::<_, SwitchError>(gone)
         })?;
+        coverage::inc!("rev_reconfigure");
         self.revalidate_now();
         let results: Vec<_> = gone.ports.values().map(|port| self.release(port)).collect();
         results.into_iter().collect()
@@ -424,7 +427,7 @@ impl Switch {
         for bridge in bridges {
             bridge.macs.forget(|_| true);
         }
-        self.backer.changed();
+        self.backer.learned();
         Ok(())
     }
 
@@ -565,12 +568,14 @@ impl Switch {
     }
 
     fn update_bridge<T>(&self, name: &str, change: impl FnOnce(&mut Bridge) -> Result<T>) -> Result<T> {
-        self.backer.update(|config| {
-            let bridge = config.bridges.get_mut(name).ok_or_else(|| SwitchError::NoSuchBridge(name.into()))?;
-            let done = change(Arc::make_mut(bridge))?;
-            config.index();
-            Ok(done)
-        })
+        self.backer
+            .update(|config| {
+                let bridge = config.bridges.get_mut(name).ok_or_else(|| SwitchError::NoSuchBridge(name.into()))?;
+                let done = change(Arc::make_mut(bridge))?;
+                config.index();
+                Ok(done)
+            })
+            .inspect(|_| coverage::inc!("rev_reconfigure"))
     }
 
     fn change_flows(
@@ -578,10 +583,12 @@ impl Switch {
         name: &str,
         change: impl FnOnce(&mut Bridge) -> Result<(), FlowModError>,
     ) -> Result<(), FlowModError> {
-        self.backer.update(|config| {
-            let missing = || FlowModError { index: 0, message: format!("there is no bridge {name}") };
-            change(Arc::make_mut(config.bridges.get_mut(name).ok_or_else(missing)?))
-        })
+        self.backer
+            .update(|config| {
+                let missing = || FlowModError { index: 0, message: format!("there is no bridge {name}") };
+                change(Arc::make_mut(config.bridges.get_mut(name).ok_or_else(missing)?))
+            })
+            .inspect(|_| coverage::inc!("rev_flow_table"))
     }
 
     fn replace_port(&self, bridge: &str, name: &str, change: impl FnOnce(&Port) -> Arc<Port>) -> Result<()> {

@@ -120,6 +120,7 @@ pub enum XlateError {
 /// Translates a packet with the datapath's key `key`. `None`: its port belongs to no bridge.
 pub fn translate(config: &Config, key: &FlowKey) -> Option<Xlate> {
     let (bridge, port) = config.port_of(OdpPort(key.in_port))?;
+    coverage::inc!("xlate_actions");
     let packet = Flow::from_key(key, port.number);
     let mut context = Context::new(config, bridge, packet);
     context.run();

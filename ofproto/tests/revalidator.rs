@@ -455,3 +455,33 @@ fn a_switch_that_was_not_started_deletes_nothing() {
     assert_eq!(fresh.ufids().len(), 1);
     let _: (&Switch, OdpPort) = (&fresh.switch, OdpPort(1));
 }
+
+#[test]
+fn what_makes_flows_be_translated_again_is_counted_by_its_kind() {
+    let _alone = alone();
+    let rig = Rig::new(&["actions=NORMAL"]);
+    assert_eq!(counted("rev_flow_table", || rig.flow_mod("table=3,actions=drop")), 1);
+    assert_eq!(counted("rev_mac_learning", || rig.send(&frame())), 1);
+    assert_eq!(counted("rev_mac_learning", || rig.send(&frame())), 0, "it is no news");
+    let reconfigured = counted("rev_reconfigure", || {
+        rig.switch.port_set_vlan("br0", "p1", PortVlan::Access(3)).unwrap();
+        rig.switch.port_set_vlan("br0", "none", PortVlan::Access(3)).unwrap_err();
+    });
+    assert_eq!(reconfigured, 1);
+    assert!(counted("xlate_actions", || rig.round_after(0)) >= 1);
+}
+
+#[test]
+fn operations_of_the_datapath_are_counted() {
+    let _alone = alone();
+    let rig = Rig::new(&["actions=output:2"]);
+    assert_eq!(counted("dpif_flow_put", || rig.send(&frame())), 1);
+    assert_eq!(counted("dpif_flow_del", || rig.switch.purge_flows()), 1);
+    assert_eq!(counted("dpif_execute", || rig.send(&frame())), 1);
+    let ufid = rig.ufids()[0];
+    let failed = counted("dpif_flow_del_error", || {
+        rig.switch.dpif().flow_del(ufid).unwrap();
+        rig.switch.dpif().flow_del(ufid).unwrap_err();
+    });
+    assert_eq!(failed, 1);
+}

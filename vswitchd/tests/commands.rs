@@ -206,3 +206,27 @@ fn the_upcall_engine_answers_in_the_fields_words() {
         assert!(answer.contains(error), "{command}: {answer}");
     }
 }
+
+#[test]
+fn operations_of_a_datapath_are_logged_where_somebody_asks() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let (_directory, daemon) = start(&format!("{SWITCH} --max-revalidator 600000 --log-file={}", log.display()));
+    let put = |mac: &str| {
+        let flow = format!("in_port(4),eth(src={mac}),eth_type(0x0800),ipv4(frag=no)");
+        daemon.call("dpctl/add-flow", &[&flow, "3"]).unwrap();
+    };
+    put("50:54:00:00:00:01");
+    daemon.ask("vlog/set dpif:file:dbg");
+    put("50:54:00:00:00:02");
+    daemon.ask("revalidator/wait");
+    daemon.ask("vlog/set ofproto_dpif_upcall:file:dbg");
+    daemon.ask("revalidator/purge");
+    let text = std::fs::read_to_string(&log).unwrap();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("|dpif|") || line.contains("|dpif(")).collect();
+    let puts: Vec<_> = lines.iter().filter(|line| line.contains("|DBG|netdev@ovs-netdev: put[create] ufid:")).collect();
+    // Of the first nobody wanted to know.
+    let [put] = puts.as_slice() else { panic!("{text}") };
+    assert!(put.contains("eth(src=50:54:00:00:00:02,dst=") && put.contains(", actions:3"), "{put}");
+    assert!(lines.iter().any(|line| line.contains(" flow_del ufid:") && line.contains(", packets:0,")), "{text}");
+}

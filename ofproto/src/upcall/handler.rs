@@ -284,7 +284,7 @@ impl<'a> Desk<'a> {
         let actions = Arc::clone(&state.actions);
         drop(state);
         if changed {
-            backer.changed();
+            backer.learned();
         }
         coverage::inc!("upcall_hit_installed");
         Some(actions)
@@ -320,7 +320,7 @@ impl<'a> Desk<'a> {
         }
         let (packets, bytes) = if missed { (1, upcall.packet.data.len() as u64) } else { (0, 0) };
         if Xlate::apply_effects(&xlate.effects, packets, bytes, now) {
-            backer.changed();
+            backer.learned();
         }
         timer.lap(|split| &mut split.translate);
         let slow = xlate.slow.is_some();

@@ -10,13 +10,14 @@ pub(super) fn expire(backer: &Backer) {
     let config = backer.config();
     for (name, bridge) in &config.bridges {
         if bridge.macs.expire(now) {
-            backer.changed();
+            backer.learned();
         }
         if bridge.tables.rules().any(|(_, rule)| rule.is_expired(now)) {
             // An error can't be: the change has none.
             let _ = backer.update(|config| {
                 if let Some(bridge) = config.bridges.get_mut(name) {
                     let expired = Arc::make_mut(bridge).tables.expire(now);
+                    coverage::inc!("rev_flow_table");
                     coverage::add!("ofproto_dpif_expired", expired as u64);
                 }
                 Ok::<_, std::convert::Infallible>(())

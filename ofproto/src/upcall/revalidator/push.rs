@@ -27,6 +27,6 @@ pub(super) fn push(backer: &Backer, ukey: &Ukey, state: &mut State, stats: &Flow
     let packets = stats.packets.wrapping_sub(before.packets);
     let bytes = stats.bytes.wrapping_sub(before.bytes);
     if packets > 0 && Xlate::apply_effects(&state.effects, packets, bytes, stats.used_ms) {
-        backer.changed();
+        backer.learned();
     }
 }

@@ -149,6 +149,7 @@ impl UkeyTable {
             }
             self.count_deleted(&state);
             drop(state);
+            coverage::inc!("upcall_ukey_replace");
             shard.replace(Entry(Arc::clone(ukey)));
             return Ok(());
         }
