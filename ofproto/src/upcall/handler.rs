@@ -388,8 +388,6 @@ impl<'a> Desk<'a> {
 }
 
 /// An empty list of operations in the memory of another.
-// A filter would not change the type.
-#[expect(clippy::unnecessary_filter_map)]
 fn recycle<'a>(mut ops: Vec<DpifOp<'_>>) -> Vec<DpifOp<'a>> {
     ops.clear();
     // Collected in place: the elements, of which there are none, have the same layout.
