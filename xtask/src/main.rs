@@ -10,6 +10,7 @@ mod cmd;
 mod run;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,8 @@ enum Task {
     Test(test::Options),
     /// Measure: a table, JSON under target/bench/, and one line per goal; without a name, list the benchmarks
     Bench(bench::Options),
+    /// Run one command in a virtual machine with one of Debian's kernels and the stock openvswitch module
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,10 @@ fn main() -> ExitCode {
         Some(Task::BuildEbpf(options)) => build_ebpf::run(&options).map(|_| true),
         Some(Task::Test(options)) => test::run(&options),
         Some(Task::Bench(options)) => bench::run(&options),
+        Some(Task::Vm(options)) => match vm::run(&options) {
+            Ok(code) => return ExitCode::from(code),
+            Err(error) => Err(error),
+        },
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -266,6 +266,11 @@ fn not_here<T>(what: String) -> Result<T> {
     Err(NotHere(what).into())
 }
 
+/// What the machine's owner has to do.
+pub(crate) fn missing(what: impl Into<String>) -> NotHere {
+    NotHere(what.into())
+}
+
 impl error::Error for NotHere {}
 
 impl fmt::Display for NotHere {

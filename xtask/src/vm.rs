@@ -1,0 +1,153 @@
+//! `cargo xtask vm -- COMMAND`: one command in a virtual machine with one of Debian's kernels.
+//!
+//! The switch's kernel module and older kernels are not what a developer's machine runs. Here they come as packages
+//! ([`packages`]), are never installed, and boot in QEMU by software emulation ([`machine`]), with a file system in memory
+//! ([`image`]) that holds the command and what it needs of this machine ([`programs`]) and of the kernel ([`modules`]). The
+//! guest's first process is `vm-init` (`src/bin/vm-init.rs`); what it says to the host is in [`protocol`].
+//!
+//! A machine that dies is started once more; a command that fails never is.
+
+mod console;
+mod cpio;
+mod image;
+mod machine;
+mod modules;
+mod packages;
+mod programs;
+mod protocol;
+
+use std::{
+    fs,
+    io::Write as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use self::{
+    image::{Base, Job},
+    machine::{Ended, Machine},
+};
+use crate::cmd;
+
+/// Exit code of a command that took too long, as `timeout(1)` has it.
+const TIMED_OUT: u8 = 124;
+/// From power-on to the command, on a machine that does other things too.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+/// The guest says once a second that it lives.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Options of `vm`.
+#[derive(clap::Args, Clone)]
+pub(crate) struct Options {
+    /// Version of the kernel: the newest of Debian's that begins with it
+    #[arg(long, default_value = "6.1", value_name = "VERSION")]
+    pub(crate) kernel: String,
+    /// Take this file, program (with its libraries) or folder along; may be repeated
+    #[arg(long = "file", value_name = "PATH")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Load this module beside the usual ones; may be repeated
+    #[arg(long = "module", value_name = "NAME")]
+    modules: Vec<String>,
+    /// Set this in the command's environment; may be repeated
+    #[arg(long = "env", value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Where files that the command leaves in $VM_OUT go
+    #[arg(long, default_value = "target/vm/out", value_name = "FOLDER")]
+    out: PathBuf,
+    /// End the command after this many seconds
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    pub(crate) timeout: u64,
+    /// Processors of the machine
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
+    /// Its memory in MiB
+    #[arg(long, default_value_t = 768, value_name = "MIB")]
+    memory: u32,
+    /// Another option of QEMU; may be repeated
+    #[arg(long = "qemu", value_name = "OPTION", allow_hyphen_values = true)]
+    qemu_args: Vec<String>,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+/// Runs the command in a machine; returns its exit code.
+pub(crate) fn run(options: &Options) -> Result<u8> {
+    let started = Instant::now();
+    let cache = cmd::root().join(".cache/vm");
+    let lock = packages::lock(&cache)?;
+    let qemu = packages::qemu(&cache)?;
+    let kernel = packages::kernel(&cache, &options.kernel)?;
+    let init = build_init()?;
+    let base = Base::get(&cache, &kernel, &init)?;
+    drop(lock);
+    let job = Job { command: &options.command, files: &options.files, env: &options.env, modules: &options.modules };
+    let mut image = tempfile::NamedTempFile::new().context("can't make a temporary file")?;
+    image.write_all(&base.with_job(&kernel, &job)?)?;
+
+    let folder = cmd::root().join("target/vm");
+    fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
+    let out = machine::fresh_folder(&cmd::root().join(&options.out))?;
+    let log = folder.join(format!("console-{}.log", std::process::id()));
+    let machine = Machine {
+        qemu: &qemu,
+        kernel: &kernel,
+        image: image.path(),
+        cpus: options.cpus,
+        memory: options.memory,
+        qemu_args: &options.qemu_args,
+        boot_timeout: BOOT_TIMEOUT,
+        silence_timeout: SILENCE_TIMEOUT,
+        timeout: Duration::from_secs(options.timeout),
+        out: &out,
+        log: &log,
+    };
+    let prepared = started.elapsed();
+    let mut code = boot(&machine, prepared)?;
+    if code.is_none() {
+        eprintln!("    starting the machine once more");
+        code = boot(&machine, prepared)?;
+    }
+    let Some(code) = code else {
+        bail!("the machine died twice; all that its console said is in {}", log.display());
+    };
+    let _ = fs::remove_file(&log);
+    Ok(code)
+}
+
+/// Boots once; the exit code, or none where the machine died.
+fn boot(machine: &Machine<'_>, prepared: Duration) -> Result<Option<u8>> {
+    match machine.run()? {
+        Ended::Exited { code, boot, ran, files } => {
+            let files =
+                if files == 0 { String::new() } else { format!(", {files} files in {}", machine.out.display()) };
+            eprintln!(
+                "    {}: exit code {code}; prepared in {}, booted in {}, ran for {}{files}",
+                machine.kernel.release,
+                cmd::seconds(prepared),
+                cmd::seconds(boot),
+                cmd::seconds(ran),
+            );
+            Ok(Some(u8::try_from(code).unwrap_or(u8::MAX)))
+        }
+        Ended::TimedOut => {
+            eprintln!("    stopped: the command ran for {}", cmd::seconds(machine.timeout));
+            Ok(Some(TIMED_OUT))
+        }
+        Ended::Fault(why) => bail!("the machine could not run the command: {why}"),
+        Ended::Died(why) => {
+            eprintln!("    the machine died: {why}");
+            Ok(None)
+        }
+    }
+}
+
+/// Builds the guest's first process.
+fn build_init() -> Result<PathBuf> {
+    let mut build = cmd::cargo();
+    build.args(["build", "--quiet", "--package", "xtask", "--bin", "vm-init"]).env_remove("CARGO_TARGET_DIR");
+    cmd::run(&mut build)?;
+    Ok(cmd::root().join("target/debug/vm-init"))
+}
