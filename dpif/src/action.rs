@@ -1,5 +1,7 @@
 //! Datapath actions: the vocabulary of `enum ovs_action_attr` (`linux/openvswitch.h`).
 
+use std::net::IpAddr;
+
 use datapath_common::{Be16, Be32, FlowKey, Vlan};
 
 use crate::port::OdpPort;
@@ -171,6 +173,46 @@ pub struct UserspaceAction {
 pub struct CtAction {
     /// Commit the connection.
     pub commit: bool,
+    /// Commit it, even where it is known in the other direction.
+    pub force: bool,
     /// Zone.
     pub zone: u16,
+    /// Value and mask of the connection's mark; no bit of the value outside the mask.
+    pub mark: Option<(u32, u32)>,
+    /// Value and mask of the connection's label; no bit of the value outside the mask.
+    pub label: Option<([u8; 16], [u8; 16])>,
+    /// Name of a helper, such as `ftp`.
+    pub helper: Option<String>,
+    /// Address translation.
+    pub nat: Option<NatAction>,
+    /// Which events are reported (`IPCT_*` bits); `None` leaves it to the system.
+    pub event_mask: Option<u32>,
+    /// Name of a timeout policy.
+    pub timeout: Option<String>,
+}
+
+/// Address translation of a connection (`OVS_CT_ATTR_NAT`). Without a direction, that of the connection as committed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NatAction {
+    /// What is translated in new connections.
+    pub direction: Option<NatDirection>,
+    /// First and last address; equal where there is one. Both of one family.
+    pub addresses: Option<(IpAddr, IpAddr)>,
+    /// First and last port, host order; equal where there is one.
+    pub ports: Option<(u16, u16)>,
+    /// The same mapping across reboots.
+    pub persistent: bool,
+    /// Ports by a hash.
+    pub hash: bool,
+    /// Ports at random.
+    pub random: bool,
+}
+
+/// Which end of a connection is translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NatDirection {
+    /// The source.
+    Src,
+    /// The destination.
+    Dst,
 }

@@ -22,7 +22,7 @@ pub mod port;
 pub mod program;
 pub mod upcall;
 
-pub use action::{Action, CtAction, HashAlg, KeyAttr, SetAction, UserspaceAction};
+pub use action::{Action, CtAction, HashAlg, KeyAttr, NatAction, NatDirection, SetAction, UserspaceAction};
 pub use datapath_common::{Be16, Be32, Be64, FlowKey, Vlan};
 pub use error::DpifError;
 pub use flow::{DatapathFlow, FlowPut, FlowStats, PutMode, Ufid};

@@ -1,0 +1,191 @@
+//! The attributes that are plain structures (`struct ovs_key_ipv4` and its like), one place for both directions. A mask and
+//! the halves of a masked set have the same shape as the key.
+
+use datapath_common::{Be16, Be32, FlowKey};
+
+use super::{CodecError, Result, fixed, take};
+use crate::uapi::key as attr;
+
+/// The longest structure: the IPv6 tuple of connection tracking.
+pub(super) const MAX_STRUCT: usize = 40;
+
+/// A structure's bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Struct {
+    bytes: [u8; MAX_STRUCT],
+    len: usize,
+}
+
+impl Struct {
+    fn new() -> Self {
+        Self { bytes: [0; MAX_STRUCT], len: 0 }
+    }
+
+    fn add(mut self, part: &[u8]) -> Self {
+        if let Some(place) = self.bytes.get_mut(self.len..self.len + part.len()) {
+            place.copy_from_slice(part);
+            self.len += part.len();
+        }
+        self
+    }
+
+    fn be16(self, value: Be16) -> Self {
+        self.add(&value.0.to_ne_bytes())
+    }
+
+    fn be32(self, value: Be32) -> Self {
+        self.add(&value.0.to_ne_bytes())
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+/// The structure of attribute `kind` from a key's fields; `None` where the attribute is no plain structure.
+pub(super) fn to_struct(kind: u16, key: &FlowKey) -> Option<Struct> {
+    let new = Struct::new();
+    Some(match kind {
+        attr::PRIORITY => new.add(&key.skb_priority.to_ne_bytes()),
+        attr::IN_PORT => new.add(&key.in_port.to_ne_bytes()),
+        attr::ETHERNET => new.add(&key.eth_src).add(&key.eth_dst),
+        attr::IPV4 => {
+            new.be32(key.ipv4_src).be32(key.ipv4_dst).add(&[key.ip_proto, key.ip_tos, key.ip_ttl, key.ip_frag])
+        }
+        attr::IPV6 => new.add(&key.ipv6_src).add(&key.ipv6_dst).be32(key.ipv6_label).add(&[
+            key.ip_proto,
+            key.ip_tos,
+            key.ip_ttl,
+            key.ip_frag,
+        ]),
+        attr::TCP | attr::UDP | attr::SCTP => new.be16(key.tp_src).be16(key.tp_dst),
+        attr::ICMP | attr::ICMPV6 => new.add(&[key.tp_src.get() as u8, key.tp_dst.get() as u8]),
+        attr::ARP => new
+            .be32(key.ipv4_src)
+            .be32(key.ipv4_dst)
+            .add(&[0, key.ip_proto])
+            .add(&key.arp_sha)
+            .add(&key.arp_tha)
+            .add(&[0; 2]),
+        attr::ND => new.add(&key.nd_target).add(&key.arp_sha).add(&key.arp_tha),
+        attr::SKB_MARK => new.add(&key.skb_mark.to_ne_bytes()),
+        attr::TCP_FLAGS => new.be16(key.tcp_flags),
+        attr::DP_HASH => new.add(&key.dp_hash.to_ne_bytes()),
+        attr::RECIRC_ID => new.add(&key.recirc_id.to_ne_bytes()),
+        attr::CT_STATE => new.add(&key.ct_state.to_ne_bytes()),
+        attr::CT_ZONE => new.add(&key.ct_zone.to_ne_bytes()),
+        attr::CT_MARK => new.add(&key.ct_mark.to_ne_bytes()),
+        attr::CT_LABELS => new.add(&key.ct_label),
+        attr::CT_ORIG_TUPLE_IPV4 => new
+            .be32(key.ct_orig_ipv4_src)
+            .be32(key.ct_orig_ipv4_dst)
+            .be16(key.ct_orig_tp_src)
+            .be16(key.ct_orig_tp_dst)
+            .add(&[key.ct_orig_proto, 0, 0, 0]),
+        attr::CT_ORIG_TUPLE_IPV6 => new
+            .add(&key.ct_orig_ipv6_src)
+            .add(&key.ct_orig_ipv6_dst)
+            .be16(key.ct_orig_tp_src)
+            .be16(key.ct_orig_tp_dst)
+            .add(&[key.ct_orig_proto, 0, 0, 0]),
+        attr::IPV6_EXTHDRS => new.add(&key.ipv6_exthdrs.to_ne_bytes()),
+        _ => return None,
+    })
+}
+
+/// Reads the structure of attribute `kind` into a key's fields. Whether there was such a structure.
+pub(super) fn from_struct(kind: u16, bytes: &[u8], key: &mut FlowKey) -> Result<bool> {
+    match kind {
+        attr::PRIORITY => key.skb_priority = u32::from_ne_bytes(fixed(bytes, "skb_priority")?),
+        attr::IN_PORT => key.in_port = u32::from_ne_bytes(fixed(bytes, "in_port")?),
+        attr::ETHERNET => {
+            let all: [u8; 12] = fixed(bytes, "eth")?;
+            let mut rest = &all[..];
+            (key.eth_src, key.eth_dst) = (take(&mut rest), take(&mut rest));
+        }
+        attr::IPV4 => {
+            let all: [u8; 12] = fixed(bytes, "ipv4")?;
+            let mut rest = &all[..];
+            (key.ipv4_src, key.ipv4_dst) = (be32(&mut rest), be32(&mut rest));
+            [key.ip_proto, key.ip_tos, key.ip_ttl, key.ip_frag] = take(&mut rest);
+        }
+        attr::IPV6 => {
+            let all: [u8; 40] = fixed(bytes, "ipv6")?;
+            let mut rest = &all[..];
+            (key.ipv6_src, key.ipv6_dst, key.ipv6_label) = (take(&mut rest), take(&mut rest), be32(&mut rest));
+            [key.ip_proto, key.ip_tos, key.ip_ttl, key.ip_frag] = take(&mut rest);
+        }
+        attr::TCP | attr::UDP | attr::SCTP => {
+            let all: [u8; 4] = fixed(bytes, "the transport ports")?;
+            let mut rest = &all[..];
+            (key.tp_src, key.tp_dst) = (be16(&mut rest), be16(&mut rest));
+        }
+        attr::ICMP | attr::ICMPV6 => {
+            let [kind, code] = fixed(bytes, "icmp")?;
+            (key.tp_src, key.tp_dst) = (Be16::new(kind.into()), Be16::new(code.into()));
+        }
+        attr::ARP => {
+            let all: [u8; 24] = fixed(bytes, "arp")?;
+            let mut rest = &all[..];
+            (key.ipv4_src, key.ipv4_dst) = (be32(&mut rest), be32(&mut rest));
+            // The operation's high byte is for the caller: a key can't have one, a mask's means nothing.
+            let [_, operation] = take(&mut rest);
+            key.ip_proto = operation;
+            (key.arp_sha, key.arp_tha) = (take(&mut rest), take(&mut rest));
+        }
+        attr::ND => {
+            let all: [u8; 28] = fixed(bytes, "nd")?;
+            let mut rest = &all[..];
+            (key.nd_target, key.arp_sha, key.arp_tha) = (take(&mut rest), take(&mut rest), take(&mut rest));
+        }
+        attr::SKB_MARK => key.skb_mark = u32::from_ne_bytes(fixed(bytes, "skb_mark")?),
+        attr::TCP_FLAGS => key.tcp_flags = Be16(u16::from_ne_bytes(fixed(bytes, "tcp_flags")?)),
+        attr::DP_HASH => key.dp_hash = u32::from_ne_bytes(fixed(bytes, "dp_hash")?),
+        attr::RECIRC_ID => key.recirc_id = u32::from_ne_bytes(fixed(bytes, "recirc_id")?),
+        attr::CT_STATE => key.ct_state = u32::from_ne_bytes(fixed(bytes, "ct_state")?),
+        attr::CT_ZONE => key.ct_zone = u16::from_ne_bytes(fixed(bytes, "ct_zone")?),
+        attr::CT_MARK => key.ct_mark = u32::from_ne_bytes(fixed(bytes, "ct_mark")?),
+        attr::CT_LABELS => key.ct_label = fixed(bytes, "ct_label")?,
+        attr::CT_ORIG_TUPLE_IPV4 => {
+            let all: [u8; 16] = fixed(bytes, "ct_tuple4")?;
+            let mut rest = &all[..];
+            (key.ct_orig_ipv4_src, key.ct_orig_ipv4_dst) = (be32(&mut rest), be32(&mut rest));
+            tuple_ports(&mut rest, key);
+        }
+        attr::CT_ORIG_TUPLE_IPV6 => {
+            let all: [u8; 40] = fixed(bytes, "ct_tuple6")?;
+            let mut rest = &all[..];
+            (key.ct_orig_ipv6_src, key.ct_orig_ipv6_dst) = (take(&mut rest), take(&mut rest));
+            tuple_ports(&mut rest, key);
+        }
+        attr::IPV6_EXTHDRS => key.ipv6_exthdrs = u16::from_ne_bytes(fixed(bytes, "ipv6_exthdrs")?),
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn tuple_ports(rest: &mut &[u8], key: &mut FlowKey) {
+    (key.ct_orig_tp_src, key.ct_orig_tp_dst) = (be16(rest), be16(rest));
+    [key.ct_orig_proto] = take(rest);
+}
+
+/// The label stack entries of an attribute, the outermost first, into a key; how many there are.
+pub(super) fn read_mpls(bytes: &[u8], key: &mut FlowKey) -> Result<usize> {
+    let (entries, rest) = bytes.as_chunks::<4>();
+    // A masked key, as a flow's is, has no labels where none are matched.
+    if !rest.is_empty() {
+        return Err(CodecError::Length("mpls", bytes.len()));
+    }
+    for (lse, entry) in key.mpls_lse.iter_mut().zip(entries) {
+        *lse = Be32(u32::from_ne_bytes(*entry));
+    }
+    Ok(entries.len())
+}
+
+pub(super) fn be16(rest: &mut &[u8]) -> Be16 {
+    Be16(u16::from_ne_bytes(take(rest)))
+}
+
+pub(super) fn be32(rest: &mut &[u8]) -> Be32 {
+    Be32(u32::from_ne_bytes(take(rest)))
+}

@@ -1,0 +1,329 @@
+//! Keys of packets and flows.
+
+use datapath_common::key::{MAC_PROTO_ETHERNET, MAC_PROTO_NONE, VLAN_PRESENT};
+use datapath_common::{Be16, FlowKey, Vlan};
+
+use super::shape::{self, ETH_802_2, ETH_MIN, Network, Transport, is_vlan_type};
+use super::tunnel::{self, TunnelOptions};
+use super::{CodecError, Fitness, Result, fields, fixed, nsh};
+use crate::attr::{Attrs, Writer};
+use crate::uapi::key as attr;
+
+/// What a key says where the kernel names no port.
+const NO_PORT: u32 = u32::MAX;
+/// More tags than a key has room for.
+const MAX_TAGS: usize = 2;
+/// A fragment is none, the first, or a later one.
+const MAX_FRAG: u8 = 2;
+
+/// Attributes of one level by their number.
+pub(super) struct Found<'a> {
+    by_kind: [Option<&'a [u8]>; attr::MAX as usize + 1],
+    /// Those that are there.
+    pub(super) present: u64,
+    /// Whether there are attributes of higher numbers.
+    pub(super) unknown: bool,
+}
+
+impl<'a> Found<'a> {
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Self> {
+        let mut found = Self { by_kind: [None; attr::MAX as usize + 1], present: 0, unknown: false };
+        for one in Attrs::new(bytes) {
+            let (kind, payload) = one?;
+            match found.by_kind.get_mut(usize::from(kind)) {
+                None => found.unknown = true,
+                Some(Some(_)) => return Err(CodecError::Duplicate(kind)),
+                Some(place) => {
+                    *place = Some(payload);
+                    found.present |= bit(kind);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    pub(super) fn get(&self, kind: u16) -> Option<&'a [u8]> {
+        self.by_kind.get(usize::from(kind)).copied().flatten()
+    }
+}
+
+pub(super) fn bit(kind: u16) -> u64 {
+    1u64.checked_shl(kind.into()).unwrap_or(0)
+}
+
+/// Attributes that any key may have, and none must.
+pub(super) const METADATA: [u16; 9] = [
+    attr::RECIRC_ID,
+    attr::DP_HASH,
+    attr::PRIORITY,
+    attr::IN_PORT,
+    attr::SKB_MARK,
+    attr::CT_STATE,
+    attr::CT_ZONE,
+    attr::CT_MARK,
+    attr::CT_LABELS,
+];
+
+/// Counts what is missing and what is too much, level by level.
+struct Fit {
+    missing: bool,
+    extra: bool,
+}
+
+impl Fit {
+    /// `expected` has to be there, `allowed` may.
+    fn level(&mut self, found: &Found<'_>, expected: u64, allowed: u64) {
+        self.missing |= expected & !found.present != 0;
+        self.extra |= found.present & !(expected | allowed) != 0 || found.unknown;
+    }
+
+    fn fitness(&self) -> Fitness {
+        if self.missing {
+            Fitness::TooLittle
+        } else if self.extra {
+            Fitness::TooMuch
+        } else {
+            Fitness::Perfect
+        }
+    }
+}
+
+/// Reads the key of a packet or flow. `key` and `options` are overwritten.
+pub fn decode_key(bytes: &[u8], key: &mut FlowKey, options: &mut TunnelOptions) -> Result<Fitness> {
+    *key = FlowKey::ZERO;
+    *options = TunnelOptions::NONE;
+    key.in_port = NO_PORT;
+    let mut found = Found::read(bytes)?;
+    let mut fit = Fit { missing: false, extra: false };
+    let mut allowed = 0;
+    for kind in METADATA {
+        if let Some(payload) = found.get(kind) {
+            fields::from_struct(kind, payload, key)?;
+        }
+        allowed |= bit(kind);
+    }
+    if let Some(payload) = found.get(attr::TUNNEL) {
+        match tunnel::get(payload, key, options, false)? {
+            Fitness::Perfect => {}
+            Fitness::TooMuch => fit.extra = true,
+            Fitness::TooLittle => fit.missing = true,
+        }
+        allowed |= bit(attr::TUNNEL);
+    }
+    for kind in [attr::CT_ORIG_TUPLE_IPV4, attr::CT_ORIG_TUPLE_IPV6] {
+        if let Some(payload) = found.get(kind) {
+            fields::from_struct(kind, payload, key)?;
+        }
+        allowed |= bit(kind);
+    }
+    let mut expected = 0;
+    key.mac_proto = match found.get(attr::ETHERNET) {
+        Some(payload) => {
+            fields::from_struct(attr::ETHERNET, payload, key)?;
+            expected |= bit(attr::ETHERNET);
+            MAC_PROTO_ETHERNET
+        }
+        None => {
+            expected |= bit(attr::ETHERTYPE);
+            MAC_PROTO_NONE
+        }
+    };
+    let mut tag = 0;
+    loop {
+        let eth_type = eth_type(&found, key)?;
+        let has_tag = found.present & (bit(attr::VLAN) | bit(attr::ENCAP)) != 0;
+        if !is_vlan_type(eth_type) || !has_tag || tag == MAX_TAGS {
+            key.eth_type = Be16::new(eth_type);
+            break;
+        }
+        fit.level(&found, expected | bit(attr::VLAN) | bit(attr::ENCAP), allowed | bit(attr::ETHERTYPE));
+        let (Some(tci), Some(encap)) = (found.get(attr::VLAN), found.get(attr::ENCAP)) else {
+            key.eth_type = Be16::new(eth_type);
+            return Ok(fit.fitness());
+        };
+        let tci = Be16(u16::from_ne_bytes(fixed(tci, "vlan")?));
+        if tci.get() & VLAN_PRESENT == 0 {
+            // A tag that the frame ends in: there is nothing behind it.
+            if !tci.is_zero() {
+                return Err(CodecError::Contradiction("a vlan tag without the bit that says it is present"));
+            }
+            key.eth_type = Be16::new(eth_type);
+            fit.extra |= !encap.is_empty();
+            return Ok(fit.fitness());
+        }
+        let vlan = Vlan { tpid: Be16::new(eth_type), tci };
+        *(if tag == 0 { &mut key.vlan } else { &mut key.cvlan }) = vlan;
+        tag += 1;
+        found = Found::read(encap)?;
+        (expected, allowed) = (0, 0);
+    }
+    allowed |= bit(attr::ETHERTYPE);
+    decode_network(&found, key, &mut fit, expected, allowed)?;
+    Ok(fit.fitness())
+}
+
+/// The Ethernet type of a level. The absence says that the frame has a length there.
+fn eth_type(found: &Found<'_>, key: &FlowKey) -> Result<u16> {
+    let Some(payload) = found.get(attr::ETHERTYPE) else {
+        return Ok(if shape::is_ethernet(key) { ETH_802_2 } else { 0 });
+    };
+    let eth_type = Be16(u16::from_ne_bytes(fixed(payload, "eth_type")?)).get();
+    // A masked key, as a flow's is, has nothing where nothing is matched.
+    if eth_type < ETH_MIN && eth_type != 0 {
+        return Err(CodecError::Contradiction("an eth_type that is a length"));
+    }
+    Ok(eth_type)
+}
+
+fn decode_network(
+    found: &Found<'_>,
+    key: &mut FlowKey,
+    fit: &mut Fit,
+    mut expected: u64,
+    mut allowed: u64,
+) -> Result<()> {
+    let network = shape::network(key);
+    if let Some(kind) = network.attr() {
+        expected |= bit(kind);
+        if let Some(payload) = found.get(kind) {
+            match network {
+                Network::Mpls => {
+                    let count = fields::read_mpls(payload, key)?;
+                    key.mpls_labels = ((1u32 << count.min(key.mpls_lse.len())) - 1) as u16;
+                    fit.extra |= count > key.mpls_lse.len();
+                }
+                Network::Nsh => match nsh::get(payload, key, false)? {
+                    Fitness::Perfect => {}
+                    Fitness::TooMuch => fit.extra = true,
+                    Fitness::TooLittle => fit.missing = true,
+                },
+                _ => {
+                    fields::from_struct(kind, payload, key)?;
+                }
+            }
+            if network == Network::Arp && payload.get(8).is_some_and(|high| *high != 0) {
+                return Err(CodecError::Contradiction("an arp operation that a key has no room for"));
+            }
+            if network.is_ip() && key.ip_frag > MAX_FRAG {
+                return Err(CodecError::Contradiction("a kind of fragment that there isn't"));
+            }
+        }
+    }
+    if network == Network::Ipv6 {
+        allowed |= bit(attr::IPV6_EXTHDRS);
+        if let Some(payload) = found.get(attr::IPV6_EXTHDRS) {
+            fields::from_struct(attr::IPV6_EXTHDRS, payload, key)?;
+        }
+    }
+    if found.present & expected == expected {
+        decode_transport(found, key, &mut expected, &mut allowed)?;
+    }
+    fit.level(found, expected, allowed);
+    Ok(())
+}
+
+fn decode_transport(found: &Found<'_>, key: &mut FlowKey, expected: &mut u64, allowed: &mut u64) -> Result<()> {
+    let Some(kind) = shape::transport(key).attr() else { return Ok(()) };
+    *expected |= bit(kind);
+    if let Some(payload) = found.get(kind) {
+        fields::from_struct(kind, payload, key)?;
+    }
+    match shape::transport(key) {
+        Transport::Tcp => {
+            // Kernels before the attribute had TCP flows too.
+            *allowed |= bit(attr::TCP_FLAGS);
+            if let Some(payload) = found.get(attr::TCP_FLAGS) {
+                fields::from_struct(attr::TCP_FLAGS, payload, key)?;
+            }
+        }
+        Transport::Icmpv6 { nd: true } => {
+            *expected |= bit(attr::ND);
+            if let Some(payload) = found.get(attr::ND) {
+                fields::from_struct(attr::ND, payload, key)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Writes the key of a flow or of a packet that is to be executed. With `exthdrs`, the kernel knows `ipv6_exthdrs`.
+pub fn encode_key(key: &FlowKey, options: &TunnelOptions, exthdrs: bool, to: &mut Writer) {
+    for kind in METADATA {
+        // The kernel says "no port" by the absence.
+        if kind != attr::IN_PORT || key.in_port != NO_PORT {
+            put(to, kind, key);
+        }
+    }
+    if key.tun_proto != 0 {
+        tunnel::put(to, key, key.tun_proto, options);
+    }
+    if shape::is_ethernet(key) {
+        put(to, attr::ETHERNET, key);
+    }
+    let mut nests = [None; MAX_TAGS];
+    let tags = [key.vlan, key.cvlan];
+    for (nest, tag) in nests.iter_mut().zip(tags).take(shape::tags(key)) {
+        to.put(attr::ETHERTYPE, &tag.tpid.0.to_ne_bytes());
+        to.put(attr::VLAN, &tag.tci.0.to_ne_bytes());
+        *nest = Some(to.begin_nest(attr::ENCAP));
+    }
+    let eth_type = key.eth_type.get();
+    if !shape::is_ethernet(key) || (eth_type != ETH_802_2 && eth_type != 0) {
+        to.put(attr::ETHERTYPE, &key.eth_type.0.to_ne_bytes());
+    }
+    put_headers(to, key, key, exthdrs);
+    nests.into_iter().rev().flatten().for_each(|nest| to.end(nest));
+    if shape::has_ct_tuple(key) {
+        put(to, tuple(key), key);
+    }
+}
+
+/// Which attribute has the original direction's tuple of packets like these.
+pub(super) fn tuple(key: &FlowKey) -> u16 {
+    if shape::network(key) == Network::Ipv4 { attr::CT_ORIG_TUPLE_IPV4 } else { attr::CT_ORIG_TUPLE_IPV6 }
+}
+
+/// Writes the headers behind the Ethernet type that packets like `key` have, with the values of `from` (key or mask).
+pub(super) fn put_headers(to: &mut Writer, key: &FlowKey, from: &FlowKey, exthdrs: bool) {
+    match shape::network(key) {
+        Network::None => {}
+        Network::Mpls => put_mpls(to, key, from),
+        Network::Nsh => nsh::put(to, from, key.nsh_mdtype),
+        Network::Arp => put(to, attr::ARP, from),
+        Network::Ipv4 => put(to, attr::IPV4, from),
+        Network::Ipv6 => {
+            put(to, attr::IPV6, from);
+            if exthdrs {
+                put(to, attr::IPV6_EXTHDRS, from);
+            }
+        }
+    }
+    let transport = shape::transport(key);
+    if let Some(kind) = transport.attr() {
+        put(to, kind, from);
+    }
+    match transport {
+        Transport::Tcp => put(to, attr::TCP_FLAGS, from),
+        Transport::Icmpv6 { nd: true } => put(to, attr::ND, from),
+        _ => {}
+    }
+}
+
+fn put_mpls(to: &mut Writer, key: &FlowKey, from: &FlowKey) {
+    let [a, b, c] = from.mpls_lse.map(|lse| lse.0.to_ne_bytes());
+    let all = [a, b, c];
+    let count = label_count(key);
+    to.put(attr::MPLS, all.as_flattened().get(..4 * count).unwrap_or_default());
+}
+
+/// Labels that a key has.
+pub(super) fn label_count(key: &FlowKey) -> usize {
+    (key.mpls_labels.trailing_ones() as usize).clamp(1, key.mpls_lse.len())
+}
+
+pub(super) fn put(to: &mut Writer, kind: u16, from: &FlowKey) {
+    if let Some(payload) = fields::to_struct(kind, from) {
+        to.put(kind, payload.as_bytes());
+    }
+}
