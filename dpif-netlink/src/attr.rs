@@ -120,6 +120,16 @@ impl Writer {
         self.too_long
     }
 
+    /// Takes back what was written behind the first `len` bytes.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.bytes.truncate(len);
+    }
+
+    /// After what was too long has been taken back.
+    pub(crate) fn forget_too_long(&mut self) {
+        self.too_long = false;
+    }
+
     /// Bytes without an attribute's header, such as a message's fixed part.
     pub fn raw(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);

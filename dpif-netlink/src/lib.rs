@@ -1,10 +1,41 @@
 //! The kernel's own `openvswitch` module as a datapath.
 //!
-//! Userspace speaks generic netlink with it: datapaths, vports, flows and packets each have a family ([`uapi`]). [`attr`] reads
-//! and writes attributes, [`codec`] turns them into keys, masks and actions.
+//! Userspace speaks generic netlink with it: datapaths, vports, flows and packets each have a family ([`uapi`] has the
+//! numbers). In the order in which a request meets the code:
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`attr`] | attributes, borrowed when read |
+//! | [`codec`] | attributes ↔ keys, masks, actions |
+//! | `message`, `socket`, `families` | messages, transactions and dumps, the families' numbers |
+//! | `kernel`, [`vport`], `flow`, [`packet`], `operate` | requests about each kind of thing, batches |
+//! | [`dispatch`] | which socket an upcall goes to, and how handlers read it |
+//! | [`probe`] | what the kernel can do |
+//! | [`NetlinkDpif`] | all of it as a [`dpif::Dpif`] |
+//!
+//! The table of flows, its lookup and the packets' way are the kernel's; here is no state but sockets, so a datapath that
+//! another process left is taken over by opening it.
 #![deny(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub mod attr;
 pub mod codec;
+mod datapath;
+pub mod dispatch;
+mod error;
+mod families;
+mod flow;
+mod kernel;
+mod message;
+mod operate;
+pub mod packet;
+pub mod probe;
+mod socket;
 pub mod uapi;
+pub mod vport;
+
+pub use self::datapath::{NetlinkDpif, Options};
+pub use self::dispatch::{DispatchMode, Overflow};
+pub use self::families::module_is_loaded;
+pub use self::probe::Probed;
+pub use self::vport::{VportInfo, VportType};

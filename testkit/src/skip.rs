@@ -27,6 +27,8 @@ pub enum Need {
     Bpf,
     /// Our own eBPF objects, built.
     EbpfObject,
+    /// The kernel's `openvswitch` module, loaded.
+    OvsModule,
     /// A program of the system or of `.cache/`.
     Tool(&'static str),
 }
@@ -75,6 +77,8 @@ impl Need {
             Self::Bpf => BPF.get_or_init(no_bpf).clone(),
             Self::EbpfObject => (!workspace_root().join("target/bpf/tc.o").is_file())
                 .then(|| "the eBPF programs are not built (cargo xtask build-ebpf)".into()),
+            Self::OvsModule => (!Path::new("/sys/module/openvswitch").is_dir())
+                .then(|| "the openvswitch module is not loaded (cargo xtask test-vm runs such tests)".into()),
             Self::Tool(name) => tools::find(name).is_none().then(|| format!("{name} is not installed")),
         }
     }

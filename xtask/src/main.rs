@@ -35,6 +35,8 @@ enum Task {
     Bench(bench::Options),
     /// Run one command in a virtual machine with one of Debian's kernels and the stock openvswitch module
     Vm(vm::Options),
+    /// Run the tests that need the stock openvswitch module, in virtual machines with kernels 6.1 and 6.12
+    TestVm(vm::suite::Options),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Some(Task::BuildEbpf(options)) => build_ebpf::run(&options).map(|_| true),
         Some(Task::Test(options)) => test::run(&options),
         Some(Task::Bench(options)) => bench::run(&options),
+        Some(Task::TestVm(options)) => vm::suite::run(&options),
         Some(Task::Vm(options)) => match vm::run(&options) {
             Ok(code) => return ExitCode::from(code),
             Err(error) => Err(error),

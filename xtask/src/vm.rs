@@ -15,11 +15,12 @@ mod modules;
 mod packages;
 mod programs;
 mod protocol;
+pub(crate) mod suite;
 
 use std::{
     fs,
     io::Write as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -28,6 +29,7 @@ use anyhow::{Context as _, Result, bail};
 use self::{
     image::{Base, Job},
     machine::{Ended, Machine},
+    packages::{Kernel, Qemu},
 };
 use crate::cmd;
 
@@ -38,83 +40,152 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// The guest says once a second that it lives.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
+const KERNEL: &str = "6.1";
+const OUT: &str = "target/vm/out";
+const TIMEOUT: Duration = Duration::from_secs(600);
+const CPUS: u32 = 2;
+/// MiB.
+const MEMORY: u32 = 768;
+
 /// Options of `vm`.
-#[derive(clap::Args, Clone)]
+#[derive(clap::Args)]
 pub(crate) struct Options {
     /// Version of the kernel: the newest of Debian's that begins with it
-    #[arg(long, default_value = "6.1", value_name = "VERSION")]
-    pub(crate) kernel: String,
+    #[arg(long, default_value = KERNEL, value_name = "VERSION")]
+    kernel: String,
     /// Take this file, program (with its libraries) or folder along; may be repeated
     #[arg(long = "file", value_name = "PATH")]
-    pub(crate) files: Vec<PathBuf>,
+    files: Vec<PathBuf>,
     /// Load this module beside the usual ones; may be repeated
     #[arg(long = "module", value_name = "NAME")]
     modules: Vec<String>,
     /// Set this in the command's environment; may be repeated
     #[arg(long = "env", value_name = "NAME=VALUE")]
-    pub(crate) env: Vec<String>,
+    env: Vec<String>,
     /// Where files that the command leaves in $VM_OUT go
-    #[arg(long, default_value = "target/vm/out", value_name = "FOLDER")]
+    #[arg(long, default_value = OUT, value_name = "FOLDER")]
     out: PathBuf,
     /// End the command after this many seconds
-    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
-    pub(crate) timeout: u64,
+    #[arg(long, default_value_t = TIMEOUT.as_secs(), value_name = "SECONDS")]
+    timeout: u64,
     /// Processors of the machine
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = CPUS)]
     cpus: u32,
     /// Its memory in MiB
-    #[arg(long, default_value_t = 768, value_name = "MIB")]
+    #[arg(long, default_value_t = MEMORY, value_name = "MIB")]
     memory: u32,
     /// Another option of QEMU; may be repeated
     #[arg(long = "qemu", value_name = "OPTION", allow_hyphen_values = true)]
     qemu_args: Vec<String>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<String>,
+    command: Vec<String>,
+}
+
+/// A command and the machine that it is to run in.
+pub(crate) struct Run<'a> {
+    pub(crate) kernel: &'a str,
+    pub(crate) command: &'a [String],
+    pub(crate) files: &'a [PathBuf],
+    pub(crate) modules: &'a [String],
+    pub(crate) env: &'a [String],
+    pub(crate) out: &'a Path,
+    pub(crate) timeout: Duration,
+    pub(crate) cpus: u32,
+    pub(crate) memory: u32,
+    pub(crate) qemu_args: &'a [String],
+}
+
+impl Default for Run<'_> {
+    fn default() -> Self {
+        Self {
+            kernel: KERNEL,
+            command: &[],
+            files: &[],
+            modules: &[],
+            env: &[],
+            out: Path::new(OUT),
+            timeout: TIMEOUT,
+            cpus: CPUS,
+            memory: MEMORY,
+            qemu_args: &[],
+        }
+    }
+}
+
+/// A run whose image is made.
+pub(crate) struct Prepared<'a> {
+    run: &'a Run<'a>,
+    qemu: Qemu,
+    kernel: Kernel,
+    image: tempfile::NamedTempFile,
+    took: Duration,
 }
 
 /// Runs the command in a machine; returns its exit code.
 pub(crate) fn run(options: &Options) -> Result<u8> {
+    let run = Run {
+        kernel: &options.kernel,
+        command: &options.command,
+        files: &options.files,
+        modules: &options.modules,
+        env: &options.env,
+        out: &options.out,
+        timeout: Duration::from_secs(options.timeout),
+        cpus: options.cpus,
+        memory: options.memory,
+        qemu_args: &options.qemu_args,
+    };
+    prepare(&run)?.boot()
+}
+
+/// Gets what is missing (which may take a minute the first time) and makes the image.
+pub(crate) fn prepare<'a>(run: &'a Run<'a>) -> Result<Prepared<'a>> {
     let started = Instant::now();
     let cache = cmd::root().join(".cache/vm");
     let lock = packages::lock(&cache)?;
     let qemu = packages::qemu(&cache)?;
-    let kernel = packages::kernel(&cache, &options.kernel)?;
+    let kernel = packages::kernel(&cache, run.kernel)?;
     let init = build_init()?;
     let base = Base::get(&cache, &kernel, &init)?;
     drop(lock);
-    let job = Job { command: &options.command, files: &options.files, env: &options.env, modules: &options.modules };
+    let job = Job { command: run.command, files: run.files, env: run.env, modules: run.modules };
     let mut image = tempfile::NamedTempFile::new().context("can't make a temporary file")?;
     image.write_all(&base.with_job(&kernel, &job)?)?;
+    Ok(Prepared { run, qemu, kernel, image, took: started.elapsed() })
+}
 
-    let folder = cmd::root().join("target/vm");
-    fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
-    let out = machine::fresh_folder(&cmd::root().join(&options.out))?;
-    let log = folder.join(format!("console-{}.log", std::process::id()));
-    let machine = Machine {
-        qemu: &qemu,
-        kernel: &kernel,
-        image: image.path(),
-        cpus: options.cpus,
-        memory: options.memory,
-        qemu_args: &options.qemu_args,
-        boot_timeout: BOOT_TIMEOUT,
-        silence_timeout: SILENCE_TIMEOUT,
-        timeout: Duration::from_secs(options.timeout),
-        out: &out,
-        log: &log,
-    };
-    let prepared = started.elapsed();
-    let mut code = boot(&machine, prepared)?;
-    if code.is_none() {
-        eprintln!("    starting the machine once more");
-        code = boot(&machine, prepared)?;
+impl Prepared<'_> {
+    /// Boots; once more where the machine died. Returns the command's exit code.
+    pub(crate) fn boot(&self) -> Result<u8> {
+        let folder = cmd::root().join("target/vm");
+        fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
+        let out = machine::fresh_folder(&cmd::root().join(self.run.out))?;
+        let log = folder.join(format!("console-{}.log", std::process::id()));
+        let machine = Machine {
+            qemu: &self.qemu,
+            kernel: &self.kernel,
+            image: self.image.path(),
+            cpus: self.run.cpus,
+            memory: self.run.memory,
+            qemu_args: self.run.qemu_args,
+            boot_timeout: BOOT_TIMEOUT,
+            silence_timeout: SILENCE_TIMEOUT,
+            timeout: self.run.timeout,
+            out: &out,
+            log: &log,
+        };
+        let mut code = boot(&machine, self.took)?;
+        if code.is_none() {
+            eprintln!("    starting the machine once more");
+            code = boot(&machine, self.took)?;
+        }
+        let Some(code) = code else {
+            bail!("the machine died twice; all that its console said is in {}", log.display());
+        };
+        let _ = fs::remove_file(&log);
+        Ok(code)
     }
-    let Some(code) = code else {
-        bail!("the machine died twice; all that its console said is in {}", log.display());
-    };
-    let _ = fs::remove_file(&log);
-    Ok(code)
 }
 
 /// Boots once; the exit code, or none where the machine died.

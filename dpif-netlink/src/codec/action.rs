@@ -13,27 +13,39 @@ const PSAMPLE_COOKIE_MAX: usize = 16;
 
 /// Writes actions. What was written is of no use after an error.
 pub fn encode_actions(actions: &[Action], to: &mut Writer) -> Result<()> {
-    encode_list(actions, to, 0)
+    encode_actions_for(actions, 0, to)
 }
 
-fn encode_list(actions: &[Action], to: &mut Writer, depth: usize) -> Result<()> {
-    if depth > MAX_DEPTH {
+/// As [`encode_actions`]; what goes to userspace without a socket's number goes to `pid`.
+pub fn encode_actions_for(actions: &[Action], pid: u32, to: &mut Writer) -> Result<()> {
+    encode_list(actions, to, At { depth: 0, pid })
+}
+
+/// Where in the nests of actions one is, and where packets for userspace go.
+#[derive(Clone, Copy)]
+struct At {
+    depth: usize,
+    pid: u32,
+}
+
+fn encode_list(actions: &[Action], to: &mut Writer, at: At) -> Result<()> {
+    if at.depth > MAX_DEPTH {
         return Err(CodecError::TooDeep);
     }
-    actions.iter().try_for_each(|action| encode(action, to, depth))
+    actions.iter().try_for_each(|action| encode(action, to, at))
 }
 
-fn nested(kind: u16, actions: &[Action], to: &mut Writer, depth: usize) -> Result<()> {
+fn nested(kind: u16, actions: &[Action], to: &mut Writer, at: At) -> Result<()> {
     let nest = to.begin_nest(kind);
-    encode_list(actions, to, depth + 1)?;
+    encode_list(actions, to, At { depth: at.depth + 1, ..at })?;
     to.end(nest);
     Ok(())
 }
 
-fn encode(one: &Action, to: &mut Writer, depth: usize) -> Result<()> {
+fn encode(one: &Action, to: &mut Writer, at: At) -> Result<()> {
     match one {
         Action::Output(port) => to.put_u32(action::OUTPUT, port.0),
-        Action::Userspace(to_userspace) => encode_userspace(to_userspace, to),
+        Action::Userspace(to_userspace) => encode_userspace(to_userspace, at.pid, to),
         Action::Set(of) => set::encode(of, to)?,
         Action::PushVlan(Vlan { tpid, tci }) => {
             to.put_parts(action::PUSH_VLAN, &[&tpid.0.to_ne_bytes(), &tci.0.to_ne_bytes()]);
@@ -52,7 +64,7 @@ fn encode(one: &Action, to: &mut Writer, depth: usize) -> Result<()> {
         Action::Sample { probability, actions } => {
             let nest = to.begin_nest(action::SAMPLE);
             to.put_u32(sample::PROBABILITY, *probability);
-            nested(sample::ACTIONS, actions, to, depth)?;
+            nested(sample::ACTIONS, actions, to, at)?;
             to.end(nest);
         }
         Action::Ct(of) => ct::encode(of, to),
@@ -69,17 +81,17 @@ fn encode(one: &Action, to: &mut Writer, depth: usize) -> Result<()> {
         }
         Action::PopNsh => to.put_flag(action::POP_NSH),
         Action::Meter(id) => to.put_u32(action::METER, *id),
-        Action::Clone(actions) => nested(action::CLONE, actions, to, depth)?,
+        Action::Clone(actions) => nested(action::CLONE, actions, to, at)?,
         Action::CheckPktLen { pkt_len, if_greater, if_less_equal } => {
             let nest = to.begin_nest(action::CHECK_PKT_LEN);
             to.put_u16(check_pkt_len::PKT_LEN, *pkt_len);
-            nested(check_pkt_len::IF_GREATER, if_greater, to, depth)?;
-            nested(check_pkt_len::IF_LESS_EQUAL, if_less_equal, to, depth)?;
+            nested(check_pkt_len::IF_GREATER, if_greater, to, at)?;
+            nested(check_pkt_len::IF_LESS_EQUAL, if_less_equal, to, at)?;
             to.end(nest);
         }
         Action::DecTtl(actions) => {
             let nest = to.begin_nest(action::DEC_TTL);
-            nested(DEC_TTL_ACTION, actions, to, depth)?;
+            nested(DEC_TTL_ACTION, actions, to, at)?;
             to.end(nest);
         }
         Action::Psample { group, cookie } => {
@@ -98,9 +110,9 @@ fn encode(one: &Action, to: &mut Writer, depth: usize) -> Result<()> {
     Ok(())
 }
 
-fn encode_userspace(of: &UserspaceAction, to: &mut Writer) {
+fn encode_userspace(of: &UserspaceAction, pid: u32, to: &mut Writer) {
     let nest = to.begin_nest(action::USERSPACE);
-    to.put_u32(userspace::PID, of.pid);
+    to.put_u32(userspace::PID, if of.pid == 0 { pid } else { of.pid });
     if !of.cookie.is_empty() {
         to.put(userspace::USERDATA, &of.cookie);
     }

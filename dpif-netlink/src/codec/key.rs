@@ -279,6 +279,26 @@ pub fn encode_key(key: &FlowKey, options: &TunnelOptions, exthdrs: bool, to: &mu
     }
 }
 
+/// Writes what a packet's bytes don't say: the metadata of a packet that is to be executed.
+pub fn encode_metadata(key: &FlowKey, to: &mut Writer) {
+    for kind in METADATA {
+        let given =
+            fields::to_struct(kind, key).is_some_and(|payload| payload.as_bytes().iter().any(|byte| *byte != 0));
+        if given && (kind != attr::IN_PORT || key.in_port != NO_PORT) || kind == attr::IN_PORT && key.in_port == 0 {
+            put(to, kind, key);
+        }
+    }
+    if key.tun_proto != 0 && key.tun_flags & tunnel::OPTION_FLAGS == 0 {
+        tunnel::put(to, key, key.tun_proto, &TunnelOptions::NONE);
+    }
+    if shape::has_ct_tuple(key) {
+        put(to, tuple(key), key);
+    }
+    if !shape::is_ethernet(key) {
+        to.put(attr::ETHERTYPE, &key.eth_type.0.to_ne_bytes());
+    }
+}
+
 /// Which attribute has the original direction's tuple of packets like these.
 pub(super) fn tuple(key: &FlowKey) -> u16 {
     if shape::network(key) == Network::Ipv4 { attr::CT_ORIG_TUPLE_IPV4 } else { attr::CT_ORIG_TUPLE_IPV6 }

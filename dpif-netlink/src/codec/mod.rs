@@ -19,10 +19,10 @@ mod set;
 mod shape;
 mod tunnel;
 
-pub use self::action::{decode_actions, encode_actions};
-pub use self::key::{decode_key, encode_key};
+pub use self::action::{decode_actions, encode_actions, encode_actions_for};
+pub use self::key::{decode_key, encode_key, encode_metadata};
 pub use self::mask::{decode_mask, encode_mask, encode_match, normalize};
-pub use self::tunnel::TunnelOptions;
+pub use self::tunnel::{TunnelOptions, decode_tunnel};
 
 use crate::attr::Truncated;
 

@@ -105,6 +105,13 @@ pub(super) fn put(to: &mut Writer, fields: &FlowKey, proto: u8, options: &Tunnel
 const FLAG_ATTRS: [(u16, u16); 3] =
     [(tun_flag::DONT_FRAGMENT, attr::DONT_FRAGMENT), (tun_flag::CSUM, attr::CSUM), (tun_flag::OAM, attr::OAM)];
 
+/// Reads a tunnel key that stands alone.
+pub fn decode_tunnel(payload: &[u8]) -> Result<(FlowKey, TunnelOptions)> {
+    let (mut key, mut options) = (FlowKey::ZERO, TunnelOptions::NONE);
+    get(payload, &mut key, &mut options, false)?;
+    Ok((key, options))
+}
+
 /// Reads the nest into a key's (or a mask's) fields.
 pub(super) fn get(payload: &[u8], to: &mut FlowKey, options: &mut TunnelOptions, is_mask: bool) -> Result<Fitness> {
     let mut fitness = Fitness::Perfect;

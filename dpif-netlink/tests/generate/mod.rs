@@ -234,9 +234,17 @@ pub(crate) fn actions(rng: &mut Rng, key: &FlowKey, known: Known) -> Vec<Action>
 }
 
 fn list(rng: &mut Rng, key: &FlowKey, known: Known, depth: usize) -> Vec<Action> {
-    let mut actions: Vec<Action> = (0..rng.usize(..4)).filter_map(|_| one(rng, key, known, depth)).collect();
+    let mut key = *key;
+    let mut actions = Vec::new();
+    for _ in 0..rng.usize(..4) {
+        let action = one(rng, &key, known, depth);
+        if let Some(Action::PushVlan(tag)) = action {
+            key.vlan = tag;
+        }
+        actions.extend(action);
+    }
     // These change what packets look like, so nothing that depends on it may follow.
-    actions.extend(last(rng, key, known));
+    actions.extend(last(rng, &key, known));
     actions
 }
 

@@ -1,0 +1,403 @@
+//! [`NetlinkDpif`]: the datapath interface over the module.
+
+use std::os::fd::BorrowedFd;
+
+use dpif::{
+    DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent,
+    PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch,
+};
+use netdev::device::Namespace;
+use nix::errno::Errno;
+use parking_lot::Mutex;
+
+use crate::attr::Writer;
+use crate::codec;
+use crate::dispatch::{Dispatch, DispatchMode, NOBODY, Overflow};
+use crate::error::{self, ENGINE};
+use crate::flow;
+use crate::kernel::{DatapathInfo, Kernel, Request};
+use crate::message::{F_ECHO, Messages};
+use crate::probe::{self, Probed};
+use crate::socket::{MAX_DATAGRAM, Socket};
+use crate::uapi::{cmd, feature, packet_cmd};
+use crate::vport::{self, VportInfo, VportType, Which};
+
+/// How a datapath is opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Its name, which is that of its own port: `ovs-system`.
+    pub name: String,
+    /// How upcalls are spread; `None` takes the best that the kernel has.
+    pub dispatch: Option<DispatchMode>,
+}
+
+/// A datapath of the kernel's `openvswitch` module. Threads that use it have to be in the network namespace that it was opened
+/// in: sockets are made as they are needed.
+pub struct NetlinkDpif {
+    kernel: Kernel,
+    name: String,
+    ifindex: i32,
+    probed: Probed,
+    dispatch: Dispatch,
+    events: Mutex<Events>,
+    namespace: Namespace,
+}
+
+/// Notifications about vports.
+struct Events {
+    socket: Socket,
+    buffer: Vec<u8>,
+    /// Ports that were deleted here; nobody needs to be told.
+    deleted: Vec<OdpPort>,
+}
+
+impl NetlinkDpif {
+    /// Opens a datapath, makes it where there is none, and finds out what the kernel can do.
+    pub fn open(options: &Options) -> Result<Self> {
+        let kernel = Kernel::open()?;
+        let group = kernel.families.vport.group;
+        let socket = Socket::new().and_then(|socket| socket.join(group).map(|()| socket));
+        let socket = socket.map_err(|error| error::io(error, || "can't listen for changes of ports".into()))?;
+        let namespace = Namespace::current().map_err(|error| error::io(error, || "can't look at devices".into()))?;
+        let info = match kernel.datapath(&options.name)? {
+            Some(info) => info,
+            None => kernel.make_datapath(&options.name, feature::UNALIGNED | feature::VPORT_PIDS)?,
+        };
+        let mode = choose(&kernel, &info, options.dispatch)?;
+        let probed = probe::probe(&kernel, info.ifindex)?;
+        Ok(Self {
+            dispatch: Dispatch::new(mode, info.ifindex),
+            kernel,
+            name: options.name.clone(),
+            ifindex: info.ifindex,
+            probed,
+            events: Mutex::new(Events { socket, buffer: vec![0; MAX_DATAGRAM], deleted: Vec::new() }),
+            namespace,
+        })
+    }
+
+    /// How upcalls are spread.
+    pub fn dispatch_mode(&self) -> DispatchMode {
+        self.dispatch.mode()
+    }
+
+    /// Sockets that overflowed, and how often that was noticed.
+    pub fn overflows(&self) -> Vec<(Overflow, u64)> {
+        self.dispatch.overflows()
+    }
+
+    /// Upcalls whose key could not be read, and which were dropped therefore.
+    pub fn unreadable_upcalls(&self) -> u64 {
+        self.dispatch.unreadable()
+    }
+
+    /// What the kernel can do.
+    pub fn probed(&self) -> &Probed {
+        &self.probed
+    }
+
+    /// Adds a vport of any type.
+    pub fn vport_add(&self, name: &str, kind: VportType, request: Option<OdpPort>) -> Result<VportInfo> {
+        let (sockets, pids) = self.dispatch.sockets_for_port()?;
+        let info = self.kernel.vport_new(self.ifindex, name, kind, request, &pids)?;
+        if let Err(error) = self.dispatch.watch_port(info.port, sockets) {
+            let _ = self.kernel.vport_del(self.ifindex, info.port);
+            return Err(error);
+        }
+        Ok(info)
+    }
+
+    /// All vports by number.
+    pub fn vports(&self) -> Result<Vec<VportInfo>> {
+        self.kernel.vports(self.ifindex)
+    }
+
+    /// The vport of this name.
+    pub fn vport_by_name(&self, name: &str) -> Result<VportInfo> {
+        self.kernel.vport_get(self.ifindex, Which::Name(name))
+    }
+
+    /// Names of the CPUs' sockets, or of the ports', go to the kernel.
+    fn announce(&self, own: &[u32]) -> Result<()> {
+        if self.dispatch.mode() == DispatchMode::PerCpu {
+            let cpus = possible_cpus();
+            let of_cpu = |cpu: usize| own.get(cpu % own.len().max(1)).copied().unwrap_or(0);
+            let pids: Vec<u32> = (0..cpus).map(of_cpu).collect();
+            self.kernel.set_datapath(self.ifindex, features_of(DispatchMode::PerCpu), Some(&pids))?;
+            return Ok(());
+        }
+        for info in self.vports()? {
+            self.watch(info.port)?;
+        }
+        Ok(())
+    }
+
+    fn watch(&self, port: OdpPort) -> Result<()> {
+        let (sockets, pids) = self.dispatch.sockets_for_port()?;
+        self.dispatch.watch_port(port, sockets)?;
+        self.kernel.vport_set_pids(self.ifindex, port, &pids)
+    }
+
+    fn pid_of(&self, port: u32) -> u32 {
+        if self.dispatch.mode() == DispatchMode::PerCpu { NOBODY } else { self.dispatch.pid_of(port) }
+    }
+
+    fn flow_request(&self, ufid: Ufid, command: u8, terse: bool) -> Result<Option<Vec<u8>>> {
+        let attrs = |to: &mut Writer| {
+            flow::put_ufid(ufid, to);
+            if terse {
+                flow::put_terse(to);
+            }
+            Ok(())
+        };
+        let request = Request { family: self.kernel.families.flow, cmd: command, flags: F_ECHO, attrs: &attrs };
+        let mut answer = None;
+        self.kernel
+            .request(self.ifindex, &request, |_, attrs| answer = Some(attrs.to_vec()))?
+            .map_err(|errno| flow_error(errno, "can't ask for a flow"))?;
+        Ok(answer)
+    }
+}
+
+/// What the kernel has against a flow.
+pub(crate) fn flow_error(errno: Errno, what: &str) -> DpifError {
+    match errno {
+        Errno::ENOENT => DpifError::NoSuchFlow,
+        Errno::EEXIST => DpifError::FlowExists,
+        Errno::EINVAL | Errno::ERANGE => {
+            DpifError::Invalid("the kernel refuses the flow's key, mask or actions".into())
+        }
+        Errno::E2BIG | Errno::EMSGSIZE => DpifError::Full("the flow's actions are too long for the kernel".into()),
+        Errno::ENODEV => DpifError::Kernel("the datapath is gone".into()),
+        other => error::of(other, || what.into()),
+    }
+}
+
+pub(crate) fn unreadable(error: &codec::CodecError) -> DpifError {
+    DpifError::Kernel(format!("the kernel's flow can't be read: {error}"))
+}
+
+fn features_of(mode: DispatchMode) -> u32 {
+    match mode {
+        DispatchMode::PerCpu => feature::UNALIGNED | feature::VPORT_PIDS | feature::DISPATCH_UPCALL_PER_CPU,
+        _ => feature::UNALIGNED | feature::VPORT_PIDS,
+    }
+}
+
+/// Sets the features of a mode, and looks whether the kernel has them.
+fn choose(kernel: &Kernel, info: &DatapathInfo, wanted: Option<DispatchMode>) -> Result<DispatchMode> {
+    let modes = match &wanted {
+        Some(mode) => std::slice::from_ref(mode),
+        None => &[DispatchMode::PerCpu, DispatchMode::PerPort],
+    };
+    for mode in modes {
+        let features = features_of(*mode);
+        match kernel.set_datapath(info.ifindex, features, None) {
+            Ok(set) if set.features & features == features => return Ok(*mode),
+            Ok(_) | Err(DpifError::Unsupported(..)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(DpifError::Unsupported(format!("dispatch of upcalls as {wanted:?}"), ENGINE.into()))
+}
+
+/// CPUs that there may ever be: the kernel asks for a socket by a CPU's number.
+fn possible_cpus() -> usize {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    let last = text.trim().rsplit([',', '-']).next().and_then(|last| last.parse::<usize>().ok());
+    let online = || std::thread::available_parallelism().map_or(1, usize::from);
+    last.map_or_else(online, |last| last + 1)
+}
+
+impl Dpif for NetlinkDpif {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn datapath_type(&self) -> &'static str {
+        "system"
+    }
+
+    fn engine(&self) -> &'static str {
+        ENGINE
+    }
+
+    fn features(&self) -> Features {
+        self.probed.features()
+    }
+
+    fn stats(&self) -> Result<DpStats> {
+        Ok(self.kernel.datapath_info(self.ifindex)?.stats)
+    }
+
+    fn port_add(&self, spec: &PortSpec) -> Result<OdpPort> {
+        self.vport_add(&spec.name, spec.kind.into(), spec.request).map(|info| info.port)
+    }
+
+    fn port_del(&self, port: OdpPort) -> Result<()> {
+        self.events.lock().deleted.push(port);
+        let deleted = self.kernel.vport_del(self.ifindex, port);
+        if deleted.is_err() {
+            self.events.lock().deleted.retain(|of| *of != port);
+        } else {
+            self.dispatch.forget_port(port);
+        }
+        deleted
+    }
+
+    fn ports(&self) -> Result<Vec<PortInfo>> {
+        let info = |vport: VportInfo| {
+            let device = self.namespace.device(&vport.name);
+            let error = device.as_ref().err().map(|error| format!("device {}: {error}", vport.name));
+            let (mtu, mac) = device.map_or((0, [0; 6]), |device| (device.mtu, device.mac));
+            PortInfo { port: vport.port, name: vport.name, kind: vport.kind.kind(), mtu, mac, error }
+        };
+        Ok(self.vports()?.into_iter().map(info).collect())
+    }
+
+    fn port_stats(&self, port: OdpPort) -> Result<PortStats> {
+        Ok(self.kernel.vport_get(self.ifindex, Which::Port(port))?.stats)
+    }
+
+    fn port_events(&self) -> Vec<PortEvent> {
+        let mut guard = self.events.lock();
+        let Events { socket, buffer, deleted } = &mut *guard;
+        let mut events = Vec::new();
+        loop {
+            let bytes = match socket.receive(buffer, false) {
+                Ok(bytes) => bytes,
+                // Something was missed: whoever asks looks at all ports then.
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                    tracing::warn!("changes of ports were lost");
+                    events.extend(self.vports().into_iter().flatten().map(|info| PortEvent::Changed(info.port)));
+                    continue;
+                }
+                Err(_) => break,
+            };
+            for message in Messages(bytes) {
+                let Some((command, ifindex, attrs)) = message.ovs() else { continue };
+                let Some(info) = vport::read(attrs).filter(|_| ifindex == self.ifindex) else { continue };
+                match command {
+                    cmd::NEW | cmd::SET => events.push(PortEvent::Changed(info.port)),
+                    cmd::DEL => match deleted.iter().position(|of| *of == info.port) {
+                        Some(at) => {
+                            deleted.swap_remove(at);
+                        }
+                        None => {
+                            self.dispatch.forget_port(info.port);
+                            let text = format!("device {} was deleted or taken out of the datapath", info.name);
+                            events.push(PortEvent::Detached(info.port, text));
+                        }
+                    },
+                    _ => {}
+                }
+            }
+        }
+        events
+    }
+
+    fn flow_put(&self, put: &FlowPut) -> Result<()> {
+        let (command, flags) = flow::put_command(put.mode);
+        let pid = self.pid_of(put.key.in_port);
+        let attrs = |to: &mut Writer| flow::write(put, pid, self.probed.ipv6_exthdrs, to);
+        let request = Request { family: self.kernel.families.flow, cmd: command, flags, attrs: &attrs };
+        self.kernel.request(self.ifindex, &request, |_, _| {})?.map_err(|errno| flow_error(errno, "can't put a flow"))
+    }
+
+    fn flow_get(&self, ufid: Ufid) -> Result<DatapathFlow> {
+        let attrs = self.flow_request(ufid, cmd::GET, false)?.ok_or(DpifError::NoSuchFlow)?;
+        flow::read(&attrs).map(|(_, flow)| flow).map_err(|error| unreadable(&error))
+    }
+
+    fn flow_del(&self, ufid: Ufid) -> Result<FlowStats> {
+        let attrs = self.flow_request(ufid, cmd::DEL, true)?.ok_or(DpifError::NoSuchFlow)?;
+        Ok(flow::ufid_and_stats(&attrs).map(|(_, stats)| stats).unwrap_or_default())
+    }
+
+    fn flow_dump(&self, visit: &mut dyn FnMut(&DatapathFlow) -> bool) -> Result<()> {
+        let mut unread = 0u64;
+        self.kernel.dump(
+            self.ifindex,
+            self.kernel.families.flow,
+            |_| {},
+            |attrs| match flow::read(attrs) {
+                Ok((_, flow)) => visit(&flow),
+                Err(_) => {
+                    unread += 1;
+                    true
+                }
+            },
+        )?;
+        if unread != 0 {
+            tracing::warn!("{unread} flows of datapath {} can't be read; others made them", self.name);
+        }
+        Ok(())
+    }
+
+    fn flow_dump_stats(&self, visit: &mut dyn FnMut(Ufid, FlowStats) -> bool) -> Result<()> {
+        let family = self.kernel.families.flow;
+        let each = |attrs: &[u8]| flow::ufid_and_stats(attrs).is_none_or(|(ufid, stats)| visit(ufid, stats));
+        self.kernel.dump(self.ifindex, family, flow::put_terse, each).map(drop)
+    }
+
+    fn flow_flush(&self) -> Result<()> {
+        let request = Request { family: self.kernel.families.flow, cmd: cmd::DEL, flags: 0, attrs: &|_| Ok(()) };
+        self.kernel
+            .request(self.ifindex, &request, |_, _| {})?
+            .map_err(|errno| flow_error(errno, "can't flush the flows"))
+    }
+
+    fn execute(&self, execute: Execute<'_>) -> Result<()> {
+        let mut ops = [DpifOp::Execute { execute, result: Ok(()) }];
+        self.operate(&mut ops);
+        match ops {
+            [DpifOp::Execute { result, .. }] => result,
+            _ => Ok(()),
+        }
+    }
+
+    fn operate(&self, ops: &mut [DpifOp<'_>]) {
+        crate::operate::operate(&self.kernel, self.ifindex, self.probed.ipv6_exthdrs, &|port| self.pid_of(port), ops);
+    }
+
+    fn handlers_set(&self, n_handlers: u32) -> Result<()> {
+        let own = self.dispatch.set_handlers(n_handlers)?;
+        self.announce(&own)
+    }
+
+    fn recv(&self, handler: u32, batch: &mut UpcallBatch) -> Result<usize> {
+        self.dispatch.recv(handler, batch)
+    }
+
+    fn recv_fd(&self, handler: u32) -> Result<BorrowedFd<'_>> {
+        self.dispatch.fd(handler)
+    }
+
+    fn recv_purge(&self, handler: u32) -> Result<usize> {
+        self.dispatch.purge(handler)
+    }
+
+    fn destroy(&self) -> Result<()> {
+        self.kernel.delete_datapath(self.ifindex)
+    }
+}
+
+/// A packet whose checksum or segments a device was to make: the module's interface has no word for that.
+pub(crate) fn refuse_offloads(execute: &Execute<'_>) -> Result<()> {
+    if execute.packet.gso_size != 0 || execute.packet.partial_checksum {
+        return Err(DpifError::Unsupported("executing a packet that a device was to finish".into(), ENGINE.into()));
+    }
+    Ok(())
+}
+
+/// What a packet's execution failed with.
+pub(crate) fn execute_error(errno: Errno) -> DpifError {
+    match errno {
+        Errno::EINVAL => DpifError::Invalid("the kernel refuses the packet or its actions".into()),
+        Errno::ENODEV => DpifError::Kernel("the datapath is gone".into()),
+        other => error::of(other, || "can't execute a packet".into()),
+    }
+}
+
+/// Command of an execution.
+pub(crate) const EXECUTE: u8 = packet_cmd::EXECUTE;

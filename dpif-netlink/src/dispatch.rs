@@ -1,0 +1,326 @@
+//! Which socket an upcall goes to, and how handlers read theirs.
+//!
+//! | mode | sockets | since |
+//! | --- | --- | --- |
+//! | [`DispatchMode::PerCpu`] | one per handler; the kernel chooses by the CPU that it runs on | Linux 5.15 |
+//! | [`DispatchMode::PerPort`] | one per port, in every handler's epoll; the kernel wakes one handler (`EPOLLEXCLUSIVE`) | 4.5 |
+//! | [`DispatchMode::PerPortHandler`] | one per port and handler; the kernel chooses by the packet's hash | 3.17 |
+//!
+//! In the last two a storm on one port fills that port's sockets only; in the first the packets of one flow, which one CPU
+//! handles, are never read by two handlers. A socket that overflows loses upcalls; the next read of it says so, is counted, and
+//! reading goes on.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use dpif::{DpifError, OdpPort, Result, UpcallBatch};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::time::{ClockId, clock_gettime};
+use parking_lot::{Mutex, RwLock};
+
+use crate::error;
+use crate::message::Messages;
+use crate::packet::{self, NoUpcall};
+use crate::socket::{MAX_DATAGRAM, Socket};
+
+/// Most handlers of a datapath.
+pub const MAX_HANDLERS: usize = 64;
+/// Reads in one go that give no upcall before a handler returns to its caller.
+const READ_TRIES: usize = 50;
+/// Sockets that one look at an epoll names.
+const EVENTS: usize = 64;
+/// What stands for a handler's own socket where others are ports'.
+const OWN: u64 = u64::MAX;
+/// A socket that nobody has: what is sent to it counts as lost.
+pub(crate) const NOBODY: u32 = u32::MAX;
+
+/// How upcalls are spread over handlers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DispatchMode {
+    /// By the CPU.
+    PerCpu,
+    /// By the port; handlers share a port's socket.
+    PerPort,
+    /// By the port and the packet's hash.
+    PerPortHandler,
+}
+
+/// Upcalls that a socket had no room for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Overflow {
+    /// The handler that found out.
+    pub handler: u32,
+    /// Whose socket it was; `None` for that of a handler.
+    pub port: Option<OdpPort>,
+}
+
+/// A port's sockets: one per handler, or one for all.
+pub(crate) type PortSockets = Box<[Arc<Socket>]>;
+
+/// The sockets and the handlers that read them.
+pub(crate) struct Dispatch {
+    mode: DispatchMode,
+    datapath: i32,
+    n: AtomicU32,
+    handlers: [OnceLock<Handler>; MAX_HANDLERS],
+    /// By port number.
+    ports: RwLock<Vec<Option<PortSockets>>>,
+    overflows: Mutex<BTreeMap<Overflow, u64>>,
+    /// Datagrams whose key could not be read.
+    unreadable: AtomicU64,
+}
+
+struct Handler {
+    epoll: Epoll,
+    reader: Mutex<Reader>,
+}
+
+struct Reader {
+    /// Per CPU: the handler's socket.
+    own: Option<Arc<Socket>>,
+    buffer: Box<[u8]>,
+    events: [EpollEvent; EVENTS],
+    /// Those of `events` that are to be looked at.
+    ready: std::ops::Range<usize>,
+}
+
+impl Dispatch {
+    pub(crate) fn new(mode: DispatchMode, datapath: i32) -> Self {
+        Self {
+            mode,
+            datapath,
+            n: AtomicU32::new(0),
+            handlers: [const { OnceLock::new() }; MAX_HANDLERS],
+            ports: RwLock::default(),
+            overflows: Mutex::default(),
+            unreadable: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn mode(&self) -> DispatchMode {
+        self.mode
+    }
+
+    pub(crate) fn overflows(&self) -> Vec<(Overflow, u64)> {
+        self.overflows.lock().iter().map(|(overflow, count)| (*overflow, *count)).collect()
+    }
+
+    pub(crate) fn unreadable(&self) -> u64 {
+        self.unreadable.load(Ordering::Relaxed)
+    }
+
+    /// Sets the number of handlers; ports' sockets are gone. Returns the sockets of handlers (per CPU).
+    pub(crate) fn set_handlers(&self, n: u32) -> Result<Vec<u32>> {
+        if n as usize > MAX_HANDLERS {
+            return Err(DpifError::Invalid(format!("{n} handlers: a datapath has at most {MAX_HANDLERS}")));
+        }
+        self.ports.write().clear();
+        let mut pids = Vec::new();
+        for (number, place) in self.handlers.iter().enumerate() {
+            let wanted = number < n as usize;
+            let handler = match place.get() {
+                Some(handler) => handler,
+                None if wanted => {
+                    let made = Handler::new().map_err(|error| error::io(error, || "can't make a handler".into()))?;
+                    place.get_or_init(|| made)
+                }
+                None => continue,
+            };
+            let mut reader = handler.reader.lock();
+            (reader.own, reader.ready) = (None, 0..0);
+            if wanted && self.mode == DispatchMode::PerCpu {
+                let socket = Arc::new(new_socket()?);
+                pids.push(socket.pid());
+                handler.watch(&socket, OWN, EpollFlags::EPOLLIN)?;
+                reader.own = Some(socket);
+            }
+        }
+        self.n.store(n, Ordering::SeqCst);
+        Ok(pids)
+    }
+
+    /// Sockets for a port that is to come, and their numbers. There are none without handlers, or where CPUs choose.
+    pub(crate) fn sockets_for_port(&self) -> Result<(PortSockets, Vec<u32>)> {
+        let count = match self.mode {
+            DispatchMode::PerCpu => 0,
+            DispatchMode::PerPort => self.n.load(Ordering::SeqCst).min(1),
+            DispatchMode::PerPortHandler => self.n.load(Ordering::SeqCst),
+        };
+        let sockets = (0..count).map(|_| new_socket().map(Arc::new)).collect::<Result<PortSockets>>()?;
+        let pids = sockets.iter().map(|socket| socket.pid()).collect();
+        Ok((sockets, pids))
+    }
+
+    /// Handlers read these sockets as the port's from now on.
+    pub(crate) fn watch_port(&self, port: OdpPort, sockets: PortSockets) -> Result<()> {
+        if sockets.is_empty() {
+            return Ok(());
+        }
+        let handlers = self.handlers.iter().take(self.n.load(Ordering::SeqCst) as usize);
+        for (number, handler) in handlers.filter_map(OnceLock::get).enumerate() {
+            match self.mode {
+                DispatchMode::PerCpu => {}
+                DispatchMode::PerPort => {
+                    if let Some(socket) = sockets.first() {
+                        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
+                        handler.watch(socket, port.0.into(), flags)?;
+                    }
+                }
+                DispatchMode::PerPortHandler => {
+                    if let Some(socket) = sockets.get(number) {
+                        handler.watch(socket, port.0.into(), EpollFlags::EPOLLIN)?;
+                    }
+                }
+            }
+        }
+        let mut ports = self.ports.write();
+        let index = port.0 as usize;
+        if ports.len() <= index {
+            ports.resize_with(index + 1, || None);
+        }
+        if let Some(place) = ports.get_mut(index) {
+            *place = Some(sockets);
+        }
+        Ok(())
+    }
+
+    /// A port is gone, and what was not read of it.
+    pub(crate) fn forget_port(&self, port: OdpPort) {
+        if let Some(place) = self.ports.write().get_mut(port.0 as usize) {
+            *place = None;
+        }
+    }
+
+    /// The socket that a userspace action of a packet of this port should name. It has to be a number, also where the kernel
+    /// chooses by itself.
+    pub(crate) fn pid_of(&self, port: u32) -> u32 {
+        let ports = self.ports.read();
+        let sockets = ports.get(port as usize).or_else(|| ports.first()).and_then(Option::as_ref);
+        let socket = sockets.and_then(|sockets| sockets.get(port as usize % sockets.len().max(1)));
+        socket.map_or(NOBODY, |socket| socket.pid())
+    }
+
+    /// Receives until the batch is full or nothing is left.
+    pub(crate) fn recv(&self, number: u32, batch: &mut UpcallBatch) -> Result<usize> {
+        batch.clear();
+        let handler = self.handler(number)?;
+        let mut guard = handler.reader.lock();
+        let reader = &mut *guard;
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
+            .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64);
+        let mut tries = 0;
+        'sockets: while tries < READ_TRIES && !batch.is_full() {
+            let Some(data) = handler.next_ready(reader)? else { break };
+            let Some(socket) = self.socket(number, data, reader) else { continue };
+            while let Some(slot) = batch.next_slot() {
+                match socket.receive(&mut reader.buffer, false) {
+                    Ok(bytes) => {
+                        let message = Messages(bytes).next();
+                        let read = message.ok_or(NoUpcall::NotOurs);
+                        let read = read.and_then(|message| packet::receive(&message, self.datapath, now, slot));
+                        let Err(why) = read else { continue };
+                        if why == NoUpcall::Key {
+                            self.unreadable.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        batch.cancel_slot();
+                        continue 'sockets;
+                    }
+                    Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => self.overflowed(number, data),
+                    Err(error) => {
+                        batch.cancel_slot();
+                        return Err(error::io(error, || format!("handler {number} can't read upcalls")));
+                    }
+                }
+                batch.cancel_slot();
+                tries += 1;
+                if tries == READ_TRIES {
+                    break;
+                }
+            }
+            // The batch is full or the tries are used up: this socket is the first to be looked at next time.
+            reader.ready.start = reader.ready.start.saturating_sub(1);
+        }
+        Ok(batch.upcalls().len())
+    }
+
+    /// Throws away what a handler has not received.
+    pub(crate) fn purge(&self, number: u32) -> Result<usize> {
+        let mut batch = UpcallBatch::default();
+        let mut purged = 0;
+        loop {
+            match self.recv(number, &mut batch)? {
+                0 => return Ok(purged),
+                n => purged += n,
+            }
+        }
+    }
+
+    pub(crate) fn fd(&self, number: u32) -> Result<BorrowedFd<'_>> {
+        Ok(self.handler(number)?.epoll.0.as_fd())
+    }
+
+    fn handler(&self, number: u32) -> Result<&Handler> {
+        let there = number < self.n.load(Ordering::SeqCst);
+        let handler = self.handlers.get(number as usize).filter(|_| there).and_then(OnceLock::get);
+        handler.ok_or_else(|| DpifError::Invalid(format!("there is no handler {number}")))
+    }
+
+    fn socket(&self, number: u32, data: u64, reader: &Reader) -> Option<Arc<Socket>> {
+        if data == OWN {
+            return reader.own.clone();
+        }
+        let ports = self.ports.read();
+        let sockets = ports.get(usize::try_from(data).ok()?)?.as_ref()?;
+        let index = if self.mode == DispatchMode::PerPort { 0 } else { number as usize };
+        sockets.get(index).cloned()
+    }
+
+    fn overflowed(&self, handler: u32, data: u64) {
+        let port = u32::try_from(data).ok().map(OdpPort);
+        *self.overflows.lock().entry(Overflow { handler, port }).or_default() += 1;
+        match port {
+            Some(port) => tracing::warn!("handler {handler}: lost upcalls of port {port}"),
+            None => tracing::warn!("handler {handler}: lost upcalls"),
+        }
+    }
+}
+
+impl Handler {
+    fn new() -> io::Result<Self> {
+        let reader = Reader {
+            own: None,
+            buffer: vec![0; MAX_DATAGRAM].into(),
+            events: [EpollEvent::empty(); EVENTS],
+            ready: 0..0,
+        };
+        Ok(Self { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, reader: Mutex::new(reader) })
+    }
+
+    fn watch(&self, socket: &Socket, data: u64, flags: EpollFlags) -> Result<()> {
+        let added = self.epoll.add(socket, EpollEvent::new(flags, data));
+        added.map_err(|errno| error::of(errno, || "can't watch a socket".into()))
+    }
+
+    /// What the next socket with upcalls is of; asks anew where all that were known have been looked at.
+    fn next_ready(&self, reader: &mut Reader) -> Result<Option<u64>> {
+        if reader.ready.is_empty() {
+            let ready = match self.epoll.wait(&mut reader.events, EpollTimeout::ZERO) {
+                Err(Errno::EINTR) => 0,
+                ready => ready.map_err(|errno| error::of(errno, || "can't wait for upcalls".into()))?,
+            };
+            reader.ready = 0..ready;
+        }
+        let next = reader.ready.next();
+        Ok(next.and_then(|at| reader.events.get(at)).map(EpollEvent::data))
+    }
+}
+
+fn new_socket() -> Result<Socket> {
+    Socket::new().map_err(|error| error::io(error, || "can't make a socket for upcalls".into()))
+}

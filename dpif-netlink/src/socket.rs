@@ -1,0 +1,208 @@
+//! Sockets and transactions.
+//!
+//! A request is answered by data messages, if it asks for any, and then by an acknowledgement, which says how it went. Many
+//! requests can go in one send; the kernel runs them in order and answers each under its sequence number.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+
+use neli::consts::socket::NlFamily;
+use neli::socket::NlSocket;
+use neli::utils::Groups;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
+use parking_lot::Mutex;
+
+use crate::attr::Writer;
+use crate::message::{F_DUMP_INTR, Message, Messages, NLMSG_DONE, NLMSG_ERROR};
+
+/// Bytes that a socket may hold for us.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// Longest datagram: a packet of 64 KiB with its attributes, or a page of a dump.
+pub(crate) const MAX_DATAGRAM: usize = (64 << 10) + (16 << 10);
+
+/// A generic netlink socket.
+pub(crate) struct Socket {
+    inner: NlSocket,
+    pid: u32,
+}
+
+impl Socket {
+    /// A socket that no multicast reaches.
+    pub(crate) fn new() -> io::Result<Self> {
+        let inner = NlSocket::connect(NlFamily::Generic, None, Groups::empty())?;
+        let pid = inner.pid()?;
+        let socket = Self { inner, pid };
+        // Past the system's limit where that is allowed.
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
+        }
+        Ok(socket)
+    }
+
+    /// Hears a multicast group.
+    pub(crate) fn join(&self, group: u32) -> io::Result<()> {
+        self.inner.add_mcast_membership(Groups::new_groups(&[group]))
+    }
+
+    /// The number by which the kernel sends to it.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let sent = retry(|| send(self.inner.as_raw_fd(), bytes, MsgFlags::empty()))?;
+        if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("a message was sent in part")) }
+    }
+
+    /// The next datagram; waits for one unless told not to.
+    pub(crate) fn receive<'a>(&self, buffer: &'a mut [u8], wait: bool) -> io::Result<&'a [u8]> {
+        let flags = if wait { MsgFlags::MSG_TRUNC } else { MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT };
+        let len = retry(|| recv(self.inner.as_raw_fd(), buffer, flags))?;
+        buffer.get(..len).ok_or_else(|| io::Error::other(format!("a datagram of {len} bytes")))
+    }
+}
+
+impl AsFd for Socket {
+    #[allow(unsafe_code)]
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: `inner` owns the descriptor and closes it when dropped, which the borrow of `self` rules out.
+        unsafe { BorrowedFd::borrow_raw(self.inner.as_raw_fd()) }
+    }
+}
+
+fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result.map_err(io::Error::from),
+        }
+    }
+}
+
+/// A socket for requests, with its buffers.
+pub(crate) struct Channel {
+    socket: Socket,
+    seq: u32,
+    /// Requests to send.
+    pub(crate) out: Writer,
+    buffer: Vec<u8>,
+}
+
+impl Channel {
+    fn new() -> io::Result<Self> {
+        Ok(Self { socket: Socket::new()?, seq: 0, out: Writer::default(), buffer: vec![0; MAX_DATAGRAM] })
+    }
+
+    /// A sequence number for the next request.
+    pub(crate) fn next_seq(&mut self) -> u32 {
+        self.seq = self.seq.wrapping_add(1);
+        self.seq
+    }
+
+    /// Takes back the number that was given last.
+    pub(crate) fn give_back(&mut self, seq: u32) {
+        if self.seq == seq {
+            self.seq = seq.wrapping_sub(1);
+        }
+    }
+
+    /// Sends what is in `out`: `count` requests, each of which asks for an acknowledgement, numbered on from `first`. Calls
+    /// `reply` with each data message and the index of its request, `done` with each request's index and result, in order.
+    pub(crate) fn transact(
+        &mut self,
+        first: u32,
+        count: u32,
+        mut reply: impl FnMut(u32, Message<'_>),
+        mut done: impl FnMut(u32, Result<(), Errno>),
+    ) -> io::Result<()> {
+        if self.out.is_too_long() {
+            return Err(Errno::EMSGSIZE.into());
+        }
+        self.socket.send(self.out.bytes())?;
+        let mut open = 0;
+        while open < count {
+            let bytes = self.socket.receive(&mut self.buffer, true)?;
+            for message in Messages(bytes) {
+                let index = message.seq.wrapping_sub(first);
+                // An answer to an earlier request that was given up.
+                if index >= count {
+                    continue;
+                }
+                if message.kind != NLMSG_ERROR {
+                    reply(index, message);
+                    continue;
+                }
+                // Were an acknowledgement lost, its request would be without a result.
+                while open < index {
+                    done(open, Err(Errno::EIO));
+                    open += 1;
+                }
+                done(index, result(message.errno()));
+                open = index + 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what is in `out`, a request for a dump with number `seq`, and calls `visit` with its messages until it says
+    /// `false`. Says whether the dump was consistent and whether it was read to its end.
+    pub(crate) fn dump(&mut self, seq: u32, mut visit: impl FnMut(Message<'_>) -> bool) -> io::Result<Dumped> {
+        self.socket.send(self.out.bytes())?;
+        let mut dumped = Dumped { consistent: true, whole: true };
+        loop {
+            let bytes = self.socket.receive(&mut self.buffer, true)?;
+            for message in Messages(bytes).filter(|message| message.seq == seq) {
+                dumped.consistent &= message.flags & F_DUMP_INTR == 0;
+                match message.kind {
+                    NLMSG_DONE | NLMSG_ERROR => {
+                        result(message.errno())?;
+                        return Ok(dumped);
+                    }
+                    _ if !visit(message) => return Ok(Dumped { whole: false, ..dumped }),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// How a dump went.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dumped {
+    /// Nothing changed meanwhile.
+    pub(crate) consistent: bool,
+    /// It was read to its end.
+    pub(crate) whole: bool,
+}
+
+fn result(errno: i32) -> Result<(), Errno> {
+    if errno == 0 { Ok(()) } else { Err(Errno::from_raw(errno)) }
+}
+
+/// Channels that are not in use. Each request takes one, so that requests of many threads, and those from within a dump, don't
+/// wait for each other.
+#[derive(Default)]
+pub(crate) struct Pool {
+    free: Mutex<Vec<Channel>>,
+}
+
+impl Pool {
+    /// Runs `work` with a channel whose `out` is empty. One that failed may still get answers: it is not used again.
+    pub(crate) fn with<T, E: From<io::Error>>(
+        &self,
+        work: impl FnOnce(&mut Channel) -> Result<(T, bool), E>,
+    ) -> Result<T, E> {
+        let free = self.free.lock().pop();
+        let mut channel = match free {
+            Some(channel) => channel,
+            None => Channel::new()?,
+        };
+        channel.out.clear();
+        let (value, clean) = work(&mut channel)?;
+        if clean {
+            self.free.lock().push(channel);
+        }
+        Ok(value)
+    }
+}

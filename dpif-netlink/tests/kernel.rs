@@ -1,0 +1,384 @@
+//! With the real module: run by `cargo xtask test-vm`, which boots kernels that have it.
+
+mod generate;
+#[path = "kernel/rig.rs"]
+mod rig;
+
+use std::time::{Duration, Instant};
+
+use datapath_common::{Be16, FlowKey};
+use dpif::{
+    Action, Dpif, DpifError, DpifOp, Execute, FlowPut, OdpPort, Packet, PortEvent, PortKind, PortSpec, PutMode, Ufid,
+    UpcallBatch, UpcallKind, UserspaceAction,
+};
+use dpif_netlink::codec::normalize;
+use dpif_netlink::{DispatchMode, VportType};
+use fastrand::Rng;
+use generate::Known;
+use rig::{Rig, extracted, udp_frame};
+use testkit::{Need, RawSocket, require};
+
+const MODES: [DispatchMode; 3] = [DispatchMode::PerCpu, DispatchMode::PerPort, DispatchMode::PerPortHandler];
+/// Generous: the machine is emulated.
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn a_datapath_is_made_found_again_and_ended() {
+    require!("a_datapath_is_made_found_again_and_ended"; Need::OvsModule, Need::Namespaces);
+    let rig = Rig::new("life");
+    rig.run(|| {
+        let dpif = rig.open(None);
+        assert_eq!((dpif.name(), dpif.datapath_type(), dpif.engine()), ("dp-test", "system", "netlink"));
+        let ports = dpif.ports().unwrap();
+        assert_eq!(ports.len(), 1);
+        assert_eq!((ports[0].port, ports[0].name.as_str(), ports[0].kind), (OdpPort(0), "dp-test", PortKind::Internal));
+        assert_eq!(ports[0].error, None);
+        let port = dpif.port_add(&spec("a0", PortKind::System)).unwrap();
+        // A second process would see the same datapath.
+        let again = rig.open(None);
+        assert_eq!(again.ports().unwrap().iter().filter(|info| info.port == port && info.name == "a0").count(), 1);
+        drop(again);
+        assert_eq!(dpif.stats().unwrap().flows, 0);
+        println!("probed: {:?}", dpif.probed());
+        assert!(dpif.features().clone && dpif.features().ct && dpif.features().check_pkt_len);
+        dpif.destroy().unwrap();
+        assert!(dpif.stats().unwrap_err().to_string().contains("gone"));
+    });
+}
+
+#[test]
+fn ports_of_every_type_come_back_with_their_options() {
+    require!("ports_of_every_type_come_back_with_their_options"; Need::OvsModule, Need::Namespaces);
+    let rig = Rig::new("ports");
+    rig.run(|| {
+        let dpif = rig.open(None);
+        let wanted = [
+            ("a0", VportType::Netdev, Some(OdpPort(7))),
+            ("int0", VportType::Internal, None),
+            ("gre_sys", VportType::Gre, None),
+            ("vxlan_sys", VportType::Vxlan { dst_port: 4790, gbp: true }, None),
+            ("vxlan_too", VportType::Vxlan { dst_port: 4789, gbp: false }, None),
+            ("gen_sys", VportType::Geneve { dst_port: 6081 }, Some(OdpPort(1000))),
+        ];
+        for (name, kind, request) in wanted {
+            let made = dpif.vport_add(name, kind, request).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!((made.name.as_str(), made.kind), (name, kind));
+            assert!(request.is_none_or(|port| port == made.port));
+            assert_eq!(dpif.vport_by_name(name).unwrap(), made);
+        }
+        assert_eq!(dpif.vports().unwrap().len(), wanted.len() + 1);
+        // What can't be is told apart.
+        let error = |name, kind| dpif.vport_add(name, kind, None).unwrap_err();
+        assert!(matches!(error("nowhere0", VportType::Netdev), DpifError::NoSuchDevice(_)));
+        assert!(matches!(error("a0", VportType::Netdev), DpifError::Exists(_)));
+        assert!(matches!(error("odd", VportType::Other(99)), DpifError::Unsupported(..)));
+        assert!(matches!(dpif.port_del(OdpPort(555)), Err(DpifError::NoSuchPort(_))));
+        assert!(matches!(dpif.port_stats(OdpPort(555)), Err(DpifError::NoSuchPort(_))));
+        dpif.port_del(OdpPort(1000)).unwrap();
+        assert_eq!(dpif.vports().unwrap().len(), wanted.len());
+    });
+}
+
+#[test]
+fn a_device_that_goes_is_told() {
+    require!("a_device_that_goes_is_told"; Need::OvsModule, Need::Namespaces);
+    let rig = Rig::new("events");
+    rig.run(|| {
+        let dpif = rig.open(None);
+        let (a, b) = (dpif.port_add(&spec("a0", PortKind::System)), dpif.port_add(&spec("b0", PortKind::System)));
+        let (a, b) = (a.unwrap(), b.unwrap());
+        assert_eq!(dpif.port_events(), [PortEvent::Changed(a), PortEvent::Changed(b)]);
+        dpif.port_del(b).unwrap();
+        rig.ns.ip("link del a0").unwrap();
+        let events = rig::wait(SOON, || Some(dpif.port_events()).filter(|events| !events.is_empty()));
+        assert!(
+            matches!(&events[..], [PortEvent::Detached(port, text)] if *port == a && text.contains("a0")),
+            "{events:?}"
+        );
+    });
+}
+
+#[test]
+fn generated_flows_come_back_as_they_were_put() {
+    require!("generated_flows_come_back_as_they_were_put"; Need::OvsModule, Need::Namespaces);
+    const BATCH: usize = 200;
+    const BATCHES: usize = 52;
+    let rig = Rig::new("flows");
+    rig.run(|| {
+        let dpif = rig.open(None);
+        let probed = dpif.probed().clone();
+        let known = Known { drop: probed.explicit_drop, psample: probed.psample, sym_l4: probed.hash_sym_l4 };
+        let mut rng = Rng::with_seed(1);
+        let mut equal = 0;
+        let mut attrs = [0u32; 64];
+        for batch in 0..BATCHES {
+            let puts: Vec<FlowPut> =
+                (0..BATCH).map(|i| rig::flow(&mut rng, known, (batch * BATCH + i) as u32)).collect();
+            rig::put_all(&dpif, &puts);
+            let mut dumped = 0;
+            dpif.flow_dump(&mut |flow| {
+                dumped += 1;
+                let put = puts.iter().find(|put| put.ufid == flow.ufid).expect("a flow that was not put");
+                let (key, mask) = (put.key.masked(&put.mask), &put.mask);
+                assert_eq!((&flow.key, &flow.mask), (&key, mask), "\nput {put:?}");
+                assert_eq!(flow.actions, put.actions, "\nput {put:?}");
+                assert_eq!(flow.stats.packets, 0);
+                rig::count(&put.actions, &mut attrs);
+                true
+            })
+            .unwrap();
+            assert_eq!(dumped, BATCH);
+            // Each alone, and the terse dump, say the same.
+            let one = &puts[rng.usize(..BATCH)];
+            let got = dpif.flow_get(one.ufid).unwrap();
+            assert_eq!((got.key, &got.actions), (one.key.masked(&one.mask), &one.actions));
+            let mut terse = 0;
+            dpif.flow_dump_stats(&mut |ufid, stats| {
+                terse += usize::from(puts.iter().any(|put| put.ufid == ufid) && stats.packets == 0);
+                true
+            })
+            .unwrap();
+            assert_eq!(terse, BATCH);
+            equal += dumped;
+            dpif.flow_flush().unwrap();
+        }
+        assert_eq!(dpif.stats().unwrap().flows, 0);
+        let never: Vec<_> =
+            rig::ACTIONS.iter().filter(|(number, _)| attrs[*number] == 0).map(|(_, name)| *name).collect();
+        println!("{equal} flows equal; actions never put here: {never:?}");
+        assert!(equal >= 10_000);
+    });
+}
+
+#[test]
+fn puts_gets_and_dels_say_what_went_wrong() {
+    require!("puts_gets_and_dels_say_what_went_wrong"; Need::OvsModule, Need::Namespaces);
+    let rig = Rig::new("flow-errors");
+    rig.run(|| {
+        let dpif = rig.open(None);
+        let mut put = rig::flow(&mut Rng::with_seed(7), Known::default(), 1);
+        put.actions = vec![Action::Output(OdpPort(1))];
+        put.mode = PutMode::Modify;
+        assert!(matches!(dpif.flow_put(&put), Err(DpifError::NoSuchFlow)));
+        put.mode = PutMode::Create;
+        dpif.flow_put(&put).unwrap();
+        assert!(matches!(dpif.flow_put(&put), Err(DpifError::FlowExists)));
+        put.mode = PutMode::CreateOrModify;
+        put.actions = vec![Action::Output(OdpPort(2))];
+        dpif.flow_put(&put).unwrap();
+        assert_eq!(dpif.flow_get(put.ufid).unwrap().actions, put.actions);
+        put.mode = PutMode::Modify;
+        put.actions = vec![Action::Output(OdpPort(3))];
+        dpif.flow_put(&put).unwrap();
+        assert_eq!(dpif.flow_get(put.ufid).unwrap().actions, put.actions);
+        // The kernel's own checks: no such action on such packets.
+        put.actions = vec![Action::PopNsh, Action::PopNsh];
+        assert!(matches!(dpif.flow_put(&put), Err(DpifError::Invalid(_))));
+        assert_eq!(dpif.flow_del(put.ufid).unwrap().packets, 0);
+        assert!(matches!(dpif.flow_del(put.ufid), Err(DpifError::NoSuchFlow)));
+        assert!(matches!(dpif.flow_get(put.ufid), Err(DpifError::NoSuchFlow)));
+    });
+}
+
+#[test]
+fn a_batch_runs_in_order_and_each_operation_has_its_result() {
+    require!("a_batch_runs_in_order_and_each_operation_has_its_result"; Need::OvsModule, Need::Namespaces);
+    let rig = Rig::new("batch");
+    rig.run(|| {
+        let dpif = rig.open(None);
+        let mut rng = Rng::with_seed(3);
+        let mut puts: Vec<FlowPut> = (0..300).map(|i| rig::flow(&mut rng, Known::default(), i)).collect();
+        // One that the interface can't say, in the middle.
+        puts[150].mask = FlowKey { nd_target: [255; 16], ..puts[150].mask };
+        puts[150].mask.eth_type = Be16::ZERO;
+        let mut ops = Vec::new();
+        for put in &puts {
+            ops.push(DpifOp::FlowPut { put, result: Ok(()) });
+            ops.push(DpifOp::FlowGet { ufid: put.ufid, result: Err(DpifError::NoSuchFlow) });
+            ops.push(DpifOp::FlowDel { ufid: put.ufid, result: Err(DpifError::NoSuchFlow) });
+            ops.push(DpifOp::FlowDel { ufid: put.ufid, result: Ok(Default::default()) });
+        }
+        dpif.operate(&mut ops);
+        for (i, four) in ops.chunks(4).enumerate() {
+            let [
+                DpifOp::FlowPut { result: put, .. },
+                DpifOp::FlowGet { result: get, .. },
+                DpifOp::FlowDel { result: del, .. },
+                DpifOp::FlowDel { result: again, .. },
+            ] = four
+            else {
+                panic!("the operations were changed")
+            };
+            assert!(matches!(again, Err(DpifError::NoSuchFlow)), "{i}: {again:?}");
+            if i == 150 {
+                assert!(matches!((put, get), (Err(DpifError::Unsupported(..)), Err(DpifError::NoSuchFlow))), "{put:?}");
+                continue;
+            }
+            put.as_ref().unwrap_or_else(|error| panic!("{i}: {error}"));
+            assert_eq!(get.as_ref().unwrap().actions, puts[i].actions);
+            assert_eq!(del.as_ref().unwrap().packets, 0);
+        }
+    });
+}
+
+#[test]
+fn upcalls_come_with_the_key_of_their_packet_in_every_mode() {
+    require!("upcalls_come_with_the_key_of_their_packet_in_every_mode"; Need::OvsModule, Need::Namespaces);
+    for mode in MODES {
+        let rig = Rig::new("upcalls");
+        rig.run(|| {
+            let dpif = rig.open(Some(mode));
+            assert_eq!(dpif.dispatch_mode(), mode);
+            // One port before the handlers, one after.
+            let a = dpif.port_add(&spec("a0", PortKind::System)).unwrap();
+            dpif.handlers_set(3).unwrap();
+            let b = dpif.port_add(&spec("b0", PortKind::System)).unwrap();
+            for (port, device) in [(a, "a1"), (b, "b1")] {
+                let socket = RawSocket::open(&rig.ns, device).unwrap();
+                let frames = rig::frames();
+                for frame in &frames {
+                    socket.send(frame).unwrap();
+                }
+                let upcalls = rig::receive(&dpif, 3, frames.len(), SOON);
+                let mut left = frames.clone();
+                for upcall in &upcalls {
+                    let at =
+                        left.iter().position(|frame| *frame == upcall.packet.data).expect("a packet that was not sent");
+                    let frame = left.swap_remove(at);
+                    let key = extracted(&frame, port);
+                    assert_eq!((upcall.kind, upcall.orig_len as usize), (UpcallKind::Miss, frame.len()), "{mode:?}");
+                    assert_eq!(upcall.key, key, "{mode:?}: {frame:02x?}");
+                }
+                assert!(left.is_empty());
+            }
+            assert_eq!(dpif.unreadable_upcalls(), 0);
+            // By a flow's action, with its cookie, cut.
+            let key = extracted(&udp_frame(5), a);
+            let mask = normalize(&key, &FlowKey { in_port: u32::MAX, eth_type: Be16::MAX, ..FlowKey::ZERO }, true);
+            let cookie: Vec<u8> = (0..50).collect();
+            let to_userspace = UserspaceAction { cookie: cookie.clone(), ..Default::default() };
+            let actions = vec![Action::Trunc(40), Action::Userspace(to_userspace)];
+            dpif.flow_put(&FlowPut { mode: PutMode::Create, ufid: Ufid(9), key, mask, actions }).unwrap();
+            let socket = RawSocket::open(&rig.ns, "a1").unwrap();
+            socket.send(&udp_frame(5)).unwrap();
+            let upcalls = rig::receive(&dpif, 3, 1, SOON);
+            assert_eq!((upcalls[0].kind, &upcalls[0].cookie), (UpcallKind::Action, &cookie));
+            assert_eq!((upcalls[0].packet.data.len(), upcalls[0].orig_len as usize), (40, udp_frame(5).len()));
+            let stats = dpif.flow_get(Ufid(9)).unwrap().stats;
+            assert_eq!((stats.packets, stats.bytes as usize), (1, udp_frame(5).len()));
+            assert_ne!(stats.used_ms, 0);
+            // Nobody listens: what comes is lost, and counted.
+            dpif.handlers_set(0).unwrap();
+            let lost = dpif.stats().unwrap().lost;
+            RawSocket::open(&rig.ns, "b1").unwrap().send(&udp_frame(6)).unwrap();
+            rig::wait(SOON, || (dpif.stats().unwrap().lost == lost + 1).then_some(()));
+            assert!(dpif.recv(0, &mut UpcallBatch::default()).is_err());
+        });
+    }
+}
+
+#[test]
+fn a_packet_that_is_executed_goes_out() {
+    require!("a_packet_that_is_executed_goes_out"; Need::OvsModule, Need::Namespaces);
+    let rig = Rig::new("execute");
+    rig.run(|| {
+        let dpif = rig.open(None);
+        let a = dpif.port_add(&spec("a0", PortKind::System)).unwrap();
+        dpif.handlers_set(1).unwrap();
+        let wire = RawSocket::open(&rig.ns, "a1").unwrap();
+        let packet = Packet::new(udp_frame(1));
+        let key = FlowKey { in_port: 0, skb_mark: 7, ..FlowKey::ZERO };
+        let tag = datapath_common::Vlan { tpid: Be16::new(0x8100), tci: Be16::new(0x1005) };
+        let actions = [Action::Output(a), Action::PushVlan(tag), Action::Output(a), Action::Recirc(5)];
+        dpif.execute(Execute { packet: &packet, key: &key, actions: &actions }).unwrap();
+        let mut tagged = udp_frame(1);
+        tagged.splice(12..12, [0x81, 0, 0, 5]);
+        for expected in [udp_frame(1), tagged.clone()] {
+            let frame = wire.recv_where(SOON, |frame| frame.bytes == expected).unwrap();
+            assert!(frame.is_some(), "{expected:02x?}");
+        }
+        // What was recirculated has no flow: it comes up, as it was, with its metadata.
+        let upcalls = rig::receive(&dpif, 1, 1, SOON);
+        assert_eq!((upcalls[0].key.recirc_id, upcalls[0].key.skb_mark, &upcalls[0].packet.data), (5, 7, &tagged));
+        let stats = dpif.port_stats(a).unwrap();
+        assert_eq!((stats.tx_packets, stats.tx_bytes as usize), (2, 2 * udp_frame(1).len()));
+        let nowhere = [Action::Set(Box::new(dpif::SetAction {
+            attr: dpif::KeyAttr::Ipv6,
+            value: FlowKey::ZERO,
+            mask: FlowKey { ip_ttl: 255, ..FlowKey::ZERO },
+        }))];
+        let refused = dpif.execute(Execute { packet: &packet, key: &key, actions: &nowhere });
+        assert!(matches!(refused, Err(DpifError::Invalid(_))), "{refused:?}");
+        let unfinished = Packet { gso_size: 1000, ..packet.clone() };
+        let refused = dpif.execute(Execute { packet: &unfinished, key: &key, actions: &actions });
+        assert!(matches!(refused, Err(DpifError::Unsupported(..))), "{refused:?}");
+    });
+}
+
+#[test]
+fn a_socket_that_overflows_is_told_with_its_port_and_nothing_is_uncounted() {
+    require!("a_socket_that_overflows_is_told_with_its_port_and_nothing_is_uncounted"; Need::OvsModule, Need::Namespaces);
+    const SENT: usize = 20_000;
+    for mode in MODES {
+        let rig = Rig::new("overflow");
+        rig.run(|| {
+            let dpif = rig.open(Some(mode));
+            dpif.handlers_set(1).unwrap();
+            let a = dpif.port_add(&spec("a0", PortKind::System)).unwrap();
+            let b = dpif.port_add(&spec("b0", PortKind::System)).unwrap();
+            let (from_a, from_b) = (RawSocket::open(&rig.ns, "a1").unwrap(), RawSocket::open(&rig.ns, "b1").unwrap());
+            for _ in 0..SENT {
+                from_a.send(&udp_frame(1)).unwrap();
+            }
+            from_b.send(&udp_frame(2)).unwrap();
+            let sent = SENT as u64 + 1;
+            rig::wait(SOON, || (dpif.stats().unwrap().missed == sent).then_some(()));
+            let lost = dpif.stats().unwrap().lost;
+            assert!(lost > 0, "{mode:?}: {SENT} upcalls fit");
+            let received = rig::receive(&dpif, 1, (sent - lost) as usize, SOON);
+            assert_eq!(received.len() as u64 + lost, sent, "{mode:?}");
+            let overflows = dpif.overflows();
+            let port = (mode != DispatchMode::PerCpu).then_some(a);
+            assert!(
+                matches!(&overflows[..], [(o, 1..)] if o.handler == 0 && o.port == port),
+                "{mode:?}: {overflows:?}"
+            );
+            // A storm on one port costs the others nothing where ports have sockets.
+            let of_b = received.iter().filter(|upcall| upcall.key.in_port == b.0).count();
+            assert!(of_b == 1 || mode == DispatchMode::PerCpu, "{mode:?}");
+            // And reading goes on.
+            from_b.send(&udp_frame(3)).unwrap();
+            assert_eq!(rig::receive(&dpif, 1, 1, SOON)[0].packet.data, udp_frame(3));
+        });
+    }
+}
+
+#[test]
+fn handlers_share_the_upcalls_of_ports() {
+    require!("handlers_share_the_upcalls_of_ports"; Need::OvsModule, Need::Namespaces);
+    const HANDLERS: u32 = 2;
+    let rig = Rig::new("share");
+    rig.run(|| {
+        let dpif = rig.open(Some(DispatchMode::PerPortHandler));
+        dpif.handlers_set(HANDLERS).unwrap();
+        dpif.port_add(&spec("a0", PortKind::System)).unwrap();
+        let pids = dpif.vport_by_name("a0").unwrap().upcall_pids;
+        assert_eq!(pids.len(), HANDLERS as usize);
+        let wire = RawSocket::open(&rig.ns, "a1").unwrap();
+        (0..200).for_each(|i| wire.send(&udp_frame(i)).unwrap());
+        let mut by_handler = [0; HANDLERS as usize];
+        let started = Instant::now();
+        let mut batch = UpcallBatch::default();
+        while by_handler.iter().sum::<usize>() < 200 && started.elapsed() < SOON {
+            for (handler, count) in by_handler.iter_mut().enumerate() {
+                *count += dpif.recv(handler as u32, &mut batch).unwrap();
+            }
+        }
+        assert_eq!(by_handler.iter().sum::<usize>(), 200);
+        assert!(by_handler.iter().all(|count| *count > 20), "{by_handler:?}");
+    });
+}
+
+fn spec(name: &str, kind: PortKind) -> PortSpec {
+    PortSpec { name: name.into(), kind, request: None }
+}
