@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::attr::Writer;
 use crate::codec;
-use crate::dispatch::{Dispatch, DispatchMode, NOBODY, Overflow};
+use crate::dispatch::{Dispatch, DispatchMode, NOBODY, Overflow, possible_cpus};
 use crate::error::{self, ENGINE};
 use crate::flow;
 use crate::kernel::{DatapathInfo, Kernel, Request};
@@ -201,14 +201,6 @@ fn choose(kernel: &Kernel, info: &DatapathInfo, wanted: Option<DispatchMode>) ->
     Err(DpifError::Unsupported(format!("dispatch of upcalls as {wanted:?}"), ENGINE.into()))
 }
 
-/// CPUs that there may ever be: the kernel asks for a socket by a CPU's number.
-fn possible_cpus() -> usize {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
-    let last = text.trim().rsplit([',', '-']).next().and_then(|last| last.parse::<usize>().ok());
-    let online = || std::thread::available_parallelism().map_or(1, usize::from);
-    last.map_or_else(online, |last| last + 1)
-}
-
 impl Dpif for NetlinkDpif {
     fn name(&self) -> &str {
         &self.name
@@ -297,11 +289,12 @@ impl Dpif for NetlinkDpif {
     }
 
     fn flow_put(&self, put: &FlowPut) -> Result<()> {
-        let (command, flags) = flow::put_command(put.mode);
-        let pid = self.pid_of(put.key.in_port);
-        let attrs = |to: &mut Writer| flow::write(put, pid, self.probed.ipv6_exthdrs, to);
-        let request = Request { family: self.kernel.families.flow, cmd: command, flags, attrs: &attrs };
-        self.kernel.request(self.ifindex, &request, |_, _| {})?.map_err(|errno| flow_error(errno, "can't put a flow"))
+        let mut ops = [DpifOp::FlowPut { put, result: Ok(()) }];
+        self.operate(&mut ops);
+        match ops {
+            [DpifOp::FlowPut { result, .. }] => result,
+            _ => Ok(()),
+        }
     }
 
     fn flow_get(&self, ufid: Ufid) -> Result<DatapathFlow> {

@@ -148,7 +148,8 @@ impl Dispatch {
         let count = match self.mode {
             DispatchMode::PerCpu => 0,
             DispatchMode::PerPort => self.n.load(Ordering::SeqCst).min(1),
-            DispatchMode::PerPortHandler => self.n.load(Ordering::SeqCst),
+            // The kernel refuses more sockets of a port than there are CPUs; handlers past that get nothing.
+            DispatchMode::PerPortHandler => self.n.load(Ordering::SeqCst).min(possible_cpus() as u32),
         };
         let sockets = (0..count).map(|_| new_socket().map(Arc::new)).collect::<Result<PortSockets>>()?;
         let pids = sockets.iter().map(|socket| socket.pid()).collect();
@@ -319,6 +320,14 @@ impl Handler {
         let next = reader.ready.next();
         Ok(next.and_then(|at| reader.events.get(at)).map(EpollEvent::data))
     }
+}
+
+/// CPUs that there may ever be: the kernel asks for a socket by a CPU's number.
+pub(crate) fn possible_cpus() -> usize {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    let last = text.trim().rsplit([',', '-']).next().and_then(|last| last.parse::<usize>().ok());
+    let online = || std::thread::available_parallelism().map_or(1, usize::from);
+    last.map_or_else(online, |last| last + 1)
 }
 
 fn new_socket() -> Result<Socket> {

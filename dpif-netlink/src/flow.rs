@@ -9,13 +9,16 @@ use crate::kernel::words;
 use crate::message::F_CREATE;
 use crate::uapi::{cmd, flow};
 
-/// Command and flags of a put.
-pub(crate) fn put_command(mode: PutMode) -> (u8, u16) {
+/// Commands and flags of a put, of which one has to succeed. The module's own "create or modify" finds a flow by its id and
+/// then compares its key with the new one before that is masked, so it refuses what is the same flow.
+pub(crate) fn put_commands(mode: PutMode) -> &'static [(u8, u16)] {
+    const MODIFY: (u8, u16) = (cmd::SET, 0);
+    // The module takes this flag for the one that says "and not modify", which means a dump to generic netlink.
+    const CREATE: (u8, u16) = (cmd::NEW, F_CREATE);
     match mode {
-        // The module takes this flag for the one that says "and not modify", which means a dump to generic netlink.
-        PutMode::Create => (cmd::NEW, F_CREATE),
-        PutMode::Modify => (cmd::SET, 0),
-        PutMode::CreateOrModify => (cmd::NEW, 0),
+        PutMode::Create => &[CREATE],
+        PutMode::Modify => &[MODIFY],
+        PutMode::CreateOrModify => &[MODIFY, CREATE],
     }
 }
 

@@ -41,9 +41,8 @@ pub(crate) fn operate(
     let mut prepared = Vec::with_capacity(ops.len());
     let mut refused = Vec::new();
     for (index, op) in ops.iter().enumerate() {
-        match prepare(index, op, exthdrs, pid_of) {
-            Ok(one) => prepared.push(one),
-            Err(error) => refused.push((index, error)),
+        if let Err(error) = prepare(index, op, exthdrs, pid_of, &mut prepared) {
+            refused.push((index, error));
         }
     }
     let requests: Vec<_> = prepared
@@ -77,8 +76,11 @@ pub(crate) fn operate(
             End::Result(how) => {
                 let answer = answers.get_mut(index).and_then(Option::take);
                 if let (Some(op), Some(done)) = (ops.get_mut(index), finished.get_mut(index)) {
-                    finish(op, how, answer);
-                    *done = true;
+                    // Of a put's requests the first that succeeds counts.
+                    if !(*done && matches!(op, DpifOp::FlowPut { result: Ok(()), .. })) {
+                        finish(op, how, answer);
+                        *done = true;
+                    }
                 }
             }
         }
@@ -96,7 +98,13 @@ pub(crate) fn operate(
     }
 }
 
-fn prepare<'a>(index: usize, op: &'a DpifOp<'_>, exthdrs: bool, pid_of: &dyn Fn(u32) -> u32) -> Result<Prepared<'a>> {
+fn prepare<'a>(
+    index: usize,
+    op: &'a DpifOp<'_>,
+    exthdrs: bool,
+    pid_of: &dyn Fn(u32) -> u32,
+    to: &mut Vec<Prepared<'a>>,
+) -> Result<()> {
     let about = |ufid, terse| -> Write<'a> {
         Box::new(move |to: &mut Writer| {
             flow::put_ufid(ufid, to);
@@ -106,12 +114,14 @@ fn prepare<'a>(index: usize, op: &'a DpifOp<'_>, exthdrs: bool, pid_of: &dyn Fn(
             Ok(())
         })
     };
-    Ok(match op {
+    to.push(match op {
         DpifOp::FlowPut { put, .. } => {
-            let (cmd, flags) = flow::put_command(put.mode);
             let pid = pid_of(put.key.in_port);
-            let write: Write<'a> = Box::new(move |to: &mut Writer| flow::write(put, pid, exthdrs, to));
-            Prepared { index, execute: false, cmd, flags, write }
+            for (cmd, flags) in flow::put_commands(put.mode) {
+                let write: Write<'a> = Box::new(move |to: &mut Writer| flow::write(put, pid, exthdrs, to));
+                to.push(Prepared { index, execute: false, cmd: *cmd, flags: *flags, write });
+            }
+            return Ok(());
         }
         DpifOp::FlowDel { ufid, .. } => {
             Prepared { index, execute: false, cmd: cmd::DEL, flags: F_ECHO, write: about(*ufid, true) }
@@ -125,7 +135,8 @@ fn prepare<'a>(index: usize, op: &'a DpifOp<'_>, exthdrs: bool, pid_of: &dyn Fn(
             let write: Write<'a> = Box::new(move |to: &mut Writer| packet::write_execute(execute, pid, to));
             Prepared { index, execute: true, cmd: EXECUTE, flags: 0, write }
         }
-    })
+    });
+    Ok(())
 }
 
 fn finish(op: &mut DpifOp<'_>, how: Result<Result<(), Errno>>, answer: Option<Vec<u8>>) {

@@ -309,6 +309,8 @@ pub(super) fn put_headers(to: &mut Writer, key: &FlowKey, from: &FlowKey, exthdr
     match shape::network(key) {
         Network::None => {}
         Network::Mpls => put_mpls(to, key, from),
+        // The kernel passes over masks of zeros, but not over a nest with zeros in it.
+        Network::Nsh if !std::ptr::eq(key, from) && nsh::is_zero(from) => {}
         Network::Nsh => nsh::put(to, from, key.nsh_mdtype),
         Network::Arp => put(to, attr::ARP, from),
         Network::Ipv4 => put(to, attr::IPV4, from),

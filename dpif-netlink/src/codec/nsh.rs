@@ -28,6 +28,11 @@ pub(super) fn context(of: &FlowKey) -> [u8; MD1_LEN] {
     bytes
 }
 
+/// Whether nothing of the header is matched.
+pub(super) fn is_zero(mask: &FlowKey) -> bool {
+    base(mask) == [0; BASE] && context(mask) == [0; MD1_LEN]
+}
+
 fn read_base(mut bytes: &[u8], to: &mut FlowKey) {
     [to.nsh_flags, to.nsh_ttl, to.nsh_mdtype, to.nsh_np] = take(&mut bytes);
     to.nsh_path = be32(&mut bytes);

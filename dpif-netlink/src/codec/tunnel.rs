@@ -164,6 +164,7 @@ pub(super) fn get(payload: &[u8], to: &mut FlowKey, options: &mut TunnelOptions,
         return Ok(Fitness::TooLittle);
     }
     if !is_mask {
+        // A flow that matches no address of its tunnel doesn't say the family; most tunnels are of IPv4.
         to.tun_proto = if v6 { AF_INET6 } else { AF_INET };
     }
     Ok(fitness)

@@ -2,7 +2,7 @@
 //! actions that fit the masked key.
 //!
 //! Never generated: tunnel options, NSH metadata of type 2, a timeout policy of ct (it has to exist), frames that end within a
-//! VLAN tag, keys without a port, the attributes that only the module itself or another datapath uses.
+//! VLAN tag, keys without a port, IPv6 tunnels of which no address is matched (the kernel doesn't say their family), the attributes that only the module itself or another datapath uses.
 #![allow(dead_code)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -84,7 +84,7 @@ pub(crate) fn key(rng: &mut Rng) -> FlowKey {
         }
         0x894f => {
             (key.nsh_flags, key.nsh_ttl) = (rng.u8(..4), rng.u8(..64));
-            (key.nsh_mdtype, key.nsh_np, key.nsh_path) = (pick(rng, &[1, 1, 2]), rng.u8(..), be32(rng));
+            (key.nsh_mdtype, key.nsh_np, key.nsh_path) = (pick(rng, &[1, 1, 2]), rng.u8(1..6), be32(rng));
             if key.nsh_mdtype == 1 {
                 key.nsh_context = [(); 4].map(|()| be32(rng));
             }
@@ -169,10 +169,14 @@ pub(crate) fn mask(rng: &mut Rng, key: &FlowKey) -> FlowKey {
     mask.eth_type = if rng.u8(..8) == 0 { Be16::ZERO } else { Be16::MAX };
     mask.nsh_mdtype = pick(rng, &[u8::MAX, u8::MAX, 0]);
     let mut mask = normalize(key, &mask, true);
+    if key.tun_proto == 10 {
+        // A bit that the key has: the kernel shows a tunnel's family by its addresses alone.
+        mask.tun_ipv6_dst[0] |= 0x20;
+    }
     if mask.eth_type.is_zero() {
         without_headers(&mut mask);
     }
-    let ip = matches!(key.eth_type.get(), 0x0800 | 0x86dd);
+    let ip = matches!(key.eth_type.get(), 0x0800 | 0x86dd) && !mask.eth_type.is_zero();
     if ip && rng.bool() {
         (mask.ip_proto, mask.ip_frag) = (u8::MAX, u8::MAX);
     }
@@ -279,7 +283,7 @@ fn one(rng: &mut Rng, key: &FlowKey, known: Known, depth: usize) -> Option<Actio
             if_less_equal: list(rng, key, known, depth + 1),
         },
         12 if depth < 3 && matches!(eth_type, 0x0800 | 0x86dd) => Action::DecTtl(list(rng, key, known, depth + 1)),
-        13 if matches!(eth_type, 0x0800 | 0x86dd) => Action::Ct(ct(rng, eth_type == 0x86dd)),
+        13 if matches!(eth_type, 0x0800 | 0x86dd) => Action::Ct(ct(rng, eth_type == 0x86dd, key.ip_proto == 6)),
         14 | 15 => Action::Set(Box::new(set(rng, key)?)),
         16 if known.psample => {
             Action::Psample { group: rng.u32(..), cookie: (0..rng.usize(..=16)).map(|_| rng.u8(..)).collect() }
@@ -303,8 +307,9 @@ fn last(rng: &mut Rng, key: &FlowKey, known: Known) -> Option<Action> {
         2 if !tagged && mpls => Some(Action::PopMpls(Be16::new(0x0800))),
         3 if ethernet && !tagged => Some(Action::PopEth),
         4 if !ethernet => Some(Action::PushEth { src: bytes(rng), dst: bytes(rng) }),
-        5 if eth_type == 0x894f => Some(Action::PopNsh),
-        6 => Some(Action::PushNsh(nsh_header(rng))),
+        5 if eth_type == 0x894f && matches!(key.nsh_np, 1..=3) => Some(Action::PopNsh),
+        // The header says what follows it: a frame, or what the Ethernet type is.
+        6 if ethernet || matches!(eth_type, 0x0800 | 0x86dd) => Some(Action::PushNsh(nsh_header(rng))),
         7 if !tagged && matches!(eth_type, 0x0800 | 0x86dd | 0x0806) => {
             Some(Action::AddMpls { lse, eth_type: mpls_type, flags: u16::from(rng.bool()) })
         }
@@ -320,7 +325,7 @@ fn nsh_header(rng: &mut Rng) -> Vec<u8> {
     header
 }
 
-fn ct(rng: &mut Rng, v6: bool) -> CtAction {
+fn ct(rng: &mut Rng, v6: bool, tcp: bool) -> CtAction {
     let mut ct = CtAction { zone: rng.u16(..), ..CtAction::default() };
     ct.commit = rng.bool();
     if ct.commit {
@@ -333,7 +338,7 @@ fn ct(rng: &mut Rng, v6: bool) -> CtAction {
         ct.label = rng.bool().then_some(label);
         ct.event_mask = rng.bool().then(|| rng.u32(..));
     }
-    ct.helper = rng.bool().then(|| "ftp".into());
+    ct.helper = (tcp && rng.bool()).then(|| "ftp".into());
     ct.nat = rng.bool().then(|| nat(rng, ct.commit, v6));
     ct
 }

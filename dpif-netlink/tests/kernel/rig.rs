@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use datapath_common::extract::extract;
 use datapath_common::packet::SlicePacket;
 use datapath_common::{Be16, FlowKey};
+use dpif::odp::{format_actions, format_flow_key};
 use dpif::{Action, Dpif, DpifOp, FlowPut, OdpPort, PutMode, Ufid, Upcall, UpcallBatch};
 use dpif_netlink::{DispatchMode, NetlinkDpif, Options};
 use fastrand::Rng;
@@ -48,11 +49,20 @@ pub(crate) fn flow(rng: &mut Rng, known: Known, number: u32) -> FlowPut {
 pub(crate) fn put_all(dpif: &NetlinkDpif, puts: &[FlowPut]) {
     let mut ops: Vec<_> = puts.iter().map(|put| DpifOp::FlowPut { put, result: Ok(()) }).collect();
     dpif.operate(&mut ops);
-    for op in ops {
-        if let DpifOp::FlowPut { put, result: Err(error) } = op {
-            panic!("{error}\nkey {:?}\nmask {:?}\nactions {:?}", put.key.masked(&put.mask), put.mask, put.actions);
-        }
-    }
+    let refused: Vec<_> = ops
+        .into_iter()
+        .filter_map(|op| match op {
+            DpifOp::FlowPut { put, result: Err(error) } => Some(format!("{error}: {}", text(put))),
+            _ => None,
+        })
+        .collect();
+    assert!(refused.is_empty(), "{} refused:\n{}", refused.len(), refused.join("\n"));
+}
+
+/// A flow as `dpctl/dump-flows` would show it.
+fn text(put: &FlowPut) -> String {
+    let key = format_flow_key(&put.key.masked(&put.mask), &put.mask, None);
+    format!("{key}, actions:{}", format_actions(&put.actions, None))
 }
 
 /// Numbers of the actions that the codec knows, and names.

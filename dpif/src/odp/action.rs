@@ -1,6 +1,7 @@
 //! Datapath actions to text.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 
 use datapath_common::{Be16, FlowKey, Vlan};
 
@@ -8,7 +9,7 @@ use super::attr::{self, Attr, Shown, write_hex};
 use super::cookie::Cookie;
 use super::key::{write_lse, write_tci, write_tunnel_flags};
 use super::{Style, flags};
-use crate::action::{Action, HashAlg, KeyAttr, SetAction, UserspaceAction};
+use crate::action::{Action, CtAction, HashAlg, KeyAttr, NatAction, NatDirection, SetAction, UserspaceAction};
 use crate::port::OdpPort;
 
 /// All fields, without masks.
@@ -62,8 +63,7 @@ fn write_action(out: &mut String, style: &Style<'_>, action: &Action) {
         }
         Action::Ct(ct) => {
             out.push_str("ct");
-            let zone = (ct.zone != 0).then(|| format!("zone={}", ct.zone));
-            let parts: Vec<_> = ct.commit.then(|| "commit".to_owned()).into_iter().chain(zone).collect();
+            let parts = ct_parts(ct);
             if parts.is_empty() { Ok(()) } else { write!(out, "({})", parts.join(",")) }
         }
         Action::CtClear => out.write_str("ct_clear"),
@@ -113,6 +113,56 @@ fn write_action(out: &mut String, style: &Style<'_>, action: &Action) {
             out.write_char(')')
         }
     };
+}
+
+fn ct_parts(ct: &CtAction) -> Vec<String> {
+    let flag = |set: bool, name: &str| set.then(|| name.to_owned());
+    let label = |bytes: [u8; 16]| format!("{:#x}", u128::from_le_bytes(bytes));
+    let nat = ct.nat.as_ref().map(|nat| {
+        let parts = nat_parts(nat);
+        if parts.is_empty() { "nat".into() } else { format!("nat({})", parts.join(",")) }
+    });
+    [
+        flag(ct.commit && !ct.force, "commit"),
+        flag(ct.force, "force_commit"),
+        (ct.zone != 0).then(|| format!("zone={}", ct.zone)),
+        ct.mark.map(|(value, mask)| format!("mark={value:#x}/{mask:#x}")),
+        ct.label.map(|(value, mask)| format!("label={}/{}", label(value), label(mask))),
+        ct.helper.as_ref().map(|name| format!("helper={name}")),
+        ct.timeout.as_ref().map(|name| format!("timeout={name}")),
+        nat,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn nat_parts(nat: &NatAction) -> Vec<String> {
+    let flag = |set: bool, name: &str| set.then(|| name.to_owned());
+    let direction = nat.direction.map(|direction| {
+        let mut text = String::from(if direction == NatDirection::Src { "src" } else { "dst" });
+        if let Some((first, last)) = nat.addresses {
+            // With ports behind it an IPv6 address stands in brackets.
+            let address = |address: IpAddr| match address {
+                IpAddr::V6(v6) if nat.ports.is_some() => format!("[{v6}]"),
+                other => other.to_string(),
+            };
+            let _ = write!(text, "={}", address(first));
+            if last != first {
+                let _ = write!(text, "-{}", address(last));
+            }
+        }
+        if let Some((first, last)) = nat.ports {
+            text.push_str(if nat.addresses.is_some() { ":" } else { "=:" });
+            let _ = write!(text, "{first}");
+            if last != first {
+                let _ = write!(text, "-{last}");
+            }
+        }
+        text
+    });
+    let flags = [flag(nat.persistent, "persistent"), flag(nat.hash, "hash"), flag(nat.random, "random")];
+    direction.into_iter().chain(flags.into_iter().flatten()).collect()
 }
 
 fn write_userspace(out: &mut String, style: &Style<'_>, action: &UserspaceAction) -> std::fmt::Result {

@@ -82,7 +82,6 @@ fn mounts() -> Result<(), String> {
         ("sysfs", "/sys", true),
         ("devtmpfs", "/dev", true),
         ("tmpfs", "/run", true),
-        ("tmpfs", "/tmp", true),
         ("devpts", "/dev/pts", false),
         ("bpf", "/sys/fs/bpf", false),
         ("tracefs", "/sys/kernel/tracing", false),
