@@ -1,4 +1,4 @@
-//! Netlink attributes ↔ [`FlowKey`], masks and [`dpif::Action`]s.
+//! Netlink attributes ↔ [`FlowKey`](datapath_common::FlowKey), masks and [`Action`](dpif::Action)s.
 //!
 //! **From the kernel.** A key may come from a kernel that knows more than we do, or less. How well it fits decides what may be
 //! done with it ([`Fitness`]): an attribute that isn't known is skipped, one that the headers before it ask for and that is
