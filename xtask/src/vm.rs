@@ -53,7 +53,7 @@ pub(crate) struct Options {
     /// Version of the kernel: the newest of Debian's that begins with it
     #[arg(long, default_value = KERNEL, value_name = "VERSION")]
     kernel: String,
-    /// Take this file, program (with its libraries) or folder along; may be repeated
+    /// Take this file, folder, or program (with its libraries, by path or by name) along; may be repeated
     #[arg(long = "file", value_name = "PATH")]
     files: Vec<PathBuf>,
     /// Load this module beside the usual ones; may be repeated
