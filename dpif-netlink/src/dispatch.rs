@@ -244,8 +244,8 @@ impl Dispatch {
                     break;
                 }
             }
-            // The batch is full or the tries are used up: this socket is the first to be looked at next time.
-            reader.ready.start = reader.ready.start.saturating_sub(1);
+            // The batch is full or the tries are used up. What is left here waits until the other sockets that are ready have had
+            // their turn: a storm on one port doesn't keep the rest from being read.
         }
         Ok(batch.upcalls().len())
     }

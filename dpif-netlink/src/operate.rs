@@ -5,7 +5,7 @@ use nix::errno::Errno;
 
 use crate::attr::Writer;
 use crate::codec;
-use crate::datapath::{EXECUTE, execute_error, flow_error, refuse_offloads, unreadable};
+use crate::datapath::{EXECUTE, execute_error, flow_error, refuse_unsayable, unreadable};
 use crate::flow;
 use crate::kernel::{Kernel, Request};
 use crate::message::F_ECHO;
@@ -130,7 +130,7 @@ fn prepare<'a>(
             Prepared { index, execute: false, cmd: cmd::GET, flags: 0, write: about(*ufid, false) }
         }
         DpifOp::Execute { execute, .. } => {
-            refuse_offloads(execute)?;
+            refuse_unsayable(execute)?;
             let pid = pid_of(execute.key.in_port);
             let write: Write<'a> = Box::new(move |to: &mut Writer| packet::write_execute(execute, pid, to));
             Prepared { index, execute: true, cmd: EXECUTE, flags: 0, write }

@@ -1,5 +1,7 @@
 //! With the real module: run by `cargo xtask test-vm`, which boots kernels that have it.
 
+#[path = "kernel/allocations.rs"]
+mod allocations;
 mod generate;
 #[path = "kernel/rig.rs"]
 mod rig;
@@ -252,6 +254,8 @@ fn upcalls_come_with_the_key_of_their_packet_in_every_mode() {
                 assert!(left.is_empty());
             }
             assert_eq!(dpif.unreadable_upcalls(), 0);
+            let counted = dpif.port_stats(a).unwrap();
+            println!("{mode:?}: port {a} counted {} upcalls, {} lost", counted.upcalls, counted.upcall_lost);
             // By a flow's action, with its cookie, cut.
             let key = extracted(&udp_frame(5), a);
             let mask = normalize(&key, &FlowKey { in_port: u32::MAX, eth_type: Be16::MAX, ..FlowKey::ZERO }, true);
@@ -349,6 +353,35 @@ fn a_socket_that_overflows_is_told_with_its_port_and_nothing_is_uncounted() {
             // And reading goes on.
             from_b.send(&udp_frame(3)).unwrap();
             assert_eq!(rig::receive(&dpif, 1, 1, SOON)[0].packet.data, udp_frame(3));
+        });
+    }
+}
+
+#[test]
+fn receiving_upcalls_allocates_nothing() {
+    require!("receiving_upcalls_allocates_nothing"; Need::OvsModule, Need::Namespaces);
+    const FRAMES: usize = UpcallBatch::MAX;
+    for mode in MODES {
+        let rig = Rig::new("allocate");
+        rig.run(|| {
+            let dpif = rig.open(Some(mode));
+            dpif.handlers_set(1).unwrap();
+            dpif.port_add(&spec("a0", PortKind::System)).unwrap();
+            let wire = RawSocket::open(&rig.ns, "a1").unwrap();
+            let mut batch = UpcallBatch::default();
+            // The first batch has to make its buffers.
+            for round in 0..3 {
+                (0..FRAMES as u16).for_each(|i| wire.send(&udp_frame(i)).unwrap());
+                rig::wait(SOON, || (dpif.stats().unwrap().missed == (round + 1) * FRAMES as u64).then_some(()));
+                let before = allocations::so_far();
+                let mut received = 0;
+                for _ in 0..FRAMES {
+                    received += dpif.recv(0, &mut batch).unwrap();
+                }
+                let allocated = allocations::so_far() - before;
+                assert_eq!(received, FRAMES, "{mode:?}");
+                assert!(round == 0 || allocated == 0, "{mode:?}: {allocated} allocations");
+            }
         });
     }
 }

@@ -160,7 +160,11 @@ impl Prepared<'_> {
     pub(crate) fn boot(&self) -> Result<u8> {
         let folder = cmd::root().join("target/vm");
         fs::create_dir_all(&folder).with_context(|| format!("can't make {}", folder.display()))?;
-        let out = machine::fresh_folder(&cmd::root().join(self.run.out))?;
+        let out = cmd::root().join(self.run.out);
+        // Only the folder that is ours alone is emptied.
+        if self.run.out == Path::new(OUT) {
+            let _ = fs::remove_dir_all(&out);
+        }
         let log = folder.join(format!("console-{}.log", std::process::id()));
         let machine = Machine {
             qemu: &self.qemu,

@@ -288,7 +288,7 @@ pub fn encode_metadata(key: &FlowKey, to: &mut Writer) {
             put(to, kind, key);
         }
     }
-    if key.tun_proto != 0 && key.tun_flags & tunnel::OPTION_FLAGS == 0 {
+    if key.tun_proto != 0 {
         tunnel::put(to, key, key.tun_proto, &TunnelOptions::NONE);
     }
     if shape::has_ct_tuple(key) {

@@ -90,7 +90,9 @@ pub(super) fn put(to: &mut Writer, fields: &FlowKey, proto: u8, options: &Tunnel
     }
     put_be16(to, attr::TP_SRC, fields.tun_tp_src);
     put_be16(to, attr::TP_DST, fields.tun_tp_dst);
-    if fields.tun_flags & tun_flag::GENEVE_OPT != 0 {
+    // Without the options themselves their flag says nothing: such a flow looks at none.
+    if options.as_bytes().is_empty() {
+    } else if fields.tun_flags & tun_flag::GENEVE_OPT != 0 {
         to.put(attr::GENEVE_OPTS, options.as_bytes());
     } else if fields.tun_flags & tun_flag::VXLAN_OPT != 0 {
         let extension = to.begin_nest(attr::VXLAN_OPTS);

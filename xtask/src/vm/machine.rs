@@ -7,7 +7,7 @@ use std::{
         fs::PermissionsExt as _,
         net::{UnixListener, UnixStream},
     },
-    path::{Component, Path, PathBuf},
+    path::{Component, Path},
     process::{Child, Stdio},
     sync::mpsc::{self, RecvTimeoutError, Sender},
     thread,
@@ -335,13 +335,6 @@ impl Drop for Guard {
     fn drop(&mut self) {
         self.end();
     }
-}
-
-/// The folder `out` below the root's `target/vm`, emptied.
-pub(crate) fn fresh_folder(path: &Path) -> Result<PathBuf> {
-    let _ = fs::remove_dir_all(path);
-    fs::create_dir_all(path).with_context(|| format!("can't make {}", path.display()))?;
-    Ok(path.into())
 }
 
 #[cfg(test)]
