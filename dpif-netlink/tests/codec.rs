@@ -34,7 +34,7 @@ fn decoded_mask(bytes: &[u8], key: &FlowKey) -> Result<(Fitness, FlowKey), Codec
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4096))]
+    #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
     fn keys_and_masks_come_back(seed: u64) {
