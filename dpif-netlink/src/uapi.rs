@@ -58,8 +58,8 @@ pub mod vport {
 
 /// `OVS_VPORT_UPCALL_ATTR_*`.
 pub mod vport_upcall {
-    pub const SUCCESS: u16 = 1;
-    pub const FAIL: u16 = 2;
+    pub const SUCCESS: u16 = 0;
+    pub const FAIL: u16 = 1;
 }
 
 /// `OVS_VPORT_TYPE_*`.

@@ -1,8 +1,9 @@
 //! Flows at random that the kernel accepts: keys with the headers that their types ask for, masks that it can express, and
 //! actions that fit the masked key.
 //!
-//! Never generated: tunnel options, NSH metadata of type 2, sets of NSH, a timeout policy of ct (it has to exist), frames that end within a
-//! VLAN tag, keys without a port, IPv6 tunnels of which no address is matched (the kernel doesn't say their family), the attributes that only the module itself or another datapath uses.
+//! Never generated: tunnel options, NSH metadata of type 2, sets of NSH, a timeout policy of ct (it has to exist), frames that
+//! end within a VLAN tag, keys without a port, IPv6 tunnels of which no address is matched (the kernel doesn't say their family),
+//! the attributes that only the module itself or another datapath uses.
 #![allow(dead_code)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
