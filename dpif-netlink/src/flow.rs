@@ -64,5 +64,5 @@ pub(crate) fn read(attrs: &[u8]) -> codec::Result<(Fitness, DatapathFlow)> {
     let actions = codec::decode_actions(part(flow::ACTIONS))?;
     // The kernel's key of a flow is masked; "no port" is not said by one that doesn't match the port.
     let key = key.masked(&mask);
-    Ok((fitness.max(of_mask), DatapathFlow { ufid, key, mask, actions, stats }))
+    Ok((fitness.max(of_mask), DatapathFlow { ufid, key, mask, actions: actions.into(), stats }))
 }

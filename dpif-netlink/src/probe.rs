@@ -119,7 +119,7 @@ impl Prober<'_> {
     fn accepts(&self, key: &FlowKey, actions: Vec<Action>) -> Result<bool> {
         let mut mask = FlowKey { recirc_id: u32::MAX, eth_type: Be16::MAX, ..FlowKey::ZERO };
         mask.words_mut().iter_mut().zip(key.words()).for_each(|(mask, key)| *mask |= key);
-        let put = FlowPut { mode: PutMode::CreateOrModify, ufid: PROBE_UFID, key: *key, mask, actions };
+        let put = FlowPut { mode: PutMode::CreateOrModify, ufid: PROBE_UFID, key: *key, mask, actions: actions.into() };
         let family = self.kernel.families.flow;
         let attrs = |to: &mut crate::attr::Writer| {
             to.put_flag(attr::PROBE);

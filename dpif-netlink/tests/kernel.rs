@@ -159,22 +159,22 @@ fn puts_gets_and_dels_say_what_went_wrong() {
     rig.run(|| {
         let dpif = rig.open(None);
         let mut put = rig::flow(&mut Rng::with_seed(7), Known::default(), 1);
-        put.actions = vec![Action::Output(OdpPort(1))];
+        put.actions = [Action::Output(OdpPort(1))].into();
         put.mode = PutMode::Modify;
         assert!(matches!(dpif.flow_put(&put), Err(DpifError::NoSuchFlow)));
         put.mode = PutMode::Create;
         dpif.flow_put(&put).unwrap();
         assert!(matches!(dpif.flow_put(&put), Err(DpifError::FlowExists)));
         put.mode = PutMode::CreateOrModify;
-        put.actions = vec![Action::Output(OdpPort(2))];
+        put.actions = [Action::Output(OdpPort(2))].into();
         dpif.flow_put(&put).unwrap();
         assert_eq!(dpif.flow_get(put.ufid).unwrap().actions, put.actions);
         put.mode = PutMode::Modify;
-        put.actions = vec![Action::Output(OdpPort(3))];
+        put.actions = [Action::Output(OdpPort(3))].into();
         dpif.flow_put(&put).unwrap();
         assert_eq!(dpif.flow_get(put.ufid).unwrap().actions, put.actions);
         // The kernel's own checks: no such action on such packets.
-        put.actions = vec![Action::PopNsh, Action::PopNsh];
+        put.actions = [Action::PopNsh, Action::PopNsh].into();
         assert!(matches!(dpif.flow_put(&put), Err(DpifError::Invalid(_))));
         assert_eq!(dpif.flow_del(put.ufid).unwrap().packets, 0);
         assert!(matches!(dpif.flow_del(put.ufid), Err(DpifError::NoSuchFlow)));
@@ -263,7 +263,7 @@ fn upcalls_come_with_the_key_of_their_packet_in_every_mode() {
             let mask = normalize(&key, &FlowKey { in_port: u32::MAX, eth_type: Be16::MAX, ..FlowKey::ZERO }, true);
             let cookie: Vec<u8> = (0..50).collect();
             let to_userspace = UserspaceAction { cookie: cookie.clone(), ..Default::default() };
-            let actions = vec![Action::Trunc(40), Action::Userspace(to_userspace)];
+            let actions = [Action::Trunc(40), Action::Userspace(to_userspace)].into();
             dpif.flow_put(&FlowPut { mode: PutMode::Create, ufid: Ufid(9), key, mask, actions }).unwrap();
             let socket = RawSocket::open(&rig.ns, "a1").unwrap();
             socket.send(&udp_frame(5)).unwrap();

@@ -42,7 +42,7 @@ pub(crate) fn flow(rng: &mut Rng, known: Known, number: u32) -> FlowPut {
     let mut key = generate::key(rng);
     key.recirc_id = number;
     let mask = generate::mask(rng, &key);
-    let actions = generate::actions(rng, &key.masked(&mask), known);
+    let actions = generate::actions(rng, &key.masked(&mask), known).into();
     FlowPut { mode: PutMode::Create, ufid: Ufid(rng.u128(..)), key, mask, actions }
 }
 
