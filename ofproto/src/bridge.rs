@@ -12,15 +12,18 @@ use openflow::{OfPort, PortNames};
 
 use crate::mac_learning::{DEFAULT_AGING_S, DEFAULT_MAX_ENTRIES, MacTable};
 use crate::port::{Port, PortKind, PortVlan};
+use crate::recirc::RecircTable;
 use crate::table::{TableStats, Tables};
 
 /// All bridges of a datapath.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// By name.
     pub bridges: BTreeMap<String, Arc<Bridge>>,
     /// Which bridge's port is a datapath port?
     by_odp: Arc<HashMap<OdpPort, PortRef, ahash::RandomState>>,
+    /// Translations that go on later. Shared by all versions.
+    pub recirc: Arc<RecircTable>,
     /// The other end of each patch port that is connected.
     peers: Arc<HashMap<PortRef, PortRef, ahash::RandomState>>,
 }
@@ -103,6 +106,12 @@ impl PortNames for Bridge {
 
     fn name_of_port(&self, port: OfPort) -> Option<std::borrow::Cow<'_, str>> {
         self.ports.get(&port).map(|port| port.name.as_str().into())
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { bridges: BTreeMap::new(), by_odp: Arc::default(), recirc: RecircTable::new(), peers: Arc::default() }
     }
 }
 

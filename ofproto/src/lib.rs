@@ -13,6 +13,7 @@
 //! | [`bridge`], [`port`] | the configuration it is translated against, a version that never changes |
 //! | [`xlate`] | translation |
 //! | [`table`], [`classifier`], [`rule`] | which rule matches, and what was looked at to know |
+//! | [`recirc`] | what is left to do when the datapath has looked at the packet again |
 //! | [`mac_learning`] | which port a station is behind |
 //! | [`upcall::revalidator`](upcall) | later: is the megaflow still right, is it still used, who gets its statistics |
 //!
@@ -26,6 +27,7 @@ pub mod clock;
 pub mod flow;
 pub mod mac_learning;
 pub mod port;
+pub mod recirc;
 pub mod rule;
 pub mod switch;
 mod sync;

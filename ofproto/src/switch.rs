@@ -163,6 +163,11 @@ impl Switch {
         Engine::start(&self.backer, counts)
     }
 
+    /// How many recirculation ids are held by flows.
+    pub fn n_recirc_ids(&self) -> usize {
+        self.config().recirc.len()
+    }
+
     /// The datapath.
     pub fn dpif(&self) -> &Arc<dyn Dpif> {
         &self.backer.dpif

@@ -27,6 +27,7 @@ use crate::bridge::Config;
 use crate::flow::Flow;
 use crate::mac_learning::MacTable;
 use crate::port::PatchStats;
+use crate::recirc::Recirc;
 use crate::rule::Rule;
 use crate::table::TableStats;
 
@@ -34,6 +35,7 @@ mod action_set;
 mod actions;
 mod commit;
 mod context;
+mod freeze;
 mod normal;
 mod output;
 
@@ -95,6 +97,8 @@ pub enum Effect {
     PatchSent(Arc<PatchStats>),
     /// It enters through a patch port.
     PatchReceived(Arc<PatchStats>),
+    /// Nothing; what is left to do after a recirculation is kept as long as the flow that leads there, or comes from there.
+    Hold(Arc<Recirc>),
 }
 
 /// Why a packet was given up.
@@ -112,6 +116,9 @@ pub enum XlateError {
     /// The list of actions grew too long.
     #[error("more than {MAX_ACTIONS} datapath actions")]
     TooManyActions,
+    /// The packet comes back from a recirculation of which nothing is known (any more).
+    #[error("no recirculation context")]
+    NoRecirculationContext,
     /// A field that no datapath can write.
     #[error("SCTP ports can't be written")]
     SctpPorts,
@@ -121,9 +128,22 @@ pub enum XlateError {
 pub fn translate(config: &Config, key: &FlowKey) -> Option<Xlate> {
     let (bridge, port) = config.port_of(OdpPort(key.in_port))?;
     coverage::inc!("xlate_actions");
-    let packet = Flow::from_key(key, port.number);
-    let mut context = Context::new(config, bridge, packet);
-    context.run();
+    if key.recirc_id == 0 {
+        let mut context = Context::new(config, bridge, Flow::from_key(key, port.number));
+        context.run();
+        return Some(context.finish());
+    }
+    let found = config.recirc.get(key.recirc_id);
+    let Some((recirc, bridge)) = found.and_then(|recirc| {
+        let bridge = config.bridges.get(&*recirc.state().bridge)?;
+        Some((recirc, bridge))
+    }) else {
+        let mut context = Context::new(config, bridge, Flow::from_key(key, port.number));
+        context.give_up(XlateError::NoRecirculationContext);
+        return Some(context.finish());
+    };
+    let mut context = Context::new(config, bridge, Flow::from_key(key, recirc.state().in_port));
+    context.thaw(recirc);
     Some(context.finish())
 }
 
@@ -152,6 +172,7 @@ impl Xlate {
                 Effect::Learn { macs, vlan, mac, port } => changed |= macs.learn(*vlan, *mac, *port, used_ms),
                 Effect::PatchSent(stats) => stats.sent(packets, bytes),
                 Effect::PatchReceived(stats) => stats.received(packets, bytes),
+                Effect::Hold(_) => {}
             }
         }
         changed

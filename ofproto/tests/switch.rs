@@ -108,6 +108,15 @@ fn a_learning_switch_floods_until_it_knows() {
 }
 
 #[test]
+fn a_packet_to_its_own_sender_goes_nowhere() {
+    let world = World::new();
+    let p = world.bridge("br0", &[("p1", trunk()), ("p2", trunk())]);
+    world.switch.start().unwrap();
+    assert_eq!(names(&world.send(&p[0], &udp_frame(A, A, &[]), &p)), Vec::<&str>::new());
+    assert_eq!(names(&world.send(&p[0], &udp_frame(A, A, &[]), &p)), Vec::<&str>::new());
+}
+
+#[test]
 fn vlans_are_tagged_as_each_port_wants() {
     let world = World::new();
     let p = world.bridge(

@@ -130,6 +130,8 @@ pub enum Action {
     Note(Vec<u8>),
     /// Ends the packet's way through the tables.
     Exit,
+    /// Lets the datapath look the packet up again before it goes on, for nothing but to test that (`debug_recirc`).
+    DebugRecirc,
     /// Instruction: empties the action set.
     ClearActions,
     /// Instruction: adds to the action set.

@@ -43,6 +43,7 @@ fn check_action(r#match: &FlowMatch, action: &Action) -> Result<(), String> {
         | Action::Note(_)
         | Action::Conjunction { .. }
         | Action::Exit
+        | Action::DebugRecirc
         | Action::ClearActions
         | Action::WriteMetadata { .. }
         | Action::GotoTable(_) => Ok(()),
@@ -73,6 +74,7 @@ fn check_in_set(r#match: &FlowMatch, action: &Action) -> Result<(), String> {
         | Action::Resubmit { .. }
         | Action::Note(_)
         | Action::Exit
+        | Action::DebugRecirc
         | Action::ClearActions
         | Action::WriteActions(_)
         | Action::WriteMetadata { .. }

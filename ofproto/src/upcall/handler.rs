@@ -22,7 +22,7 @@ use super::slow;
 use super::stats::{HandlerStats, Split, count};
 use super::ukey::{Installation, MaskedWords, Phase, Refused, Ukey};
 use crate::backer::Backer;
-use crate::xlate::{Effect, Xlate, translate};
+use crate::xlate::{Effect, Xlate, XlateError, translate};
 
 /// Of so many batches one is timed in detail.
 const SAMPLED: u64 = 16;
@@ -314,6 +314,14 @@ impl<'a> Desk<'a> {
             let installs = missed && self.install(upcall, &port_mask(), &nothing, Vec::new(), generation, now);
             return (nothing, By::Nobody, installs);
         };
+        if xlate.error == Some(XlateError::NoRecirculationContext) {
+            // What its id stood for is gone, and a flow for it would outlive the id's next meaning.
+            coverage::inc!("xlate_no_recirculation_context");
+            let (id, port) = (self.key.recirc_id, self.key.in_port);
+            failed(backer, &format!("recirculation id {id:#x} of a packet of port {port} stands for nothing"));
+            timer.lap(|split| &mut split.translate);
+            return (Arc::default(), By::Nobody, false);
+        }
         if let Some(error) = xlate.error {
             coverage::inc!("xlate_failed");
             failed(backer, &format!("translating a packet of port {}: {error}", self.key.in_port));

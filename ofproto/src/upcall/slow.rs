@@ -37,6 +37,11 @@ fn pieces(
                 let done = output(&work.finished(trunc.take()), &work.key, action.clone());
                 result = result.and(done);
             }
+            // The datapath looks the packet up again as it is now.
+            Action::Recirc(_) => {
+                let done = output(&work.finished(None), &work.key, action.clone());
+                result = result.and(done);
+            }
             Action::Trunc(len) => trunc = Some(*len as usize),
             Action::Set(set) => work.set(set)?,
             Action::PushVlan(vlan) => {

@@ -12,11 +12,10 @@ use crate::flow::{is_present, mask_of};
 impl Context<'_> {
     /// Carries out a rule's actions.
     pub(super) fn run_actions(&mut self, actions: &[Action]) {
-        for action in actions {
-            if self.is_over() {
-                return;
-            }
-            if !self.run_action(action) {
+        let mut rest = actions;
+        while let Some((action, behind)) = rest.split_first() {
+            rest = behind;
+            if self.is_over() || !self.run_action(action) || self.leave(rest) {
                 return;
             }
         }
@@ -64,6 +63,7 @@ impl Context<'_> {
                 self.table_lookup(table, port.unwrap_or(self.flow.in_port()), table <= self.table);
             }
             Action::Exit => self.exit = true,
+            Action::DebugRecirc => self.freeze(),
             Action::ClearActions => self.set.clear(),
             Action::WriteActions(actions) => self.set.extend_from_slice(actions),
             Action::WriteMetadata { value, mask } => self.write(F::Metadata, (*value).into(), (*mask).into()),

@@ -10,6 +10,7 @@ use openflow::{FieldId, OfPort, Prerequisite};
 use super::{Effect, MAX_ACTIONS, MAX_DEPTH, MAX_RESUBMITS, Xlate, XlateError};
 use crate::bridge::{Bridge, Config};
 use crate::flow::{Flow, mask_of};
+use crate::recirc::Rest;
 
 /// The state of a translation.
 pub(super) struct Context<'a> {
@@ -36,6 +37,8 @@ pub(super) struct Context<'a> {
     pub(super) trunc: Option<(u32, usize)>,
     /// An `exit` was met.
     pub(super) exit: bool,
+    /// The translation is being frozen: what is left of the lists so far.
+    pub(super) frozen: Option<Vec<Rest>>,
     error: Option<XlateError>,
 }
 
@@ -57,6 +60,7 @@ impl<'a> Context<'a> {
             resubmits: 0,
             trunc: None,
             exit: false,
+            frozen: None,
             error: None,
         }
     }
@@ -78,7 +82,7 @@ impl<'a> Context<'a> {
     /// Table 0 of the current bridge, and what is in the action set at the end.
     pub(super) fn pipeline(&mut self) {
         self.table_lookup(0, self.flow.in_port(), true);
-        self.run_action_set();
+        self.finish_pipeline();
     }
 
     /// Looks the packet up in a table as if it had come in by `in_port`, and carries out what is found.

@@ -6,6 +6,8 @@ use datapath_common::extract::eth_type;
 use datapath_common::key::VLAN_PRESENT;
 use datapath_common::{Be16, Vlan};
 
+use openflow::OfPort;
+
 use super::Effect;
 use super::context::Context;
 use crate::bridge::Bridge;
@@ -33,7 +35,7 @@ impl<'a> Context<'a> {
             let macs = Arc::clone(&bridge.macs);
             self.effects.push(Effect::Learn { macs, vlan, mac: src, port: in_port.number });
         }
-        let known = if dst[0] & 1 == 0 { bridge.macs.lookup(vlan, dst) } else { None };
+        let known = if dst[0] & 1 == 0 { self.station(bridge, vlan, dst) } else { None };
         match known.and_then(|number| bridge.ports.get(&number)) {
             // A packet doesn't go back where it came from.
             Some(port) if port.number == in_port.number => {}
@@ -44,6 +46,17 @@ impl<'a> Context<'a> {
                 }
             }
         }
+    }
+
+    /// The port that a station is behind: what this packet itself teaches counts already.
+    fn station(&self, bridge: &Bridge, vlan: u16, mac: [u8; 6]) -> Option<OfPort> {
+        let taught = self.effects.iter().rev().find_map(|effect| match effect {
+            Effect::Learn { macs, vlan: on, mac: of, port } => {
+                (Arc::ptr_eq(macs, &bridge.macs) && (*on, *of) == (vlan, mac)).then_some(*port)
+            }
+            _ => None,
+        });
+        taught.or_else(|| bridge.macs.lookup(vlan, mac))
     }
 
     /// Sends the packet out of a port of its VLAN, with the tag that the port wants.

@@ -293,7 +293,7 @@ pub(crate) fn random_flow(rng: &mut Rng) -> String {
 }
 
 fn random_action(rng: &mut Rng) -> String {
-    match rng.below(26) {
+    match rng.below(27) {
         0 => format!("output:{}", rng.pick(&[1, 2, 3, 4])),
         1 => format!("mod_vlan_vid:{}", rng.pick(&VIDS)),
         2 => "strip_vlan".into(),
@@ -319,6 +319,7 @@ fn random_action(rng: &mut Rng) -> String {
         22 => "set_field:0x5/0xf->reg0".into(),
         23 => "set_field:2->arp_op".into(),
         24 => "move:NXM_OF_IP_SRC[]->NXM_OF_IP_DST[]".into(),
+        25 => "debug_recirc".into(),
         _ => rng
             .pick(&["NORMAL", "set_field:fe80::9->ipv6_dst", "load:0x1005->NXM_OF_VLAN_TCI[]", "mod_nw_ttl:9"])
             .into(),

@@ -81,6 +81,7 @@ fn write_action(f: &mut fmt::Formatter<'_>, action: &Action, names: &dyn PortNam
         Action::Conjunction { id, clause, clauses } => write!(f, "conjunction({id},{clause}/{clauses})"),
         Action::Note(bytes) => write!(f, "note:{}", hex_bytes(bytes)),
         Action::Exit => f.write_str("exit"),
+        Action::DebugRecirc => f.write_str("debug_recirc"),
         Action::ClearActions => f.write_str("clear_actions"),
         Action::WriteActions(actions) => write!(f, "write_actions({})", ActionsText { actions, names }),
         Action::WriteMetadata { value, mask: u64::MAX } => write!(f, "write_metadata:{}", CHex(*value)),

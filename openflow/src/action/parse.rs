@@ -174,6 +174,7 @@ impl Reader<'_> {
             "conjunction" => conjunction(value)?,
             "note" => Action::Note(hex_bytes(what, value)?),
             "exit" => plain(item, Action::Exit)?,
+            "debug_recirc" => plain(item, Action::DebugRecirc)?,
             "clear_actions" => plain(item, Action::ClearActions)?,
             "write_actions" => {
                 self.check_nested(key)?;

@@ -1,0 +1,207 @@
+//! Recirculation: translations that stop in the middle and go on when the packet comes back.
+//!
+//! Some actions need what only the datapath finds out (a hash, the headers behind a popped label, the state of a connection).
+//! Translation stops there: what is left to do is *frozen*, the datapath is told to look the packet up again under a number,
+//! and who gets a packet with that number *thaws* the state and goes on. The same state always has the same number, so that
+//! translating a packet again gives the same actions.
+//!
+//! A number lives as long as somebody holds its [`Recirc`]: the flow that leads to it, and every flow that matches on it. It is
+//! not given out again before all others have been, for packets may still be under way with it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use openflow::{Action, OfPort};
+use parking_lot::RwLock;
+
+/// What is left to do for a packet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Frozen {
+    /// The bridge.
+    pub bridge: Arc<str>,
+    /// The port by which the packet came in there.
+    pub in_port: OfPort,
+    /// The OpenFlow metadata.
+    pub metadata: u64,
+    /// The registers.
+    pub regs: [u32; 16],
+    /// The most that outputs may send, and how many VLAN tags the packet had when that was said.
+    pub trunc: Option<(u32, usize)>,
+    /// The action set.
+    pub set: Vec<Action>,
+    /// What is left of the lists of actions, the innermost first.
+    pub rest: Vec<Rest>,
+}
+
+/// What is left of a list of actions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Rest {
+    /// The table that they stand in.
+    pub table: u8,
+    /// The actions.
+    pub actions: Vec<Action>,
+}
+
+/// A number with its state, as long as it is held.
+#[derive(Debug)]
+pub struct Recirc {
+    id: u32,
+    state: Arc<Frozen>,
+    table: Weak<RecircTable>,
+}
+
+impl Recirc {
+    /// The number, not 0.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The state.
+    pub fn state(&self) -> &Frozen {
+        &self.state
+    }
+}
+
+impl Drop for Recirc {
+    fn drop(&mut self) {
+        if let Some(table) = self.table.upgrade() {
+            table.release(self.id, &self.state);
+        }
+    }
+}
+
+/// All numbers of a switch.
+#[derive(Debug)]
+pub struct RecircTable {
+    itself: Weak<Self>,
+    inner: RwLock<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    by_id: HashMap<u32, Weak<Recirc>, ahash::RandomState>,
+    by_state: HashMap<Arc<Frozen>, Weak<Recirc>, ahash::RandomState>,
+    last: u32,
+}
+
+impl RecircTable {
+    /// Without numbers.
+    pub fn new() -> Arc<Self> {
+        Arc::new_cyclic(|itself| Self { itself: Weak::clone(itself), inner: RwLock::default() })
+    }
+
+    /// The number of a state, a new one if it has none.
+    pub fn of(&self, state: Frozen) -> Arc<Recirc> {
+        if let Some(recirc) = self.inner.read().by_state.get(&state).and_then(Weak::upgrade) {
+            return recirc;
+        }
+        let mut inner = self.inner.write();
+        if let Some(recirc) = inner.by_state.get(&state).and_then(Weak::upgrade) {
+            return recirc;
+        }
+        let state = Arc::new(state);
+        let id = inner.next();
+        let recirc = Arc::new(Recirc { id, state: Arc::clone(&state), table: Weak::clone(&self.itself) });
+        inner.by_id.insert(id, Arc::downgrade(&recirc));
+        inner.by_state.insert(state, Arc::downgrade(&recirc));
+        recirc
+    }
+
+    /// The state of a number. `None`: nobody holds it.
+    pub fn get(&self, id: u32) -> Option<Arc<Recirc>> {
+        self.inner.read().by_id.get(&id).and_then(Weak::upgrade)
+    }
+
+    /// No number up to this one is given out before all others have been: flows that an earlier process left may have it.
+    pub fn start_above(&self, id: u32) {
+        let mut inner = self.inner.write();
+        inner.last = inner.last.max(id);
+    }
+
+    /// How many numbers are held.
+    pub fn len(&self) -> usize {
+        self.inner.read().by_id.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn release(&self, id: u32, state: &Arc<Frozen>) {
+        let mut inner = self.inner.write();
+        inner.by_id.remove(&id);
+        // Somebody may have given the state another number since.
+        if inner.by_state.get(state).is_some_and(|recirc| recirc.strong_count() == 0) {
+            inner.by_state.remove(state);
+        }
+    }
+}
+
+impl Inner {
+    /// The next number that nobody holds. There are more numbers than flows, so there is one.
+    fn next(&mut self) -> u32 {
+        loop {
+            self.last = self.last.wrapping_add(1);
+            if self.last != 0 && !self.by_id.contains_key(&self.last) {
+                return self.last;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(metadata: u64) -> Frozen {
+        let (bridge, set, rest) = ("br0".into(), Vec::new(), Vec::new());
+        Frozen { bridge, in_port: OfPort(1), metadata, regs: [0; 16], trunc: None, set, rest }
+    }
+
+    #[test]
+    fn a_state_has_one_number_as_long_as_it_is_held() {
+        let table = RecircTable::new();
+        let (one, again, other) = (table.of(state(1)), table.of(state(1)), table.of(state(2)));
+        assert_eq!(one.id(), again.id());
+        assert_ne!(one.id(), other.id());
+        assert_eq!(table.get(other.id()).unwrap().state(), &state(2));
+        let id = one.id();
+        drop(one);
+        assert!(table.get(id).is_some());
+        drop(again);
+        assert!(table.get(id).is_none());
+        assert_eq!(table.len(), 1);
+        assert_ne!(table.of(state(1)).id(), id, "packets may be under way with the old number");
+    }
+
+    #[test]
+    fn numbers_of_an_earlier_process_come_last() {
+        let table = RecircTable::new();
+        table.start_above(u32::MAX - 1);
+        table.start_above(7);
+        let ids: Vec<_> = (0..4).map(|metadata| table.of(state(metadata))).collect();
+        assert_eq!(ids.iter().map(|recirc| recirc.id()).collect::<Vec<_>>(), [u32::MAX, 1, 2, 3]);
+        table.start_above(u32::MAX);
+        assert_eq!(table.of(state(9)).id(), 4, "those that are held are left out");
+    }
+
+    #[test]
+    fn threads_agree_on_a_number_and_the_last_one_frees_it() {
+        let table = RecircTable::new();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for round in 0..20_000u64 {
+                        let one = table.of(state(round % 3));
+                        let again = table.of(state(round % 3));
+                        assert_eq!(one.id(), again.id());
+                        assert_eq!(table.get(one.id()).unwrap().state(), &state(round % 3));
+                    }
+                });
+            }
+        });
+        assert!(table.is_empty());
+        assert!(table.inner.read().by_state.is_empty());
+    }
+}
