@@ -181,6 +181,18 @@ pub(crate) fn accepted(text: &str) -> Option<openflow::FlowMod> {
     Some(flow)
 }
 
+/// Lets some of the flows recirculate before they do anything else.
+pub(crate) fn with_recirculation(rng: &mut Rng, flows: &mut [openflow::FlowMod], one_in: usize) {
+    for flow in flows.iter_mut().filter(|flow| !flow.actions.is_empty()) {
+        let mut changed = flow.clone();
+        changed.actions.insert(0, openflow::Action::DebugRecirc);
+        // Not everything goes with it.
+        if rng.one_in(one_in) && ofproto::Switch::flow_mods_check(std::slice::from_ref(&changed)).is_ok() {
+            *flow = changed;
+        }
+    }
+}
+
 fn mac(rng: &mut Rng) -> String {
     rng.pick(&MACS).map(|byte| format!("{byte:02x}")).join(":")
 }
@@ -293,7 +305,7 @@ pub(crate) fn random_flow(rng: &mut Rng) -> String {
 }
 
 fn random_action(rng: &mut Rng) -> String {
-    match rng.below(27) {
+    match rng.below(26) {
         0 => format!("output:{}", rng.pick(&[1, 2, 3, 4])),
         1 => format!("mod_vlan_vid:{}", rng.pick(&VIDS)),
         2 => "strip_vlan".into(),
@@ -319,7 +331,6 @@ fn random_action(rng: &mut Rng) -> String {
         22 => "set_field:0x5/0xf->reg0".into(),
         23 => "set_field:2->arp_op".into(),
         24 => "move:NXM_OF_IP_SRC[]->NXM_OF_IP_DST[]".into(),
-        25 => "debug_recirc".into(),
         _ => rng
             .pick(&["NORMAL", "set_field:fe80::9->ipv6_dst", "load:0x1005->NXM_OF_VLAN_TCI[]", "mod_nw_ttl:9"])
             .into(),
