@@ -104,7 +104,7 @@ fn count_lookup(s: &Scratch, looked_at: u32, from_cache: bool, found: bool) {
 #[inline(always)]
 fn is_cached(s: &mut Scratch) -> bool {
     if let Some(slot) = SLOTS.get(s.slot)
-        && s.generation % 2 != 0
+        && !s.generation.is_multiple_of(2)
         && slot.generation == s.generation
         && s.mask_index < s.mask_count
         && let Some(mask) = MASKS.get(s.mask_base.wrapping_add(s.mask_index))
