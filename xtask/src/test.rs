@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn a_command_that_hangs_is_ended_with_its_children() {
         let mut hangs = Command::new("sh");
-        hangs.args(["-c", "echo started; sleep 60; echo never"]);
+        hangs.args(["-c", "echo started; sleep 60 && echo never"]);
         let started = Instant::now();
         let mut lines = Vec::new();
         let error = follow(&mut hangs, Duration::from_millis(300), |line| lines.push(line.to_owned())).unwrap_err();
