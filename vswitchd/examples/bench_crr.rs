@@ -71,9 +71,9 @@ fn measure() -> io::Result<Results> {
     let (mut megaflows, mut masks, mut their_megaflows) = (0, 0, 0);
     for turn in 0..=TURNS {
         eprintln!("turn {turn} of {TURNS}{}", if turn == 0 { " (warming up)" } else { "" });
-        let mine = ours.hosts.connections_per_second()?;
+        let mine = ours.hosts.connections_per_second().map_err(|error| named("this switch", &error))?;
         (megaflows, masks) = (megaflows.max(ours.flows()?), masks.max(ours.masks()?));
-        let peer = theirs.hosts.connections_per_second()?;
+        let peer = theirs.hosts.connections_per_second().map_err(|error| named("the reference", &error))?;
         their_megaflows = their_megaflows.max(theirs.flows()?);
         if turn > 0 {
             ours_per_s.push(mine);
@@ -101,6 +101,11 @@ fn measure() -> io::Result<Results> {
     Ok(results)
 }
 
+/// An error with the switch that it befell.
+fn named(switch: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("through {switch}: {error}"))
+}
+
 /// A client and a server on wires to a switch.
 struct Hosts {
     switch: Netns,
@@ -124,13 +129,14 @@ impl Hosts {
 
     /// Opens connections for a turn's time.
     fn connections_per_second(&self) -> io::Result<f64> {
-        let stop = AtomicBool::new(false);
+        // The clients end before the servers: a server that is gone resets the connection of a client that waits for it.
+        let (stop, closed) = (AtomicBool::new(false), AtomicBool::new(false));
         let done = AtomicU64::new(0);
         let listener = self.server.run(|| TcpListener::bind(SocketAddr::from((SERVER, PORT))))??;
         std::thread::scope(|scope| {
-            let (stop, done, listener) = (&stop, &done, &listener);
+            let (stop, closed, done, listener) = (&stop, &closed, &done, &listener);
             for _ in 0..SERVERS {
-                scope.spawn(move || serve(listener, stop));
+                scope.spawn(move || serve(listener, closed));
             }
             // The threads of the client are made in its namespace and stay there.
             let result = self.client.run(|| {
@@ -148,6 +154,7 @@ impl Hosts {
                 })
             });
             stop.store(true, Ordering::SeqCst);
+            closed.store(true, Ordering::SeqCst);
             // Whoever waits for a connection gets one, and sees that it is over.
             let woken = self.client.run(|| {
                 for _ in 0..SERVERS {
@@ -159,10 +166,10 @@ impl Hosts {
     }
 }
 
-fn serve(listener: &TcpListener, stop: &AtomicBool) {
+fn serve(listener: &TcpListener, closed: &AtomicBool) {
     let mut byte = [0];
     while let Ok((mut connection, _)) = listener.accept() {
-        if stop.load(Ordering::SeqCst) {
+        if closed.load(Ordering::SeqCst) {
             return;
         }
         let _ = connection.set_read_timeout(Some(TIMEOUT));
