@@ -20,6 +20,10 @@ pub const COLD_WORDS: usize = KEY_WORDS - HOT_WORDS;
 
 /// An 802.1Q or 802.1ad tag. Both fields are zero where there is no tag.
 #[repr(C)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Hash)]
 pub struct Vlan {
     /// Tag protocol identifier, 0x8100 or 0x88a8.
@@ -45,6 +49,10 @@ pub const MAC_PROTO_NONE: u8 = 1;
 
 /// The key of a packet or, with the same shape, the mask of a flow (a 1-bit is matched).
 #[repr(C, align(8))]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowKey {
     /// Datapath port of arrival.

@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice, Write as _};
 use std::num::NonZero;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,7 +29,8 @@ use crate::pins::Pins;
 use crate::ports::entry::{self, Entry};
 use crate::rtnl;
 use crate::slots::Slots;
-use crate::sys::device::tap_queue;
+use crate::sys::bpf;
+use crate::sys::device::{set_tap_steering, tap_queue};
 
 /// What the execute device is called; the kernel numbers it.
 const NAME: &str = "sluice-exec%d";
@@ -50,6 +51,12 @@ impl Executor {
         let failed = |error| io_error("can't make the TAP device that executes packets", error);
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let (first, name) = tap_queue(NAME).map_err(failed)?;
+        let steered = bpf::zero_filter().and_then(|filter| set_tap_steering(first.as_fd(), filter.as_fd()));
+        if let Err(error) = steered {
+            tracing::warn!(
+                "{datapath}: packets are executed more slowly, because {name} keeps learning flows: {error}"
+            );
+        }
         let mut queues = vec![Mutex::new(File::from(first))];
         for _ in 1..(cpus * 2).clamp(4, EXECUTE_SLOTS) {
             queues.push(Mutex::new(File::from(tap_queue(&name).map_err(failed)?.0)));

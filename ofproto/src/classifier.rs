@@ -248,5 +248,9 @@ impl Classifier {
 fn mask_hash(mask: &Flow) -> u64 {
     // It needs no secret: masks are the operator's, and are compared.
     let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
-    mask.words().enumerate().filter(|(_, word)| *word != 0).fold(0, |hash, entry| hasher.hash_one((hash, entry)))
+    mask.words()
+        .iter()
+        .enumerate()
+        .filter(|(_, word)| **word != 0)
+        .fold(0, |hash, entry| hasher.hash_one((hash, entry)))
 }

@@ -16,6 +16,7 @@ use datapath_common::extract::{eth_type, ip_proto};
 use datapath_common::key::{FRAG_FIRST, FRAG_LATER, KEY_WORDS};
 use datapath_common::{Be16, Be32, FlowKey, Vlan};
 use openflow::{MatchFields, OfPort};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut, transmute_ref};
 
 mod field;
 
@@ -34,8 +35,10 @@ pub const NW_FRAG_ANY: u8 = 1;
 /// `ip_frag`: a fragment other than the first.
 pub const NW_FRAG_LATER: u8 = 2;
 
-/// A packet's fields in the pipeline or, with the same shape, a mask of them.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// A packet's fields in the pipeline or, with the same shape, a mask of them. It begins with a cache line, so that what nearly
+/// every lookup reads lies in one.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow {
     /// The datapath's fields, with the differences that the module's documentation names.
     pub key: FlowKey,
@@ -100,37 +103,31 @@ impl Flow {
     /// Word `index`; 0 beyond the last.
     #[inline]
     pub fn word(&self, index: usize) -> u64 {
-        match self.key.words().get(index) {
-            Some(word) => *word,
-            None => self.ext.get(index.wrapping_sub(KEY_WORDS)).copied().unwrap_or(0),
-        }
+        self.words().get(index).copied().unwrap_or(0)
     }
 
-    /// All words in order.
-    pub fn words(&self) -> impl Iterator<Item = u64> + '_ {
-        self.key.words().iter().chain(&self.ext).copied()
+    /// All words in order: those of the key, then those of the pipeline.
+    #[inline]
+    pub fn words(&self) -> &[u64; FLOW_WORDS] {
+        transmute_ref!(self)
     }
 
-    fn words_mut(&mut self) -> impl Iterator<Item = &mut u64> {
-        self.key.words_mut().iter_mut().chain(&mut self.ext)
+    #[inline]
+    fn words_mut(&mut self) -> &mut [u64; FLOW_WORDS] {
+        transmute_mut!(self)
     }
 
     /// Adds 1-bits to word `index`, if there is one.
     #[inline]
     pub fn add_word(&mut self, index: usize, bits: u64) {
-        match self.key.words_mut().get_mut(index) {
-            Some(word) => *word |= bits,
-            None => {
-                if let Some(word) = self.ext.get_mut(index.wrapping_sub(KEY_WORDS)) {
-                    *word |= bits;
-                }
-            }
+        if let Some(word) = self.words_mut().get_mut(index) {
+            *word |= bits;
         }
     }
 
     /// Adds the 1-bits of `other`: un-wildcards them.
     pub fn add(&mut self, other: &Self) {
-        for (word, other) in self.words_mut().zip(other.words()) {
+        for (word, other) in self.words_mut().iter_mut().zip(other.words()) {
             *word |= other;
         }
     }
@@ -139,7 +136,7 @@ impl Flow {
     #[must_use]
     pub fn masked(&self, mask: &Self) -> Self {
         let mut out = *self;
-        for (word, mask) in out.words_mut().zip(mask.words()) {
+        for (word, mask) in out.words_mut().iter_mut().zip(mask.words()) {
             *word &= mask;
         }
         out
@@ -147,12 +144,13 @@ impl Flow {
 
     /// Whether this flow agrees with `value` in the bits of `mask`.
     pub fn matches(&self, value: &Self, mask: &Self) -> bool {
-        self.words().zip(value.words()).zip(mask.words()).all(|((word, value), mask)| (word ^ value) & mask == 0)
+        let differs = |((word, value), mask): ((&u64, &u64), &u64)| (word ^ value) & mask;
+        self.words().iter().zip(value.words()).zip(mask.words()).map(differs).fold(0, |all, one| all | one) == 0
     }
 
     /// Whether, taken as a mask, it has all bits of `other`.
     pub fn covers(&self, other: &Self) -> bool {
-        self.words().zip(other.words()).all(|(word, other)| other & !word == 0)
+        self.words().iter().zip(other.words()).fold(0, |missing, (word, other)| missing | (other & !word)) == 0
     }
 
     /// The port that the packet came in by.
@@ -364,7 +362,7 @@ impl Default for Flow {
 
 impl fmt::Debug for Flow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let set = self.words().enumerate().filter(|(_, word)| *word != 0);
+        let set = self.words().iter().enumerate().filter(|(_, word)| **word != 0);
         f.debug_map().entries(set.map(|(i, word)| (i, format!("{word:#x}")))).finish()
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_type};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_type, bpf_prog_type};
 
 /// Writes an element.
 pub(crate) fn map_update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
@@ -79,6 +79,18 @@ pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = zeroed();
     attr.link_detach.link_fd = link.as_raw_fd() as u32;
     call(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
+}
+
+/// Loads a socket filter that returns 0 for every packet.
+pub(crate) fn zero_filter() -> io::Result<OwnedFd> {
+    // mov64 r0, 0; exit
+    let code: [u64; 2] = [0x0000_00b7, 0x0000_0095].map(u64::to_le);
+    let mut attr = zeroed();
+    attr.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_SOCKET_FILTER as u32;
+    attr.__bindgen_anon_3.insns = address(&code);
+    attr.__bindgen_anon_3.insn_cnt = code.len() as u32;
+    attr.__bindgen_anon_3.license = c"GPL".as_ptr() as u64;
+    call(bpf_cmd::BPF_PROG_LOAD, &mut attr).and_then(owned)
 }
 
 /// Pins an object.

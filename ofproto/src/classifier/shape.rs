@@ -32,8 +32,8 @@ impl Shape {
         let mut stages = Vec::new();
         for (stage, fields) in stage_masks().iter().enumerate() {
             let before = words.len();
-            for (index, bits) in mask.masked(fields).words().enumerate().filter(|(_, bits)| *bits != 0) {
-                words.push(Word { index, bits, key: keys().get(index).copied().unwrap_or(1) });
+            for (index, bits) in mask.masked(fields).words().iter().enumerate().filter(|(_, bits)| **bits != 0) {
+                words.push(Word { index, bits: *bits, key: keys().get(index).copied().unwrap_or(1) });
             }
             if words.len() > before {
                 stages.push((words.len(), stage));

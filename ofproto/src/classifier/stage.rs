@@ -90,6 +90,6 @@ mod tests {
             assert_eq!(all.masked(stage), Flow::ZERO);
             all.add(stage);
         }
-        assert!(all.words().all(|word| word == u64::MAX));
+        assert!(all.words().iter().all(|word| *word == u64::MAX));
     }
 }

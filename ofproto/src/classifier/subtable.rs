@@ -137,39 +137,42 @@ impl Subtable {
     }
 
     /// As [`Self::find`]; adds to `wildcards` what had to be looked at to know, which is the whole mask where there is a match.
+    ///
+    /// Whether there is a match is asked first, because only the answer "no" can be had from less.
     #[inline]
     pub(super) fn find_wildcarding(&self, flow: &Flow, asked: &mut Asked<'_>, wildcards: &mut Flow) -> Option<&Head> {
+        let found = self.find(flow);
+        match found {
+            Some(_) => self.shape.add_to(self.shape.width(), wildcards),
+            None => self.look_at_miss(flow, asked, wildcards),
+        }
+        found
+    }
+
+    /// Adds to `wildcards` what tells that no rule matches.
+    fn look_at_miss(&self, flow: &Flow, asked: &mut Asked<'_>, wildcards: &mut Flow) {
         let shape = &self.shape;
         let (mut sum, mut from) = (0u64, 0);
         for stage in &self.stages {
             if stage.is_layer3 && asked.rule_out(&self.prefixes, flow, wildcards) {
-                shape.add_to(from, wildcards);
-                return None;
+                return shape.add_to(from, wildcards);
             }
             sum = sum.wrapping_add(shape.sum(from..stage.end, flow));
             from = stage.end;
             // A hash that two fields share only lets the search go on, and look at more.
             if stage.hashes.find(hash(sum), 0, |_| true).is_none() {
-                shape.add_to(from, wildcards);
-                return None;
+                return shape.add_to(from, wildcards);
             }
         }
         if self.ends_in_layer3 && asked.rule_out(&self.prefixes, flow, wildcards) {
-            shape.add_to(from, wildcards);
-            return None;
+            return shape.add_to(from, wildcards);
         }
-        let width = shape.width();
-        sum = sum.wrapping_add(shape.sum(from..width, flow));
-        let found = self.heads.find(hash(sum), width, |key| shape.is_key(key, flow));
-        if found.is_none() && self.ports.len != 0 {
-            // Of the ports only what it takes to know that no rule has them.
-            let ports = ports_of(wildcards) | self.ports.needed(flow);
-            shape.add_to(width, wildcards);
+        // Of the ports only what it takes to know that no rule has them.
+        let ports = (self.ports.len != 0).then(|| ports_of(wildcards) | self.ports.needed(flow));
+        shape.add_to(shape.width(), wildcards);
+        if let Some(ports) = ports {
             set_ports(wildcards, ports);
-        } else {
-            shape.add_to(width, wildcards);
         }
-        found
     }
 
     /// The rule with exactly this match and priority.

@@ -13,6 +13,9 @@ use crate::flow::Flow;
 impl Context<'_> {
     /// Emits the actions that make the datapath's packet the tables' packet.
     pub(super) fn commit(&mut self) {
+        if self.flow.key == self.base.key {
+            return;
+        }
         self.commit_fields(
             KeyAttr::Ethernet,
             &[FlowKey { eth_src: [0xff; 6], ..FlowKey::ZERO }, FlowKey { eth_dst: [0xff; 6], ..FlowKey::ZERO }],

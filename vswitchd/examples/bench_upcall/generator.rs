@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use testkit::Netns;
+use testkit::{Netns, veth_pair};
 
 /// The CPU that it runs on.
 const CPU: usize = 0;
@@ -25,6 +25,20 @@ pub(crate) struct Wires {
     pub(crate) netns: Netns,
     pub(crate) send: &'static str,
     pub(crate) receive: &'static str,
+}
+
+impl Wires {
+    /// Connects a new namespace for the neighbour with that of a switch, which calls its ends `v1` and `v2` too.
+    pub(crate) fn to(switch: &Netns, name: &str) -> Self {
+        let netns = Netns::new(name).expect("a network namespace");
+        for namespace in [switch, &netns] {
+            namespace.silence().expect("a quiet network namespace");
+        }
+        for name in ["v1", "v2"] {
+            veth_pair(switch, name, &netns, name).expect("a wire");
+        }
+        Self { netns, send: "v1", receive: "v2" }
+    }
 }
 
 /// What came of a run.

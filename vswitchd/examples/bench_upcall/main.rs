@@ -106,7 +106,12 @@ fn measure(results: &mut Results) {
         // For who profiles: our part alone.
         let mut ours = ours::Ours::start();
         let mut generator = Generator::new(&ours.wires);
-        results.row("handler-core", "flows/s", (0..20).map(|_| ours.handler_alone(&mut generator)));
+        results.row(
+            "handler-core",
+            "flows/s",
+            (0..std::env::args().nth(2).and_then(|n| n.parse().ok()).unwrap_or(20))
+                .map(|_| ours.handler_alone(&mut generator)),
+        );
         for (name, ns) in ours.split(&mut generator) {
             results.row(&format!("cost-{name}"), "ns", [ns]);
         }
@@ -174,7 +179,7 @@ fn measure(results: &mut Results) {
     results.note(
         "64-byte UDP packets, each of a new flow; the rule reads both ports, so each packet gets its own megaflow",
     );
-    results.note("sender and receiver on CPU 0; all of the switch's threads on CPU 1 (1 handler, 1 revalidator; the reference's daemon whole)");
+    results.note("sender and receiver on CPU 0; all of the switch's threads on CPU 1 (1 handler, 1 revalidator; the reference's daemon whole), which receives for the neighbour's stack too");
     results.note(format!("window: {WINDOW} packets in flight, {FLOWS} flows a round; single: one at a time, {SINGLE} a round; both switches in turn"));
     results.note("handler-core: a ring filled while nobody receives, then emptied by one handler with nothing else to do; from the first record to the last executed packet");
     results.note("cost: per packet of such a run, with a clock read between the parts");

@@ -9,7 +9,7 @@ use dpif_ebpf::{EbpfDpif, Options as DpOptions};
 use ofproto::upcall::{HandlerReport, Latency, Split};
 use ofproto::{BridgeSettings, FailMode, Options, PortKind, PortVlan, Switch};
 use openflow::{FlowMod, NoPortNames};
-use testkit::{Netns, veth_pair};
+use testkit::Netns;
 
 use crate::gate::Gated;
 use crate::generator::{Generator, Wires, pin};
@@ -32,13 +32,7 @@ pub(crate) struct Ours {
 impl Ours {
     pub(crate) fn start() -> Self {
         let netns = Netns::new("bench-ours").expect("a network namespace");
-        let hosts = Netns::new("bench-hosts").expect("a network namespace");
-        for namespace in [&netns, &hosts] {
-            namespace.silence().expect("a quiet network namespace");
-        }
-        for name in ["v1", "v2"] {
-            veth_pair(&netns, name, &hosts, name).expect("a wire");
-        }
+        let wires = Wires::to(&netns, "bench-hosts");
         let options = DpOptions { bpffs: "/run/sluice-test/bpf".into(), ..DpOptions::default() };
         let name = format!("t{}-bench", std::process::id());
         let (dpif, switch) = netns
@@ -58,7 +52,7 @@ impl Ours {
                 (dpif, switch)
             })
             .expect("to enter the namespace");
-        Self { dpif, switch, wires: Wires { netns: hosts, send: "v1", receive: "v2" }, _netns: netns }
+        Self { dpif, switch, wires, _netns: netns }
     }
 
     fn report(&self) -> HandlerReport {
@@ -99,7 +93,8 @@ impl Ours {
     /// Nanoseconds per packet of each part.
     pub(crate) fn split(&mut self, generator: &mut Generator) -> Vec<(&'static str, f64)> {
         let parts = |split: Split| {
-            [split.packets, split.receive, split.decode, split.translate, split.ukey, split.finish].map(|part| part as f64)
+            [split.packets, split.receive, split.decode, split.translate, split.ukey, split.finish]
+                .map(|part| part as f64)
         };
         let mut total = [0.0; 6];
         self.dpif.timed.store(true, Ordering::Relaxed);
@@ -114,9 +109,8 @@ impl Ours {
         }
         self.dpif.timed.store(false, Ordering::Relaxed);
         let [packets, receive, decode, translate, ukey, finish] = total;
-        let mean = |sum: &[AtomicU64; 2]| {
-            sum[0].load(Ordering::Relaxed) as f64 / sum[1].load(Ordering::Relaxed).max(1) as f64
-        };
+        let mean =
+            |sum: &[AtomicU64; 2]| sum[0].load(Ordering::Relaxed) as f64 / sum[1].load(Ordering::Relaxed).max(1) as f64;
         vec![
             ("receive", receive / packets),
             ("decode", decode / packets),

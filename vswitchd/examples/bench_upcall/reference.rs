@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use testkit::process::run_ok;
-use testkit::{Netns, Process, tools, veth_pair, wait_until};
+use testkit::{Netns, Process, tools, wait_until};
 
 use crate::generator::Wires;
 use crate::{RULE, Subject};
@@ -27,13 +27,7 @@ pub(crate) struct Reference {
 impl Reference {
     pub(crate) fn start() -> Self {
         let netns = Netns::new("bench-ref").expect("a network namespace");
-        let hosts = Netns::new("bench-refh").expect("a network namespace");
-        for namespace in [&netns, &hosts] {
-            namespace.silence().expect("a quiet network namespace");
-        }
-        for name in ["v1", "v2"] {
-            veth_pair(&netns, name, &hosts, name).expect("a wire");
-        }
+        let wires = Wires::to(&netns, "bench-refh");
         let folder = tempfile::Builder::new().prefix("ovs").tempdir().expect("a folder");
         let (database, socket) = (folder.path().join("conf.db"), folder.path().join("db.sock"));
         let mut tool = tools::command("ovsdb-tool").expect("ovsdb-tool");
@@ -59,7 +53,6 @@ impl Reference {
              -- add-port br0 v1 -- set interface v1 ofport_request=1 -- add-port br0 v2 -- set interface v2 ofport_request=2";
         let mut tool = tools::command("ovs-vsctl").expect("ovs-vsctl");
         run_ok(tool.arg(format!("--db={remote}")).args(configuration.split_whitespace()), TIMEOUT).expect("a bridge");
-        let wires = Wires { netns: hosts, send: "v1", receive: "v2" };
         let reference = Self { _vswitchd: vswitchd, _ovsdb: ovsdb, folder, wires, _netns: netns };
         assert!(wait_until(TIMEOUT, || reference.ask(&["dpctl/show"]).contains("v2")), "the ports don't come up");
         let bridge = format!("unix:{}", text(&reference.folder.path().join("br0.mgmt")));
