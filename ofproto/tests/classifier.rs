@@ -92,7 +92,7 @@ fn packet(rng: &mut Rng) -> Flow {
 /// `flow` where `mask` is 1, `other` where it is 0.
 fn mixed(flow: &Flow, other: &Flow, mask: &Flow) -> Flow {
     let mut mixed = Flow::ZERO;
-    let words = flow.words().zip(other.words()).zip(mask.words());
+    let words = flow.words().iter().zip(other.words()).zip(mask.words());
     for (i, ((flow, other), mask)) in words.enumerate() {
         mixed.add_word(i, (flow & mask) | (other & !mask));
     }
@@ -188,7 +188,7 @@ fn a_flow_has_all_its_words() {
     for i in 0..FLOW_WORDS + 1 {
         all.add_word(i, u64::MAX);
     }
-    assert!(all.words().all(|word| word == u64::MAX) && all.words().count() == FLOW_WORDS);
+    assert!(*all.words() == [u64::MAX; FLOW_WORDS]);
 }
 
 fn udp_packet(src: [u8; 4], dst: [u8; 4], sport: u16, dport: u16) -> Flow {

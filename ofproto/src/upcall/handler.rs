@@ -18,6 +18,7 @@ use dpif::{Action, DpifError, DpifOp, Execute, FlowPut, PutMode, Ufid, Upcall, U
 use super::classify::UpcallClass;
 use super::fitness::{Fitness, extract_again};
 use super::latch::{Latch, Sleep};
+use super::recent::Recent;
 use super::slow;
 use super::stats::{HandlerStats, Split, count};
 use super::ukey::{Installation, MaskedWords, Phase, Refused, Ukey};
@@ -154,6 +155,11 @@ struct Desk<'a> {
     answers: Vec<Answer>,
     installations: Vec<Installation>,
     puts: Vec<FlowPut>,
+    /// The masks that something was installed with.
+    recent: Vec<Arc<Recent>>,
+    /// When the batch was received, on both clocks: one reading for all its packets.
+    now_ms: u64,
+    now_ns: u64,
     /// Empty; only its memory is kept.
     ops: Vec<DpifOp<'static>>,
 }
@@ -189,6 +195,9 @@ impl<'a> Desk<'a> {
             answers: Vec::new(),
             installations: Vec::new(),
             puts: Vec::new(),
+            recent: Vec::new(),
+            now_ms: 0,
+            now_ns: 0,
             ops: Vec::new(),
         }
     }
@@ -197,6 +206,7 @@ impl<'a> Desk<'a> {
     fn answer(&mut self, upcalls: &[Upcall], timer: &mut Timer) {
         self.answers.clear();
         self.puts.clear();
+        (self.now_ms, self.now_ns) = (self.backer.clock.now_ms(), self.backer.clock.now_ns());
         for (index, upcall) in upcalls.iter().enumerate() {
             if let Some((actions, by, installs)) = self.decide(upcall, timer) {
                 self.answers.push(Answer { upcall: index, installs, actions, by });
@@ -220,7 +230,10 @@ impl<'a> Desk<'a> {
         }
         self.backer.dpif.operate(&mut ops);
         timer.lap(|split| &mut split.operate);
-        finish(self.backer, self.stats, upcalls, &self.answers, &mut self.installations, &mut ops);
+        let now_ns = self.backer.clock.now_ns();
+        // Packets that have come meanwhile had no flow yet.
+        self.recent.drain(..).for_each(|recent| recent.until(now_ns));
+        finish(self.backer, self.stats, upcalls, &self.answers, &mut self.installations, &mut ops, now_ns);
         self.ops = recycle(ops);
         self.answers.clear();
         timer.lap(|split| &mut split.finish);
@@ -279,7 +292,7 @@ impl<'a> Desk<'a> {
             return None;
         }
         // The datapath has not counted this packet for the flow.
-        let (bytes, now) = (upcall.packet.data.len() as u64, backer.clock.now_ms());
+        let (bytes, now) = (upcall.packet.data.len() as u64, self.now_ms);
         let changed = Xlate::apply_effects(&state.effects, 1, bytes, now);
         let actions = Arc::clone(&state.actions);
         drop(state);
@@ -299,7 +312,7 @@ impl<'a> Desk<'a> {
         timer: &mut Timer,
     ) -> (Arc<[Action]>, By, bool) {
         let (backer, counters) = (self.backer, &self.stats.counters);
-        let now = backer.clock.now_ms();
+        let now = self.now_ms;
         let config = backer.config();
         let xlate = translate(&config, &self.key);
         count(&counters.translated);
@@ -381,7 +394,10 @@ impl<'a> Desk<'a> {
         let ukey = Ukey::new(ufid, self.words.to_key(), now, generation, Arc::clone(actions), effects.into());
         match backer.ukeys.install(ukey) {
             Ok(installation) => {
-                backer.recent.installs(mask, backer.clock.now_ns());
+                let recent = backer.recent.installs(mask, self.now_ns);
+                if self.recent.last().is_none_or(|last| !Arc::ptr_eq(last, &recent)) {
+                    self.recent.push(recent);
+                }
                 let (key, actions) = (upcall.key.masked(mask), Arc::clone(actions));
                 self.puts.push(FlowPut { mode: PutMode::Create, ufid, key, mask: *mask, actions });
                 self.installations.push(installation);
@@ -410,6 +426,7 @@ fn finish(
     answers: &[Answer],
     installations: &mut Vec<Installation>,
     ops: &mut [DpifOp<'_>],
+    now_ns: u64,
 ) {
     let mut results = ops.iter_mut();
     let mut installations = installations.drain(..);
@@ -437,10 +454,9 @@ fn finish(
             By::Nobody => count(&stats.counters.dropped),
         }
     }
-    let now = backer.clock.now_ns();
     for answer in answers {
         if let Some(upcall) = upcalls.get(answer.upcall) {
-            stats.latency.add(now.saturating_sub(upcall.arrival_ns));
+            stats.latency.add(now_ns.saturating_sub(upcall.arrival_ns));
         }
     }
 }

@@ -25,26 +25,34 @@ pub(crate) struct RecentMasks {
     writer: Mutex<()>,
 }
 
-struct Recent {
+/// A mask.
+pub(super) struct Recent {
     mask: FlowKey,
     /// When the last flow was installed with it.
     last_ns: AtomicU64,
 }
 
+impl Recent {
+    /// Flows were being installed until then: a packet that arrived before may find one.
+    pub(super) fn until(&self, now_ns: u64) {
+        // Many use few masks: write only what is news.
+        if self.last_ns.load(Ordering::Relaxed) < now_ns {
+            self.last_ns.fetch_max(now_ns, Ordering::Relaxed);
+        }
+    }
+}
+
 impl RecentMasks {
-    /// A flow with this mask is being installed.
-    pub(super) fn installs(&self, mask: &FlowKey, now_ns: u64) {
+    /// A flow with this mask is being installed. Who has the mask says [until](Recent::until) when.
+    pub(super) fn installs(&self, mask: &FlowKey, now_ns: u64) -> Arc<Recent> {
         if let Some(recent) = self.masks.load().iter().find(|recent| recent.mask == *mask) {
-            // Many use few masks: write only what is news.
-            if recent.last_ns.load(Ordering::Relaxed) < now_ns {
-                recent.last_ns.fetch_max(now_ns, Ordering::Relaxed);
-            }
-            return;
+            recent.until(now_ns);
+            return Arc::clone(recent);
         }
         let _writer = self.writer.lock();
         let mut masks = Vec::clone(&self.masks.load());
-        if masks.iter().any(|recent| recent.mask == *mask) {
-            return;
+        if let Some(recent) = masks.iter().find(|recent| recent.mask == *mask) {
+            return Arc::clone(recent);
         }
         if masks.len() >= MOST
             && let Some(oldest) =
@@ -52,8 +60,10 @@ impl RecentMasks {
         {
             masks.swap_remove(oldest.0);
         }
-        masks.push(Arc::new(Recent { mask: *mask, last_ns: AtomicU64::new(now_ns) }));
+        let recent = Arc::new(Recent { mask: *mask, last_ns: AtomicU64::new(now_ns) });
+        masks.push(Arc::clone(&recent));
         self.masks.store(Arc::new(masks));
+        recent
     }
 
     /// The flow that the datapath would find by now for a packet with its key `key` that arrived at `arrival_ns`.
