@@ -54,8 +54,10 @@ impl<'a> Handler<'a> {
             }
             match self.backer.dpif.recv_fd(self.id).map(|fd| Sleep::new(fd, latch)) {
                 Ok(Ok(sleep)) => return self.serve(latch, &sleep),
-                Ok(Err(error)) => failed(self.backer, &format!("handler{} can't wait for upcalls: {error}", self.id)),
-                Err(error) => failed(self.backer, &format!("handler{} has no upcalls: {error}", self.id)),
+                Ok(Err(error)) => {
+                    failed(self.backer, format_args!("handler{} can't wait for upcalls: {error}", self.id))
+                }
+                Err(error) => failed(self.backer, format_args!("handler{} has no upcalls: {error}", self.id)),
             }
             std::thread::sleep(RETRY);
         }
@@ -74,12 +76,12 @@ impl<'a> Handler<'a> {
                 Ok(_) if latch.is_asked() => continue,
                 Ok(_) => sleep.wait(None),
                 Err(error) => {
-                    failed(self.backer, &format!("handler{} receiving upcalls: {error}", self.id));
+                    failed(self.backer, format_args!("handler{} receiving upcalls: {error}", self.id));
                     sleep.wait(Some(RETRY))
                 }
             };
             if let Err(error) = slept {
-                failed(self.backer, &format!("handler{} waiting for upcalls: {error}", self.id));
+                failed(self.backer, format_args!("handler{} waiting for upcalls: {error}", self.id));
                 std::thread::sleep(RETRY);
             }
         }
@@ -249,7 +251,7 @@ impl<'a> Desk<'a> {
             UpcallClass::Unsupported(what) => {
                 coverage::inc!("upcall_unknown_cookie");
                 count(&counters.bad_cookie);
-                failed(self.backer, &format!("an upcall for {what}, which there is not"));
+                failed(self.backer, format_args!("an upcall for {what}, which there is not"));
                 return None;
             }
             UpcallClass::Bad => {
@@ -331,13 +333,13 @@ impl<'a> Desk<'a> {
             // What its id stood for is gone, and a flow for it would outlive the id's next meaning.
             coverage::inc!("xlate_no_recirculation_context");
             let (id, port) = (self.key.recirc_id, self.key.in_port);
-            failed(backer, &format!("recirculation id {id:#x} of a packet of port {port} stands for nothing"));
+            failed(backer, format_args!("recirculation id {id:#x} of a packet of port {port} stands for nothing"));
             timer.lap(|split| &mut split.translate);
             return (Arc::default(), By::Nobody, false);
         }
         if let Some(error) = xlate.error {
             coverage::inc!("xlate_failed");
-            failed(backer, &format!("translating a packet of port {}: {error}", self.key.in_port));
+            failed(backer, format_args!("translating a packet of port {}: {error}", self.key.in_port));
         }
         let (packets, bytes) = if missed { (1, upcall.packet.data.len() as u64) } else { (0, 0) };
         if Xlate::apply_effects(&xlate.effects, packets, bytes, now) {
@@ -443,7 +445,7 @@ fn finish(
                 Some(DpifOp::Execute { result: Err(error), .. }) => {
                     coverage::inc!("upcall_execute_failed");
                     count(&stats.counters.execute_failed);
-                    failed(backer, &format!("executing a packet: {error}"));
+                    failed(backer, format_args!("executing a packet: {error}"));
                 }
                 _ => count(&stats.counters.executed),
             },
@@ -480,7 +482,7 @@ fn installed(backer: &Backer, stats: &HandlerStats, installation: Installation, 
                 error => {
                     coverage::inc!("upcall_flow_put_failed");
                     count(&stats.counters.put_failed);
-                    failed(backer, &format!("installing a flow: {error}"));
+                    failed(backer, format_args!("installing a flow: {error}"));
                 }
             }
         }
@@ -518,8 +520,8 @@ pub(super) fn exact_mask(key: &FlowKey) -> FlowKey {
     FlowKey { ip_frag: if packet.is_ip() { u8::MAX } else { 0 }, ..packet.present_fields() }
 }
 
-/// Something went wrong with a packet or a flow.
-pub(super) fn failed(backer: &Backer, what: &str) {
+/// Something went wrong with a packet or a flow. The text is made only if it is going to be written.
+pub(super) fn failed(backer: &Backer, what: std::fmt::Arguments<'_>) {
     if let Some(before) = backer.warnings.failed.allow(backer.clock.now_ms()) {
         tracing::warn!("{what} ({before} more failures before)");
     }

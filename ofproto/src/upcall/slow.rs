@@ -17,7 +17,7 @@ pub(super) fn execute(backer: &Backer, packet: &Packet, key: &FlowKey, actions: 
         backer.dpif.execute(Execute { packet, key, actions: &[output] }).map_err(|error| error.to_string())
     });
     if let Err(error) = result {
-        failed(backer, &format!("executing a packet in userspace: {error}"));
+        failed(backer, format_args!("executing a packet in userspace: {error}"));
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) fn adopt_one(backer: &Backer, ufid: Ufid) -> Option<Arc<Ukey>> {
         Ok(flow) => flow,
         Err(DpifError::NoSuchFlow) => return None,
         Err(error) => {
-            failed(backer, &format!("looking at the unexpected flow {ufid}: {error}"));
+            failed(backer, format_args!("looking at the unexpected flow {ufid}: {error}"));
             return None;
         }
     };
@@ -61,7 +61,7 @@ fn delete(backer: &Backer, ufid: Ufid) {
     coverage::inc!("upcall_unexpected_flow_deleted");
     match backer.dpif.flow_del(ufid) {
         Ok(_) | Err(DpifError::NoSuchFlow) => {}
-        Err(error) => failed(backer, &format!("deleting the unexpected flow {ufid}: {error}")),
+        Err(error) => failed(backer, format_args!("deleting the unexpected flow {ufid}: {error}")),
     }
 }
 

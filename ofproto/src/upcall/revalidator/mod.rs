@@ -283,7 +283,7 @@ impl Source {
             }
         };
         if let Err(error) = &result {
-            failed(backer, &format!("dumping the datapath's flows: {error}"));
+            failed(backer, format_args!("dumping the datapath's flows: {error}"));
         }
         (Self::Whole(flows), result.is_ok())
     }
@@ -303,7 +303,7 @@ impl Source {
             Self::Parts(_) => {
                 if let Err(error) = backer.dpif.flow_dump_stats_part(piece, flows) {
                     round.incomplete.store(true, Ordering::Relaxed);
-                    failed(backer, &format!("dumping the datapath's flows: {error}"));
+                    failed(backer, format_args!("dumping the datapath's flows: {error}"));
                 }
             }
             Self::Whole(all) => flows.extend(all.chunks(BATCH).nth(piece).unwrap_or_default()),

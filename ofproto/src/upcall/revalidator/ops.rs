@@ -88,7 +88,7 @@ impl<'a> Ops<'a> {
                 // What the datapath does with its packets is not known: the next sweep deletes it.
                 state.becomes_inconsistent();
                 drop(state);
-                failed(self.backer, &format!("modifying {}: {error}", ukey.ufid));
+                failed(self.backer, format_args!("modifying {}: {error}", ukey.ufid));
             }
         }
     }
@@ -98,7 +98,7 @@ impl<'a> Ops<'a> {
         match result {
             Ok(stats) => push(self.backer, ukey, &mut state, &stats),
             Err(DpifError::NoSuchFlow) => {}
-            Err(error) => failed(self.backer, &format!("deleting {}: {error}", ukey.ufid)),
+            Err(error) => failed(self.backer, format_args!("deleting {}: {error}", ukey.ufid)),
         }
         state.is_evicted();
     }

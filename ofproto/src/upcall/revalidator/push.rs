@@ -21,7 +21,7 @@ pub(super) fn push(backer: &Backer, ukey: &Ukey, state: &mut State, stats: &Flow
     if stats.packets < before.packets && before.packets < NEARLY_WRAPPED {
         coverage::inc!("ukey_invalid_stat_reset");
         let (ufid, from, to) = (ukey.ufid, before.packets, stats.packets);
-        failed(backer, &format!("Unexpected jump in packet stats from {from} to {to} when handling ukey {ufid}"));
+        failed(backer, format_args!("Unexpected jump in packet stats from {from} to {to} when handling ukey {ufid}"));
         return;
     }
     let packets = stats.packets.wrapping_sub(before.packets);
