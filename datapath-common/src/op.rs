@@ -175,6 +175,8 @@ pub enum DropReason {
     UnknownInPort = 13,
     /// A packet for userspace execution whose slot was not armed.
     Execute = 14,
+    /// A meter's rate was exceeded.
+    Meter = 15,
 }
 
 /// Number of drop counters.
@@ -182,7 +184,7 @@ pub const DROP_REASONS: usize = 16;
 
 impl DropReason {
     /// All reasons with the names under which they are shown.
-    pub const ALL: [(Self, &'static str); 15] = [
+    pub const ALL: [(Self, &'static str); 16] = [
         (Self::Flow, "flow"),
         (Self::Malformed, "malformed"),
         (Self::UpcallNoHandler, "upcall-no-handler"),
@@ -198,5 +200,6 @@ impl DropReason {
         (Self::UnknownOp, "unknown-op"),
         (Self::UnknownInPort, "unknown-in-port"),
         (Self::Execute, "execute"),
+        (Self::Meter, "meter"),
     ];
 }

@@ -195,7 +195,7 @@ mod tests {
             let word = |at: usize| u16::from_ne_bytes([h[at], h[at + 1]]);
             (h[0], h[1], word(2), word(4), word(6), word(8))
         };
-        let packet = |data, gso_size, partial_checksum| Packet { data, gso_size, partial_checksum };
+        let packet = |data, gso_size, partial_checksum| Packet { data, gso_size, partial_checksum, mru: 0 };
         assert_eq!(header(packet(ipv4(6, 10, false), 0, false)), (0, 0, 0, 0, 0, 0));
         assert_eq!(header(packet(ipv4(6, 10, false), 0, true)), (1, 0, 0, 0, 34, 16));
         assert_eq!(header(packet(ipv4(6, 4000, true), 1400, true)), (1, GSO_TCPV4, 58, 1400, 38, 16));

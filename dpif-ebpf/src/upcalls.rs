@@ -204,7 +204,7 @@ fn read(record: &[u8], upcall: &mut Upcall) -> Option<()> {
     let cookie = record.get(offset_of!(UpcallHeader, cookie)..size_of::<UpcallHeader>())?.get(..cookie_len)?;
     upcall.cookie.clear();
     upcall.cookie.extend_from_slice(cookie);
-    upcall.mru = u32_at(record, offset_of!(UpcallHeader, mru))?;
+    upcall.packet.mru = u32_at(record, offset_of!(UpcallHeader, mru))?.try_into().ok()?;
     upcall.hash = u32_at(record, offset_of!(UpcallHeader, hash))?;
     let arrival = record.get(offset_of!(UpcallHeader, arrival_ns)..)?.first_chunk()?;
     upcall.arrival_ns = u64::from_ne_bytes(*arrival);

@@ -111,7 +111,10 @@ pub(crate) fn receive(message: &Message<'_>, datapath: i32, now: u64, to: &mut U
     to.cookie.clear();
     to.cookie.extend_from_slice(upcall.userdata);
     to.orig_len = upcall.orig_len;
-    to.mru = upcall.mru.into();
+    to.packet.mru = upcall.mru;
+    // What can't be read is missing; the packet is an upcall all the same.
+    to.egress_tunnel = upcall.egress_tunnel().and_then(Result::ok).map(|(key, _)| Box::new(key));
+    to.actions = upcall.actions.and_then(|bytes| codec::decode_actions(bytes).ok()).map(Into::into);
     to.hash = upcall.hash as u32;
     to.arrival_ns = now;
     Ok(())
@@ -126,5 +129,8 @@ pub(crate) fn write_execute(execute: &Execute<'_>, pid: u32, to: &mut Writer) ->
     let nest = to.begin_nest(packet::ACTIONS);
     codec::encode_actions_for(execute.actions, pid, to)?;
     to.end(nest);
+    if execute.packet.mru != 0 {
+        to.put(packet::MRU, &execute.packet.mru.to_ne_bytes());
+    }
     Ok(())
 }

@@ -24,6 +24,9 @@ pub enum DpifError {
     /// There is no such flow.
     #[error("no such flow")]
     NoSuchFlow,
+    /// There is no such meter.
+    #[error("no meter {0} in the datapath")]
+    NoSuchMeter(u32),
     /// A flow with this key is there already.
     #[error("the flow exists already")]
     FlowExists,

@@ -10,7 +10,9 @@
 
 mod device;
 mod handlers;
+mod meter;
 mod port;
+mod program;
 mod run;
 mod slow;
 mod table;
@@ -32,6 +34,7 @@ use parking_lot::{Mutex, RwLock};
 
 use self::device::DeviceWire;
 use self::handlers::Handlers;
+use self::meter::Meters;
 use self::port::{MemoryWire, Port, Wire};
 use self::run::{Run, Sink};
 use self::table::{Found, NewFlow, Table};
@@ -39,9 +42,10 @@ use crate::Result;
 use crate::error::DpifError;
 use crate::flow::{DatapathFlow, FlowPut, FlowStats, Ufid};
 use crate::interface::{DpStats, Dpif, Execute, Features};
+use crate::meter::{MeterConfig, MeterFeatures, MeterStats};
 use crate::packet::Packet;
 use crate::port::{OdpPort, PortEvent, PortInfo, PortKind, PortSpec, PortStats};
-use crate::program::{self, CompileError};
+use crate::program::CompileError;
 use crate::upcall::{Upcall, UpcallBatch};
 
 pub use self::port::InprocPort;
@@ -120,6 +124,7 @@ struct Shared {
     /// Where the devices are; absent in memory, or with why it can't be known.
     namespace: Option<Result<Arc<Namespace>, String>>,
     handlers: Handlers,
+    meters: Meters,
     counters: Counters,
 }
 
@@ -157,6 +162,7 @@ impl InprocDatapath {
             namespace: (options.backend == PortBackend::Devices)
                 .then(|| Namespace::current().map(Arc::new).map_err(|e| e.to_string())),
             handlers: Handlers::new(options.credit),
+            meters: Meters::new(options.seeds.hash),
             counters: Counters::default(),
             options,
         };
@@ -220,7 +226,7 @@ impl Shared {
             done => done,
         };
         let program = program.map_err(|e| self.refused(e))?;
-        if Run::new(self, sink).execute(execute.packet.into(), execute.key, &program) {
+        if Run::new(self, sink).execute(execute.packet.into(), execute.key, execute.actions, &program) {
             Ok(())
         } else {
             Err(DpifError::Invalid(format!(
@@ -281,7 +287,7 @@ impl Dpif for InprocDatapath {
     }
 
     fn features(&self) -> Features {
-        crate::program::features()
+        Features { clone: true, sample_nesting: program::MAX_NESTING, ..crate::program::features() }
     }
 
     fn stats(&self) -> Result<DpStats> {
@@ -425,12 +431,29 @@ impl Dpif for InprocDatapath {
         self.shared.handlers.lost()
     }
 
+    fn meter_features(&self) -> MeterFeatures {
+        Meters::FEATURES
+    }
+
+    fn meter_set(&self, id: u32, config: &MeterConfig) -> Result<()> {
+        self.shared.meters.set(id, config, (self.shared.clock)())
+    }
+
+    fn meter_get(&self, id: u32) -> Result<MeterStats> {
+        self.shared.meters.get(id)
+    }
+
+    fn meter_del(&self, id: u32) -> Result<MeterStats> {
+        self.shared.meters.del(id)
+    }
+
     fn destroy(&self) -> Result<()> {
         self.shared.handlers.set_count(0)?;
         // Stopped without the lock, as in `port_del`.
         let ports = std::mem::take(&mut *self.shared.ports.write());
         ports.values().for_each(|port| port.stop());
         self.shared.table.write().clear();
+        self.shared.meters.clear();
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use crate::Result;
 use crate::action::Action;
 use crate::error::DpifError;
 use crate::flow::{DatapathFlow, FlowPut, FlowStats, Ufid};
+use crate::meter::{MeterConfig, MeterFeatures, MeterStats};
 use crate::packet::Packet;
 use crate::port::{OdpPort, PortEvent, PortInfo, PortSpec, PortStats};
 use crate::upcall::UpcallBatch;
@@ -192,13 +193,21 @@ pub trait Dpif: Send + Sync {
         Vec::new()
     }
 
-    /// Sets a meter.
-    fn meter_set(&self, _id: u32) -> Result<()> {
-        Err(DpifError::Unsupported("meters".into(), self.engine().into()))
+    /// What its meters can do; no meter at all by default.
+    fn meter_features(&self) -> MeterFeatures {
+        MeterFeatures::default()
     }
-    /// Deletes a meter.
-    fn meter_del(&self, _id: u32) -> Result<()> {
-        Err(DpifError::Unsupported("meters".into(), self.engine().into()))
+    /// Makes a meter or replaces one, statistics included. Flows use it by `Action::Meter`.
+    fn meter_set(&self, _id: u32, _config: &MeterConfig) -> Result<()> {
+        Err(DpifError::Unsupported("a meter".into(), self.engine().into()))
+    }
+    /// Statistics of a meter.
+    fn meter_get(&self, _id: u32) -> Result<MeterStats> {
+        Err(DpifError::Unsupported("a meter".into(), self.engine().into()))
+    }
+    /// Deletes a meter and says its final statistics. Flows that use it pass their packets on.
+    fn meter_del(&self, _id: u32) -> Result<MeterStats> {
+        Err(DpifError::Unsupported("a meter".into(), self.engine().into()))
     }
     /// Deletes tracked connections, of all zones or of one.
     fn ct_flush(&self, _zone: Option<u16>) -> Result<()> {

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use crate::odp::Style;
 use crate::{
-    DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent,
-    PortInfo, PortSpec, PortStats, PutMode, Result, Ufid, UpcallBatch, UpcallKind,
+    DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, MeterConfig, MeterFeatures,
+    MeterStats, OdpPort, PortEvent, PortInfo, PortSpec, PortStats, PutMode, Result, Ufid, UpcallBatch, UpcallKind,
 };
 
 /// A datapath that is looked at.
@@ -104,6 +104,14 @@ impl Observed {
                 let _ = write!(text, "... ({} bytes)", execute.packet.data.len());
             }
             let _ = write!(text, " with metadata {}", STYLE.key(&metadata(execute), None));
+        });
+    }
+
+    fn meter(&self, what: &str, id: u32, error: Option<&DpifError>) {
+        self.say(error, |text| {
+            let _ = write!(text, "meter_{what}");
+            error_text(text, error);
+            let _ = write!(text, " {id}");
         });
     }
 
@@ -296,14 +304,27 @@ impl Dpif for Observed {
         self.dpif.upcalls_lost()
     }
 
-    fn meter_set(&self, id: u32) -> Result<()> {
-        coverage::inc!("dpif_meter_set");
-        self.dpif.meter_set(id)
+    fn meter_features(&self) -> MeterFeatures {
+        self.dpif.meter_features()
     }
 
-    fn meter_del(&self, id: u32) -> Result<()> {
+    fn meter_set(&self, id: u32, config: &MeterConfig) -> Result<()> {
+        coverage::inc!("dpif_meter_set");
+        let result = self.dpif.meter_set(id, config);
+        self.meter("set", id, result.as_ref().err());
+        result
+    }
+
+    fn meter_get(&self, id: u32) -> Result<MeterStats> {
+        coverage::inc!("dpif_meter_get");
+        self.dpif.meter_get(id)
+    }
+
+    fn meter_del(&self, id: u32) -> Result<MeterStats> {
         coverage::inc!("dpif_meter_del");
-        self.dpif.meter_del(id)
+        let result = self.dpif.meter_del(id);
+        self.meter("del", id, result.as_ref().err());
+        result
     }
 
     fn ct_flush(&self, zone: Option<u16>) -> Result<()> {

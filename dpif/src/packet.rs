@@ -9,6 +9,9 @@ pub struct Packet {
     pub gso_size: u16,
     /// The layer-4 checksum holds only the sum of the pseudo-header; the sender expects the device to complete it.
     pub partial_checksum: bool,
+    /// Maximum receive unit of a packet that was reassembled from IP fragments: the longest of them, as the datapath is to cut it
+    /// again where it leaves. Else 0.
+    pub mru: u16,
 }
 
 impl Packet {

@@ -1,7 +1,10 @@
 //! Upcalls.
 
+use std::sync::Arc;
+
 use datapath_common::FlowKey;
 
+use crate::action::Action;
 use crate::packet::Packet;
 
 pub use datapath_common::upcall::UpcallKind;
@@ -11,7 +14,7 @@ pub use datapath_common::upcall::UpcallKind;
 pub struct Upcall {
     /// Miss or action.
     pub kind: UpcallKind,
-    /// The packet, its accelerated VLAN tag restored.
+    /// The packet, its accelerated VLAN tag restored. What its sender left to the device is left still ([`crate::offload`]).
     pub packet: Packet,
     /// Length before truncation.
     pub orig_len: u32,
@@ -19,8 +22,10 @@ pub struct Upcall {
     pub key: FlowKey,
     /// Cookie of the userspace action; empty for a miss.
     pub cookie: Vec<u8>,
-    /// Maximum receive unit of a reassembled packet, else 0.
-    pub mru: u32,
+    /// The key under which a tunnel would send the packet, its tunnel fields only, where the userspace action names a tunnel port.
+    pub egress_tunnel: Option<Box<FlowKey>>,
+    /// The actions of the flow that sent it up, where the userspace action asks for them.
+    pub actions: Option<Arc<[Action]>>,
     /// The datapath's hash of the packet.
     pub hash: u32,
     /// `CLOCK_MONOTONIC` in nanoseconds when the datapath queued it.
@@ -35,7 +40,8 @@ impl Default for Upcall {
             orig_len: 0,
             key: FlowKey::ZERO,
             cookie: Vec::new(),
-            mru: 0,
+            egress_tunnel: None,
+            actions: None,
             hash: 0,
             arrival_ns: 0,
         }
@@ -75,7 +81,8 @@ impl UpcallBatch {
         self.used >= Self::MAX
     }
 
-    /// A place for one more upcall. What an earlier batch left in it is for the caller to overwrite. `None` when full.
+    /// A place for one more upcall. What an earlier batch left in it is for the caller to overwrite, but for the egress tunnel and
+    /// the actions, which few have: they are gone. `None` when full.
     pub fn next_slot(&mut self) -> Option<&mut Upcall> {
         if self.is_full() {
             return None;
@@ -84,7 +91,9 @@ impl UpcallBatch {
             self.upcalls.push(Upcall::default());
         }
         self.used += 1;
-        self.upcalls.get_mut(self.used - 1)
+        let slot = self.upcalls.get_mut(self.used - 1)?;
+        (slot.egress_tunnel, slot.actions) = (None, None);
+        Some(slot)
     }
 
     /// Takes back the place given last.

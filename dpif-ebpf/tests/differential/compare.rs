@@ -225,7 +225,7 @@ fn upcalls(kernel: &[Upcall], twin: &[&Upcall]) -> Result<(), String> {
     let mut said = Said::default();
     for (k, t) in kernel.iter().zip(twin) {
         said.note(if k.key == t.key { Ok(()) } else { Err(keys(&k.key, &t.key)) });
-        let rest = |u: &Upcall| (u.kind, u.orig_len, u.hash, u.mru, u.packet.gso_size, u.cookie.clone());
+        let rest = |u: &Upcall| (u.kind, u.orig_len, u.hash, u.packet.mru, u.packet.gso_size, u.cookie.clone());
         said.note(same("upcall", &rest(k), &rest(t)));
         let (k, t) = (&k.packet.data, &t.packet.data);
         said.note(if k == t { Ok(()) } else { Err(differ("packet of the upcall", k, t)) });

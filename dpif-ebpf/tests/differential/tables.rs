@@ -70,7 +70,7 @@ pub(crate) fn entering(arrival: &Arrival) -> Frame {
         packet.vlan = Vlan { tpid: Be16::new(u16::from_be_bytes([a, b])), tci: Be16::new(u16::from_be_bytes([c, d])) };
         packet.bytes.drain(12..16);
     }
-    Frame { packet, gso_size: arrival.gso_size, skb_priority: arrival.priority, skb_mark: arrival.mark }
+    Frame { packet, gso_size: arrival.gso_size, skb_priority: arrival.priority, skb_mark: arrival.mark, mru: 0 }
 }
 
 fn flow(rng: &mut Rng, ufid: u128, key: FlowKey, shape: Shape) -> FlowPut {

@@ -14,12 +14,14 @@ use datapath_common::apply::set_word;
 use datapath_common::digest::{action_hash, flow_hash};
 use datapath_common::extract::{Layers, clear_packet_fields, extract};
 use datapath_common::maps::MAX_LOOKUPS;
-use datapath_common::op::{DropReason, kind};
+use datapath_common::op::{DropReason, OpKind, kind};
 use datapath_common::packet::{PacketEdit, SlicePacket};
 use datapath_common::{Be16, FlowKey, Op, Vlan};
 
 use super::Shared;
 use super::port::Port;
+use super::program::WITH_ACTIONS;
+use crate::action::Action;
 use crate::flow::Ufid;
 use crate::packet::Packet;
 use crate::port::OdpPort;
@@ -32,6 +34,8 @@ pub struct Frame {
     pub packet: SlicePacket,
     /// Segment size of a GSO super-packet, else 0.
     pub gso_size: u16,
+    /// Maximum receive unit of a reassembled packet, else 0.
+    pub mru: u16,
     /// Priority that the frame comes with.
     pub skb_priority: u32,
     /// Mark that the frame comes with.
@@ -46,9 +50,9 @@ impl From<SlicePacket> for Frame {
 
 impl From<Packet> for Frame {
     fn from(packet: Packet) -> Self {
-        let Packet { data, gso_size, partial_checksum } = packet;
+        let Packet { data, gso_size, partial_checksum, mru } = packet;
         let packet = SlicePacket { bytes: data, vlan: Vlan::default(), partial_checksum };
-        Self { packet, gso_size, ..Self::default() }
+        Self { packet, gso_size, mru, ..Self::default() }
     }
 }
 
@@ -93,6 +97,30 @@ struct Work {
     lookups: u32,
 }
 
+/// What is run: actions, and the program that they are.
+struct List<'a> {
+    actions: &'a [Action],
+    program: &'a [Op],
+}
+
+/// Why a packet is sent up.
+struct Why<'a> {
+    kind: UpcallKind,
+    cookie: Vec<u8>,
+    /// Go along.
+    actions: Option<&'a [Action]>,
+}
+
+impl Default for Why<'_> {
+    fn default() -> Self {
+        Self { kind: UpcallKind::Miss, cookie: Vec::new(), actions: None }
+    }
+}
+
+const METER: u16 = OpKind::Meter as u16;
+const CLONE: u16 = OpKind::Clone as u16;
+const SAMPLE: u16 = OpKind::Sample as u16;
+
 /// How a program ended.
 enum End {
     /// The packet is gone.
@@ -125,8 +153,8 @@ impl<'a, S: Sink> Run<'a, S> {
         self.look_up(Work { frame, key, layers, stale: false, lookups: 0 });
     }
 
-    /// Userspace executes a program on a packet. `false` if the packet is malformed.
-    pub(super) fn execute(&mut self, frame: Frame, metadata: &FlowKey, program: &[Op]) -> bool {
+    /// Userspace executes `actions` on a packet, which are `program`. `false` if the packet is malformed.
+    pub(super) fn execute(&mut self, frame: Frame, metadata: &FlowKey, actions: &[Action], program: &[Op]) -> bool {
         let mut key = *metadata;
         clear_packet_fields(&mut key);
         let Ok(layers) = extract(&frame.packet, &mut key) else {
@@ -134,7 +162,7 @@ impl<'a, S: Sink> Run<'a, S> {
             return false;
         };
         let mut work = Work { frame, key, layers, stale: false, lookups: 0 };
-        if let End::Recirc = self.program(&mut work, program) {
+        if let End::Recirc = self.program(&mut work, &List { actions, program }) {
             self.look_up(work);
         }
         true
@@ -149,20 +177,20 @@ impl<'a, S: Sink> Run<'a, S> {
             work.lookups += 1;
             let found = self.dp.lookup(&work.key, work.frame.packet.bytes.len() as u64);
             self.sink.looked_up(&work.key, found.masks, found.flow.as_ref().map(|f| f.ufid));
-            let Some(flow) = found.flow else { return self.upcall(&work, UpcallKind::Miss, Vec::new(), None) };
-            match self.program(&mut work, &flow.program) {
+            let Some(flow) = found.flow else { return self.upcall(&work, Why::default(), None) };
+            match self.program(&mut work, &List { actions: &flow.actions, program: &flow.program }) {
                 End::Done => return,
                 End::Recirc => {}
             }
         }
     }
 
-    fn program(&mut self, work: &mut Work, program: &[Op]) -> End {
-        if program.first().is_none_or(|op| op.kind == kind::END) {
+    fn program(&mut self, work: &mut Work, list: &List<'_>) -> End {
+        if list.program.first().is_none_or(|op| op.kind == kind::END) {
             self.dropped(DropReason::Flow);
             return End::Done;
         }
-        match self.operations(work, program) {
+        match self.operations(work, list, list.program) {
             Ok(end) => end,
             Err(reason) => {
                 self.dropped(reason);
@@ -171,7 +199,8 @@ impl<'a, S: Sink> Run<'a, S> {
         }
     }
 
-    fn operations(&mut self, work: &mut Work, program: &[Op]) -> Result<End, DropReason> {
+    /// Runs `program`, the list's or a part of it.
+    fn operations(&mut self, work: &mut Work, list: &List<'_>, program: &[Op]) -> Result<End, DropReason> {
         let mut trunc = None;
         let mut ops = program.iter();
         while let Some(op) = ops.next() {
@@ -181,7 +210,8 @@ impl<'a, S: Sink> Run<'a, S> {
                 kind::USERSPACE => {
                     work.refresh()?;
                     let cookie = take_cookie(&mut ops, (op.arg & 0xff) as usize);
-                    self.upcall(work, UpcallKind::Action, cookie, trunc.take());
+                    let actions = (op.arg & WITH_ACTIONS != 0).then_some(list.actions);
+                    self.upcall(work, Why { kind: UpcallKind::Action, cookie, actions }, trunc.take());
                 }
                 kind::DATA => {}
                 kind::SET_WORD => {
@@ -216,10 +246,34 @@ impl<'a, S: Sink> Run<'a, S> {
                 }
                 kind::TRUNC => trunc = Some(op.arg as usize),
                 kind::DROP => return Err(DropReason::Flow),
+                METER => {
+                    if self.dp.meters.exceeds(op.arg, work.frame.packet.bytes.len(), (self.dp.clock)()) {
+                        return Err(DropReason::Meter);
+                    }
+                }
+                CLONE | SAMPLE => {
+                    let (part, rest) = ops.as_slice().split_at_checked(op.a as usize).ok_or(DropReason::UnknownOp)?;
+                    ops = rest.iter();
+                    if op.kind == CLONE || self.dp.meters.chance(op.arg) {
+                        self.branch(work, list, part)?;
+                    }
+                }
                 _ => return Err(DropReason::UnknownOp),
             }
         }
         Ok(End::Done)
+    }
+
+    /// Runs a part of a list on a copy of the packet.
+    fn branch(&mut self, work: &mut Work, list: &List<'_>, part: &[Op]) -> Result<(), DropReason> {
+        work.refresh()?;
+        let mut copy = work.copy();
+        match self.operations(&mut copy, list, part) {
+            Ok(End::Done) => {}
+            Ok(End::Recirc) => self.look_up(copy),
+            Err(reason) => self.dropped(reason),
+        }
+        Ok(())
     }
 
     fn output(&mut self, work: &mut Work, to: OdpPort, trunc: Option<usize>, last: bool) {
@@ -255,13 +309,13 @@ impl<'a, S: Sink> Run<'a, S> {
         if gso_size == 0 && behind_ethernet(&packet) > port.mtu() as usize {
             return Err(DropReason::Mtu);
         }
-        self.sink.output(port, finished(packet, gso_size))?;
+        self.sink.output(port, finished(packet, gso_size, work.frame.mru))?;
         Ok(len)
     }
 
-    fn upcall(&mut self, work: &Work, kind: UpcallKind, cookie: Vec<u8>, trunc: Option<usize>) {
+    fn upcall(&mut self, work: &Work, why: Why<'_>, trunc: Option<usize>) {
         let port = self.dp.port(OdpPort(work.key.in_port));
-        if let Err(reason) = self.try_upcall(work, kind, cookie, trunc) {
+        if let Err(reason) = self.try_upcall(work, why, trunc) {
             self.dp.counters.lost.fetch_add(1, Ordering::Relaxed);
             if let Some(port) = port {
                 port.counters.upcall_lost.fetch_add(1, Ordering::Relaxed);
@@ -272,13 +326,7 @@ impl<'a, S: Sink> Run<'a, S> {
         }
     }
 
-    fn try_upcall(
-        &mut self,
-        work: &Work,
-        kind: UpcallKind,
-        cookie: Vec<u8>,
-        trunc: Option<usize>,
-    ) -> Result<(), DropReason> {
+    fn try_upcall(&mut self, work: &Work, why: Why<'_>, trunc: Option<usize>) -> Result<(), DropReason> {
         if self.dp.handlers.count() == 0 {
             return Err(DropReason::UpcallNoHandler);
         }
@@ -286,14 +334,16 @@ impl<'a, S: Sink> Run<'a, S> {
         let len = source.bytes.len().min(trunc.unwrap_or(usize::MAX));
         let mut packet = source.clone();
         packet.bytes.truncate(len);
-        let packet = finished(packet, work.frame.gso_size);
+        let packet = finished(packet, work.frame.gso_size, work.frame.mru);
         let upcall = Upcall {
-            kind,
+            kind: why.kind,
             orig_len: (packet.data.len() + source.bytes.len() - len) as u32,
             packet,
             key: work.key,
-            cookie,
-            mru: 0,
+            cookie: why.cookie,
+            // No port of this engine is a tunnel.
+            egress_tunnel: None,
+            actions: why.actions.map(Into::into),
             hash: flow_hash(&work.key, self.dp.seeds.hash),
             arrival_ns: (self.dp.clock)(),
         };
@@ -328,9 +378,9 @@ fn behind_ethernet(packet: &SlicePacket) -> usize {
     packet.bytes.len().saturating_sub(if tagged { 18 } else { 14 })
 }
 
-fn finished(mut packet: SlicePacket, gso_size: u16) -> Packet {
+fn finished(mut packet: SlicePacket, gso_size: u16, mru: u16) -> Packet {
     packet.restore_vlan();
-    Packet { data: packet.bytes, gso_size, partial_checksum: packet.partial_checksum }
+    Packet { data: packet.bytes, gso_size, partial_checksum: packet.partial_checksum, mru }
 }
 
 /// The payload of the operation before: `len` bytes out of `Data` operations.

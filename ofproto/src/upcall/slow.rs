@@ -61,6 +61,7 @@ fn pieces(
 struct Work {
     packet: SlicePacket,
     gso_size: u16,
+    mru: u16,
     key: FlowKey,
     layers: Layers,
 }
@@ -72,7 +73,8 @@ impl Work {
             vlan: Default::default(),
             partial_checksum: packet.partial_checksum,
         };
-        let mut work = Self { packet: slice, gso_size: packet.gso_size, key: *key, layers: Layers::default() };
+        let mut work =
+            Self { packet: slice, gso_size: packet.gso_size, mru: packet.mru, key: *key, layers: Layers::default() };
         work.extract()?;
         Ok(work)
     }
@@ -102,7 +104,7 @@ impl Work {
             copy.bytes.truncate(len);
         }
         let gso_size = if cut { 0 } else { self.gso_size };
-        Packet { data: copy.bytes, gso_size, partial_checksum: copy.partial_checksum }
+        Packet { data: copy.bytes, gso_size, partial_checksum: copy.partial_checksum, mru: self.mru }
     }
 }
 
