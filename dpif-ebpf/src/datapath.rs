@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use datapath_common::maps::{EXECUTE_SLOTS, MAX_HANDLERS, MAX_PORTS};
 use datapath_common::op::DropReason;
+use dpif::program::compile;
 use dpif::{
     DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent,
     PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch,
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 
 use crate::adopt::{Adopted, adopt};
 use crate::background::Background;
+use crate::compiled::Compiled;
 use crate::debug;
 use crate::execute::Executor;
 use crate::flows::{self, Flows};
@@ -167,7 +169,7 @@ impl Dpif for EbpfDpif {
     }
 
     fn flow_put(&self, put: &FlowPut) -> Result<()> {
-        self.flows.put(put)
+        self.flows.put(put, &compile(&put.actions))
     }
 
     fn flow_get(&self, ufid: Ufid) -> Result<DatapathFlow> {
@@ -203,17 +205,20 @@ impl Dpif for EbpfDpif {
     }
 
     fn execute(&self, execute: Execute<'_>) -> Result<()> {
-        self.executor.execute(execute)
+        self.executor.execute(execute, &compile(execute.actions))
     }
 
     fn operate(&self, ops: &mut [DpifOp<'_>]) {
         // Deletions take effect in their turn; their results come after one grace period for all.
         let (mut removed, mut waiting) = (Vec::new(), Vec::new());
+        let mut compiled = Compiled::default();
         for op in ops.iter_mut() {
             match op {
-                DpifOp::FlowPut { put, result } => *result = self.flow_put(put),
+                DpifOp::FlowPut { put, result } => *result = self.flows.put(put, compiled.program(&put.actions)),
                 DpifOp::FlowGet { ufid, result } => *result = self.flow_get(*ufid).map(Box::new),
-                DpifOp::Execute { execute, result } => *result = self.execute(*execute),
+                DpifOp::Execute { execute, result } => {
+                    *result = self.executor.execute(*execute, compiled.program(execute.actions));
+                }
                 DpifOp::FlowDel { ufid, result } => match self.flows.remove(*ufid) {
                     Ok(flow) => {
                         removed.push(flow);

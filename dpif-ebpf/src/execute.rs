@@ -22,6 +22,7 @@ use dpif::program::compile;
 use dpif::{Action, DpifError, Execute, Packet, Result};
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::compiled::Program;
 use crate::flows::compile_error;
 use crate::kernel::io_error;
 use crate::offload::vnet_header;
@@ -36,10 +37,19 @@ use crate::sys::device::{set_tap_steering, tap_queue};
 const NAME: &str = "sluice-exec%d";
 /// Bytes of an Ethernet header: a TAP takes nothing shorter.
 const SHORTEST: usize = 14;
+/// Bytes of a frame that is copied behind its header.
+const COPIED: usize = 2048;
+
+/// A queue of the device.
+struct Queue {
+    file: File,
+    /// Header and frame in one piece, for a frame that is copied in less time than a list of two pieces takes.
+    buffer: Vec<u8>,
+}
 
 /// The execute device of a datapath. It ends with the process.
 pub(crate) struct Executor {
-    queues: Box<[Mutex<File>]>,
+    queues: Box<[Mutex<Queue>]>,
     slots: Arc<Slots>,
     datapath: String,
     _link: Option<OwnedFd>,
@@ -57,9 +67,9 @@ impl Executor {
                 "{datapath}: packets are executed more slowly, because {name} keeps learning flows: {error}"
             );
         }
-        let mut queues = vec![Mutex::new(File::from(first))];
+        let mut queues = vec![Mutex::new(Queue::new(first))];
         for _ in 1..(cpus * 2).clamp(4, EXECUTE_SLOTS) {
-            queues.push(Mutex::new(File::from(tap_queue(&name).map_err(failed)?.0)));
+            queues.push(Mutex::new(Queue::new(tap_queue(&name).map_err(failed)?.0)));
         }
         for queue in 0..EXECUTE_SLOTS {
             slots.disarm(queue as u32);
@@ -78,15 +88,15 @@ impl Executor {
         Ok(Self { queues: queues.into(), slots, datapath: datapath.into(), _link: link })
     }
 
-    /// Runs the actions on the packet; returns when they have run. What they can't do (no such port, larger than the MTU)
+    /// Runs the actions, whose program this is, on the packet; returns when they have run. What they can't do (no such port, larger than the MTU)
     /// is counted as a drop of the datapath.
-    pub(crate) fn execute(&self, execute: Execute<'_>) -> Result<()> {
+    pub(crate) fn execute(&self, execute: Execute<'_>, program: &Program) -> Result<()> {
         if execute.packet.data.len() < SHORTEST {
             let len = execute.packet.data.len();
             return Err(DpifError::Invalid(format!("a packet of {len} bytes is shorter than an Ethernet header")));
         }
         let header = vnet_header(execute.packet);
-        let ops = match compile(execute.actions) {
+        let ops = match program {
             Ok(ops) => ops,
             // One packet without copies can't run this list; one for each output can, if each action by itself is known.
             Err(error) => {
@@ -97,21 +107,21 @@ impl Executor {
                     (None, Ok(programs)) => {
                         programs.iter().try_for_each(|ops| self.run(execute.packet, &header, execute.key, ops))
                     }
-                    (refused, _) => Err(compile_error(refused.unwrap_or(error), &self.datapath)),
+                    (refused, _) => Err(compile_error(refused.as_ref().unwrap_or(error), &self.datapath)),
                 };
             }
         };
         if ops.is_empty() {
             return Ok(());
         }
-        self.run(execute.packet, &header, execute.key, &ops)
+        self.run(execute.packet, &header, execute.key, ops)
     }
 
     fn run(&self, packet: &Packet, header: &[u8], key: &FlowKey, ops: &[Op]) -> Result<()> {
         let rest = self.slots.take_rest(ops)?;
         let (number, mut queue) = self.queue();
         self.slots.write_execute(number, rest.as_ref(), ops, key);
-        let written = write(&mut queue, header, &packet.data);
+        let written = queue.write(header, &packet.data);
         self.slots.disarm(number);
         drop(queue);
         // The program has ended with the write: nothing to wait for.
@@ -122,7 +132,7 @@ impl Executor {
     }
 
     /// A queue that nobody uses, or else the one whose turn it is.
-    fn queue(&self) -> (u32, MutexGuard<'_, File>) {
+    fn queue(&self) -> (u32, MutexGuard<'_, Queue>) {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
             static OWN: usize = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -138,13 +148,29 @@ impl Executor {
     }
 }
 
-fn write(queue: &mut File, header: &[u8], data: &[u8]) -> io::Result<()> {
-    loop {
-        match queue.write_vectored(&[IoSlice::new(header), IoSlice::new(data)]) {
-            Ok(n) if n == header.len() + data.len() => return Ok(()),
-            Ok(n) => return Err(io::Error::other(format!("the device took {n} bytes of a frame"))),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+impl Queue {
+    fn new(queue: OwnedFd) -> Self {
+        Self { file: File::from(queue), buffer: Vec::new() }
+    }
+
+    fn write(&mut self, header: &[u8], data: &[u8]) -> io::Result<()> {
+        let is_copied = data.len() <= COPIED;
+        if is_copied {
+            self.buffer.clear();
+            self.buffer.extend_from_slice(header);
+            self.buffer.extend_from_slice(data);
+        }
+        loop {
+            let written = match is_copied {
+                true => self.file.write(&self.buffer),
+                false => self.file.write_vectored(&[IoSlice::new(header), IoSlice::new(data)]),
+            };
+            match written {
+                Ok(n) if n == header.len() + data.len() => return Ok(()),
+                Ok(n) => return Err(io::Error::other(format!("the device took {n} bytes of a frame"))),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 }

@@ -20,10 +20,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use datapath_common::digest::digest;
 use datapath_common::{Digest, FlowKey, Op, SlotRef};
-use dpif::program::{CompileError, compile};
+use dpif::program::CompileError;
 use dpif::{Action, DatapathFlow, DpifError, FlowPut, FlowStats, PutMode, Result, Ufid};
 use parking_lot::Mutex;
 
+use crate::compiled::Program;
 use crate::grace::Grace;
 use crate::kernel::io_error;
 use crate::maps::Maps;
@@ -86,9 +87,9 @@ impl Flows {
         self.masks.in_use()
     }
 
-    /// Installs or modifies a flow. Doesn't wait for a grace period unless slots or masks have run short.
-    pub(crate) fn put(&self, put: &FlowPut) -> Result<()> {
-        let ops = compile(&put.actions).map_err(|error| compile_error(error, &self.datapath))?;
+    /// Installs or modifies a flow whose actions have this program. Doesn't wait for a grace period unless slots or masks have run short.
+    pub(crate) fn put(&self, put: &FlowPut, program: &Program) -> Result<()> {
+        let ops = program.as_ref().map_err(|error| compile_error(error, &self.datapath))?;
         let key = put.key.masked(&put.mask);
         let mut shard = self.shard(put.ufid).lock();
         match (shard.get_mut(&put.ufid), put.mode) {
@@ -98,9 +99,9 @@ impl Flows {
             (Some(old), _) if old.mask.key != put.mask || self.slots.key(old.chain.head()) != key => {
                 Err(DpifError::FlowExists)
             }
-            (Some(old), _) => self.replace(old, put, &key, &ops),
+            (Some(old), _) => self.replace(old, put, &key, ops),
             (None, _) => {
-                let flow = self.create(put, key, &ops)?;
+                let flow = self.create(put, key, ops)?;
                 self.insert(&mut shard, put.ufid, flow);
                 Ok(())
             }
@@ -276,9 +277,9 @@ impl Flows {
 }
 
 /// A refusal of the compiler as that of a datapath.
-pub(crate) fn compile_error(error: CompileError, datapath: &str) -> DpifError {
+pub(crate) fn compile_error(error: &CompileError, datapath: &str) -> DpifError {
     match error {
         CompileError::Unsupported(_) => DpifError::Unsupported(error.to_string(), datapath.into()),
-        CompileError::Invalid(text) => DpifError::Invalid(text),
+        CompileError::Invalid(text) => DpifError::Invalid(text.clone()),
     }
 }

@@ -18,6 +18,7 @@
 
 mod adopt;
 mod background;
+mod compiled;
 mod datapath;
 mod debug;
 mod execute;

@@ -235,7 +235,7 @@ impl<'a> Desk<'a> {
         let now_ns = self.backer.clock.now_ns();
         // Packets that have come meanwhile had no flow yet.
         self.recent.drain(..).for_each(|recent| recent.until(now_ns));
-        finish(self.backer, self.stats, upcalls, &self.answers, &mut self.installations, &mut ops, now_ns);
+        finish(self.backer, self.stats, upcalls, &self.answers, &mut self.installations, &mut ops);
         self.ops = recycle(ops);
         self.answers.clear();
         timer.lap(|split| &mut split.finish);
@@ -428,7 +428,6 @@ fn finish(
     answers: &[Answer],
     installations: &mut Vec<Installation>,
     ops: &mut [DpifOp<'_>],
-    now_ns: u64,
 ) {
     let mut results = ops.iter_mut();
     let mut installations = installations.drain(..);
@@ -456,6 +455,7 @@ fn finish(
             By::Nobody => count(&stats.counters.dropped),
         }
     }
+    let now_ns = backer.clock.now_ns();
     for answer in answers {
         if let Some(upcall) = upcalls.get(answer.upcall) {
             stats.latency.add(now_ns.saturating_sub(upcall.arrival_ns));
