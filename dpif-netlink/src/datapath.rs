@@ -1,5 +1,6 @@
 //! [`NetlinkDpif`]: the datapath interface over the module.
 
+use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 
 use dpif::{
@@ -12,15 +13,16 @@ use parking_lot::Mutex;
 
 use crate::attr::Writer;
 use crate::codec;
-use crate::dispatch::{Dispatch, DispatchMode, NOBODY, Overflow, possible_cpus};
+use crate::devices::Devices;
+use crate::dispatch::{Dispatch, DispatchMode, MAX_HANDLERS, NOBODY, Overflow, possible_cpus};
 use crate::error::{self, ENGINE};
 use crate::flow;
 use crate::kernel::{DatapathInfo, Kernel, Request};
-use crate::message::{F_ECHO, Messages};
+use crate::message::F_ECHO;
+use crate::owner;
 use crate::probe::{self, Probed};
-use crate::socket::{MAX_DATAGRAM, Socket};
 use crate::uapi::{cmd, feature, packet_cmd};
-use crate::vport::{self, VportInfo, VportType, Which};
+use crate::vport::{VportInfo, VportType, Which};
 
 /// How a datapath is opened.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,41 +41,49 @@ pub struct NetlinkDpif {
     ifindex: i32,
     probed: Probed,
     dispatch: Dispatch,
-    events: Mutex<Events>,
+    devices: Mutex<Devices>,
     namespace: Namespace,
-}
-
-/// Notifications about vports.
-struct Events {
-    socket: Socket,
-    buffer: Vec<u8>,
-    /// Ports that were deleted here; nobody needs to be told.
-    deleted: Vec<OdpPort>,
+    /// Whether the datapath was there before.
+    found: bool,
 }
 
 impl NetlinkDpif {
     /// Opens a datapath, makes it where there is none, and finds out what the kernel can do.
     pub fn open(options: &Options) -> Result<Self> {
         let kernel = Kernel::open()?;
-        let group = kernel.families.vport.group;
-        let socket = Socket::new().and_then(|socket| socket.join(group).map(|()| socket));
-        let socket = socket.map_err(|error| error::io(error, || "can't listen for changes of ports".into()))?;
+        let mut devices = Devices::listen(kernel.families.vport.group)?;
         let namespace = Namespace::current().map_err(|error| error::io(error, || "can't look at devices".into()))?;
-        let info = match kernel.datapath(&options.name)? {
+        let found = kernel.datapath(&options.name)?;
+        let was_there = found.is_some();
+        let info = match found {
             Some(info) => info,
             None => kernel.make_datapath(&options.name, feature::UNALIGNED | feature::VPORT_PIDS)?,
         };
+        let vports = kernel.vports(info.ifindex)?;
+        let pids = info.cpu_pids.iter().chain(vports.iter().flat_map(|vport| &vport.upcall_pids));
+        let pids: BTreeSet<u32> = pids.copied().filter(|pid| *pid != 0).collect();
+        if let Some(owner) = owner::of_sockets(&pids) {
+            let name = &options.name;
+            return Err(DpifError::Exists(format!("datapath {name} is in use by {owner}: end that first")));
+        }
+        vports.iter().for_each(|vport| devices.added(vport));
         let mode = choose(&kernel, &info, options.dispatch)?;
-        let probed = probe::probe(&kernel, info.ifindex)?;
+        let features = probe::probe(&kernel, info.ifindex)?;
         Ok(Self {
             dispatch: Dispatch::new(mode, info.ifindex),
             kernel,
             name: options.name.clone(),
             ifindex: info.ifindex,
-            probed,
-            events: Mutex::new(Events { socket, buffer: vec![0; MAX_DATAGRAM], deleted: Vec::new() }),
+            probed: features,
+            devices: Mutex::new(devices),
             namespace,
+            found: was_there,
         })
+    }
+
+    /// Whether the datapath was there before it was opened.
+    pub fn was_found(&self) -> bool {
+        self.found
     }
 
     /// How upcalls are spread.
@@ -99,7 +109,14 @@ impl NetlinkDpif {
     /// Adds a vport of any type.
     pub fn vport_add(&self, name: &str, kind: VportType, request: Option<OdpPort>) -> Result<VportInfo> {
         let (sockets, pids) = self.dispatch.sockets_for_port()?;
+        let mut devices = self.devices.lock();
+        let request = match request {
+            None if devices.gone().next().is_some() => devices.free_number(&self.vports()?),
+            request => request,
+        };
         let info = self.kernel.vport_new(self.ifindex, name, kind, request, &pids)?;
+        devices.added(&info);
+        drop(devices);
         if let Err(error) = self.dispatch.watch_port(info.port, sockets) {
             let _ = self.kernel.vport_del(self.ifindex, info.port);
             return Err(error);
@@ -133,9 +150,16 @@ impl NetlinkDpif {
     }
 
     fn watch(&self, port: OdpPort) -> Result<()> {
-        let (sockets, pids) = self.dispatch.sockets_for_port()?;
+        let (sockets, pids) = self.dispatch.sockets_for_known_port(port)?;
         self.dispatch.watch_port(port, sockets)?;
         self.kernel.vport_set_pids(self.ifindex, port, &pids)
+    }
+
+    fn port_info(&self, vport: VportInfo) -> PortInfo {
+        let device = self.namespace.device(&vport.name);
+        let error = device.as_ref().err().map(|error| format!("device {}: {error}", vport.name));
+        let (mtu, mac) = device.map_or((0, [0; 6]), |device| (device.mtu, device.mac));
+        PortInfo { port: vport.port, name: vport.name, kind: vport.kind.kind(), mtu, mac, error }
     }
 
     fn pid_of(&self, port: u32) -> u32 {
@@ -215,7 +239,13 @@ impl Dpif for NetlinkDpif {
     }
 
     fn features(&self) -> Features {
-        self.probed.features()
+        let mut features = self.probed.features();
+        if self.dispatch.mode() == DispatchMode::PerCpu {
+            // The kernel sends each CPU's upcalls to one socket, so that is how many handlers there can be work for.
+            let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+            features.required_handlers = Some(cpus.min(MAX_HANDLERS) as u32);
+        }
+        features
     }
 
     fn stats(&self) -> Result<DpStats> {
@@ -227,24 +257,38 @@ impl Dpif for NetlinkDpif {
     }
 
     fn port_del(&self, port: OdpPort) -> Result<()> {
-        self.events.lock().deleted.push(port);
+        if self.devices.lock().remove_gone(port) {
+            return Ok(());
+        }
+        self.devices.lock().deleting(port);
         let deleted = self.kernel.vport_del(self.ifindex, port);
+        let mut devices = self.devices.lock();
         if deleted.is_err() {
-            self.events.lock().deleted.retain(|of| *of != port);
+            devices.not_deleted(port);
         } else {
+            devices.removed(port);
             self.dispatch.forget_port(port);
         }
         deleted
     }
 
+    fn own_port(&self) -> Option<OdpPort> {
+        Some(OdpPort(0))
+    }
+
     fn ports(&self) -> Result<Vec<PortInfo>> {
-        let info = |vport: VportInfo| {
-            let device = self.namespace.device(&vport.name);
-            let error = device.as_ref().err().map(|error| format!("device {}: {error}", vport.name));
-            let (mtu, mac) = device.map_or((0, [0; 6]), |device| (device.mtu, device.mac));
-            PortInfo { port: vport.port, name: vport.name, kind: vport.kind.kind(), mtu, mac, error }
-        };
-        Ok(self.vports()?.into_iter().map(info).collect())
+        let mut ports: Vec<_> = self.vports()?.into_iter().map(|vport| self.port_info(vport)).collect();
+        ports.extend(self.devices.lock().gone().cloned());
+        ports.sort_by_key(|info| info.port);
+        Ok(ports)
+    }
+
+    fn port_by_name(&self, name: &str) -> Result<Option<PortInfo>> {
+        match self.vport_by_name(name) {
+            Ok(info) => Ok(Some(self.port_info(info))),
+            Err(DpifError::NoSuchDevice(_)) => Ok(self.devices.lock().gone().find(|info| info.name == name).cloned()),
+            Err(error) => Err(error),
+        }
     }
 
     fn port_stats(&self, port: OdpPort) -> Result<PortStats> {
@@ -252,40 +296,8 @@ impl Dpif for NetlinkDpif {
     }
 
     fn port_events(&self) -> Vec<PortEvent> {
-        let mut guard = self.events.lock();
-        let Events { socket, buffer, deleted } = &mut *guard;
-        let mut events = Vec::new();
-        loop {
-            let bytes = match socket.receive(buffer, false) {
-                Ok(bytes) => bytes,
-                // Something was missed: whoever asks looks at all ports then.
-                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
-                    tracing::warn!("changes of ports were lost");
-                    events.extend(self.vports().into_iter().flatten().map(|info| PortEvent::Changed(info.port)));
-                    continue;
-                }
-                Err(_) => break,
-            };
-            for message in Messages(bytes) {
-                let Some((command, ifindex, attrs)) = message.ovs() else { continue };
-                let Some(info) = vport::read(attrs).filter(|_| ifindex == self.ifindex) else { continue };
-                match command {
-                    cmd::NEW | cmd::SET => events.push(PortEvent::Changed(info.port)),
-                    cmd::DEL => match deleted.iter().position(|of| *of == info.port) {
-                        Some(at) => {
-                            deleted.swap_remove(at);
-                        }
-                        None => {
-                            self.dispatch.forget_port(info.port);
-                            let text = format!("device {} was deleted or taken out of the datapath", info.name);
-                            events.push(PortEvent::Detached(info.port, text));
-                        }
-                    },
-                    _ => {}
-                }
-            }
-        }
-        events
+        let forget = |port| self.dispatch.forget_port(port);
+        self.devices.lock().events(&self.kernel, self.ifindex, forget)
     }
 
     fn flow_put(&self, put: &FlowPut) -> Result<()> {

@@ -113,12 +113,12 @@ impl Dispatch {
         self.unreadable.load(Ordering::Relaxed)
     }
 
-    /// Sets the number of handlers; ports' sockets are gone. Returns the sockets of handlers (per CPU).
+    /// Sets the number of handlers. Sockets that are still wanted stay, with the upcalls that wait in them. Returns the sockets of
+    /// handlers (per CPU).
     pub(crate) fn set_handlers(&self, n: u32) -> Result<Vec<u32>> {
         if n as usize > MAX_HANDLERS {
             return Err(DpifError::Invalid(format!("{n} handlers: a datapath has at most {MAX_HANDLERS}")));
         }
-        self.ports.write().clear();
         let mut pids = Vec::new();
         for (number, place) in self.handlers.iter().enumerate() {
             let wanted = number < n as usize;
@@ -131,29 +131,59 @@ impl Dispatch {
                 None => continue,
             };
             let mut reader = handler.reader.lock();
-            (reader.own, reader.ready) = (None, 0..0);
-            if wanted && self.mode == DispatchMode::PerCpu {
-                let socket = Arc::new(new_socket()?);
-                pids.push(socket.pid());
-                handler.watch(&socket, OWN, EpollFlags::EPOLLIN)?;
-                reader.own = Some(socket);
+            reader.ready = 0..0;
+            if !wanted || self.mode != DispatchMode::PerCpu {
+                reader.own = None;
+                continue;
             }
+            let socket = match reader.own.take() {
+                Some(socket) => socket,
+                None => {
+                    let socket = Arc::new(new_socket()?);
+                    handler.watch(&socket, OWN, EpollFlags::EPOLLIN)?;
+                    socket
+                }
+            };
+            pids.push(socket.pid());
+            reader.own = Some(socket);
         }
         self.n.store(n, Ordering::SeqCst);
         Ok(pids)
     }
 
+    /// Sockets for a port with the handlers that there are now, and their numbers: those that it has, as far as they are wanted,
+    /// and new ones.
+    pub(crate) fn sockets_for_known_port(&self, port: OdpPort) -> Result<(PortSockets, Vec<u32>)> {
+        let mut ports = self.ports.write();
+        let had = ports.get_mut(port.0 as usize).and_then(Option::take).unwrap_or_default();
+        drop(ports);
+        for handler in self.handlers.iter().filter_map(OnceLock::get) {
+            had.iter().for_each(|socket| handler.forget(socket));
+        }
+        let mut sockets: Vec<_> = had.into_iter().take(self.sockets_of_a_port()).collect();
+        while sockets.len() < self.sockets_of_a_port() {
+            sockets.push(Arc::new(new_socket()?));
+        }
+        let pids = sockets.iter().map(|socket| socket.pid()).collect();
+        Ok((sockets.into(), pids))
+    }
+
     /// Sockets for a port that is to come, and their numbers. There are none without handlers, or where CPUs choose.
     pub(crate) fn sockets_for_port(&self) -> Result<(PortSockets, Vec<u32>)> {
-        let count = match self.mode {
-            DispatchMode::PerCpu => 0,
-            DispatchMode::PerPort => self.n.load(Ordering::SeqCst).min(1),
-            // The kernel refuses more sockets of a port than there are CPUs; handlers past that get nothing.
-            DispatchMode::PerPortHandler => self.n.load(Ordering::SeqCst).min(possible_cpus() as u32),
-        };
+        let count = self.sockets_of_a_port();
         let sockets = (0..count).map(|_| new_socket().map(Arc::new)).collect::<Result<PortSockets>>()?;
         let pids = sockets.iter().map(|socket| socket.pid()).collect();
         Ok((sockets, pids))
+    }
+
+    fn sockets_of_a_port(&self) -> usize {
+        let n = self.n.load(Ordering::SeqCst) as usize;
+        match self.mode {
+            DispatchMode::PerCpu => 0,
+            DispatchMode::PerPort => n.min(1),
+            // The kernel refuses more sockets of a port than there are CPUs; handlers past that get nothing.
+            DispatchMode::PerPortHandler => n.min(possible_cpus()),
+        }
     }
 
     /// Handlers read these sockets as the port's from now on.
@@ -306,6 +336,11 @@ impl Handler {
     fn watch(&self, socket: &Socket, data: u64, flags: EpollFlags) -> Result<()> {
         let added = self.epoll.add(socket, EpollEvent::new(flags, data));
         added.map_err(|errno| error::of(errno, || "can't watch a socket".into()))
+    }
+
+    /// A socket that was not watched is fine.
+    fn forget(&self, socket: &Socket) {
+        let _ = self.epoll.delete(socket);
     }
 
     /// What the next socket with upcalls is of; asks anew where all that were known have been looked at.

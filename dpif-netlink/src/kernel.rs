@@ -5,7 +5,7 @@ use std::io;
 use dpif::{DpStats, DpifError, Result};
 use nix::errno::Errno;
 
-use crate::attr::{Attrs, Writer, u32_of};
+use crate::attr::{Attrs, Writer, str_of, u32_of};
 use crate::codec;
 use crate::error::{self, Failed};
 use crate::families::{Families, Family};
@@ -30,6 +30,10 @@ pub(crate) struct DatapathInfo {
     pub(crate) ifindex: i32,
     pub(crate) features: u32,
     pub(crate) stats: DpStats,
+    /// Sockets that upcalls of each CPU go to.
+    pub(crate) cpu_pids: Vec<u32>,
+    /// Places of the cache of masks.
+    pub(crate) masks_cache_size: Option<u32>,
 }
 
 /// One request of a batch: its family, command, flags, and what writes its attributes.
@@ -177,6 +181,34 @@ impl Kernel {
         set.ok_or_else(|| DpifError::Kernel("the datapath is gone".into()))
     }
 
+    /// Sets how many places the cache of masks has.
+    pub(crate) fn set_masks_cache_size(&self, ifindex: i32, features: u32, size: u32) -> Result<()> {
+        let attrs = |to: &mut Writer| {
+            to.put_u32(dp::USER_FEATURES, features);
+            to.put_u32(dp::MASKS_CACHE_SIZE, size);
+            Ok(())
+        };
+        let set =
+            self.datapath_request(cmd::SET, ifindex, &attrs, || format!("can't set the cache's size to {size}"))?;
+        set.map(drop).ok_or_else(|| DpifError::Kernel("the datapath is gone".into()))
+    }
+
+    /// All datapaths of the module in this network namespace, by name.
+    pub(crate) fn datapath_names(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        self.dump(
+            0,
+            self.families.datapath,
+            |_| {},
+            |attrs| {
+                names.extend(Attrs::new(attrs).find(dp::NAME).and_then(str_of).map(str::to_owned));
+                true
+            },
+        )?;
+        names.sort();
+        Ok(names)
+    }
+
     pub(crate) fn delete_datapath(&self, ifindex: i32) -> Result<()> {
         self.datapath_request(cmd::DEL, ifindex, &|_| Ok(()), || "can't delete the datapath".into()).map(drop)
     }
@@ -228,6 +260,9 @@ fn read_datapath(ifindex: i32, attrs: &[u8]) -> DatapathInfo {
     let attrs = Attrs::new(attrs);
     let mut info = DatapathInfo { ifindex, ..DatapathInfo::default() };
     info.features = attrs.clone().find(dp::USER_FEATURES).and_then(u32_of).unwrap_or(0);
+    let pids = attrs.clone().find(dp::PER_CPU_PIDS).unwrap_or_default();
+    info.cpu_pids = pids.as_chunks().0.iter().map(|bytes| u32::from_ne_bytes(*bytes)).collect();
+    info.masks_cache_size = attrs.clone().find(dp::MASKS_CACHE_SIZE).and_then(u32_of);
     let words = |kind| words(attrs.clone().find(kind).unwrap_or_default());
     let stats = &mut info.stats;
     [stats.hit, stats.missed, stats.lost, stats.flows] = words(dp::STATS);

@@ -9,6 +9,7 @@
 //! | [`codec`] | attributes ↔ keys, masks, actions |
 //! | `message`, `socket`, `families` | messages, transactions and dumps, the families' numbers |
 //! | `kernel`, [`vport`], `flow`, [`packet`], `operate` | requests about each kind of thing, batches |
+//! | `devices`, `owner` | devices that come and go; who has the datapath already |
 //! | [`dispatch`] | which socket an upcall goes to, and how handlers read it |
 //! | [`probe`] | what the kernel can do |
 //! | [`NetlinkDpif`] | all of it as a [`dpif::Dpif`] |
@@ -21,6 +22,7 @@
 pub mod attr;
 pub mod codec;
 mod datapath;
+mod devices;
 pub mod dispatch;
 mod error;
 mod families;
@@ -28,6 +30,7 @@ mod flow;
 mod kernel;
 mod message;
 mod operate;
+mod owner;
 pub mod packet;
 pub mod probe;
 mod socket;

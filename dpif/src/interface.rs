@@ -127,6 +127,14 @@ pub trait Dpif: Send + Sync {
     fn port_del(&self, port: OdpPort) -> Result<()>;
     /// All ports by number.
     fn ports(&self) -> Result<Vec<PortInfo>>;
+    /// The port of this name, if there is one.
+    fn port_by_name(&self, name: &str) -> Result<Option<PortInfo>> {
+        Ok(self.ports()?.into_iter().find(|port| port.name == name))
+    }
+    /// The port that is the datapath's own: it is there as long as the datapath and can't be removed.
+    fn own_port(&self) -> Option<OdpPort> {
+        None
+    }
     /// Statistics of a port.
     fn port_stats(&self, port: OdpPort) -> Result<PortStats>;
     /// What happened to the devices since the last call. Doesn't block.

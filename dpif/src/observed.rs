@@ -206,6 +206,14 @@ impl Dpif for Observed {
         self.dpif.ports()
     }
 
+    fn port_by_name(&self, name: &str) -> Result<Option<PortInfo>> {
+        self.dpif.port_by_name(name)
+    }
+
+    fn own_port(&self) -> Option<OdpPort> {
+        self.dpif.own_port()
+    }
+
     fn port_stats(&self, port: OdpPort) -> Result<PortStats> {
         self.dpif.port_stats(port)
     }

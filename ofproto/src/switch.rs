@@ -518,7 +518,7 @@ impl Switch {
         let config = self.config();
         let mut removed = Vec::new();
         for port in self.backer.dpif.ports().map_err(failed("listing the datapath's ports"))? {
-            if config.port_of(port.port).is_none() {
+            if config.port_of(port.port).is_none() && self.backer.dpif.own_port() != Some(port.port) {
                 self.backer.dpif.port_del(port.port).map_err(failed(&format!("removing port {}", port.name)))?;
                 removed.push(port.name);
             }
@@ -555,7 +555,7 @@ impl Switch {
     fn datapath_port(&self, name: &str, kind: dpif::PortKind) -> Result<(OdpPort, bool)> {
         let dpif = &self.backer.dpif;
         let failed = |error| SwitchError::Datapath(format!("adding port {name} to datapath {}", dpif.name()), error);
-        let there = dpif.ports().map_err(failed)?.into_iter().find(|port| port.name == name && port.kind == kind);
+        let there = dpif.port_by_name(name).map_err(failed)?.filter(|port| port.kind == kind);
         match there {
             Some(port) if port.error.is_none() => return Ok((port.port, false)),
             Some(port) => dpif.port_del(port.port).map_err(failed)?,

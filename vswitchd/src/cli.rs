@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Parser;
+use dpif_netlink::DispatchMode;
 
 use crate::config::{
     BridgePart, ConfigError, DatapathType, DesiredState, FileError, FlowsPart, OptionsPart, Parts, PortPart, read_toml,
@@ -32,7 +33,7 @@ pub struct Cli {
     #[arg(long, value_name = "FILE.toml", help_heading = "Switch")]
     pub config: Option<PathBuf>,
 
-    /// Datapath of the bridges that don't say one: ebpf or userspace [default: ebpf]
+    /// Datapath of the bridges that don't say one: ebpf, userspace or netlink (the kernel's openvswitch module) [default: ebpf]
     #[arg(long, value_name = "TYPE", help_heading = "Switch")]
     pub datapath: Option<DatapathType>,
 
@@ -43,6 +44,11 @@ pub struct Cli {
     /// Where the BPF file system is that keeps the eBPF datapath [default: $SLUICE_BPFFS or /sys/fs/bpf]
     #[arg(long, value_name = "PATH", help_heading = "Engine")]
     pub bpffs: Option<PathBuf>,
+
+    /// How the kernel's openvswitch module spreads packets over handlers: per-cpu, per-port or per-port-handler [default: the
+    /// first that the kernel has]
+    #[arg(long, value_name = "MODE", value_parser = dispatch_mode, help_heading = "Engine")]
+    pub upcall_dispatch: Option<DispatchMode>,
 
     /// Ports of userspace bridges are queues in memory with nothing behind them: tries configurations and commands
     /// without privileges
@@ -146,6 +152,15 @@ impl Cli {
             None => Parts::default(),
         };
         Ok(line.over(file)?.build()?)
+    }
+}
+
+fn dispatch_mode(text: &str) -> Result<DispatchMode, String> {
+    match text {
+        "per-cpu" => Ok(DispatchMode::PerCpu),
+        "per-port" => Ok(DispatchMode::PerPort),
+        "per-port-handler" => Ok(DispatchMode::PerPortHandler),
+        _ => Err("expected per-cpu, per-port or per-port-handler".into()),
     }
 }
 

@@ -46,6 +46,7 @@ fn run(program: &str) -> Result<(), (u8, String)> {
     let mut switch = Bridges::new(Setup {
         bpffs: cli.bpffs.clone().unwrap_or_else(|| dpif_ebpf::Options::default().bpffs),
         memory_ports: cli.memory_ports,
+        dispatch: cli.upcall_dispatch,
     });
     if cli.check {
         switch.check(&desired).map_err(|error| (WRONG, one_line(error.as_ref())))?;

@@ -139,6 +139,8 @@ pub enum DatapathType {
     Ebpf,
     /// The datapath in this process: `userspace`, the field's `netdev`.
     Userspace,
+    /// The kernel's own `openvswitch` module: `netlink`.
+    Netlink,
 }
 
 /// What a bridge does without a controller.
@@ -167,7 +169,8 @@ impl FromStr for DatapathType {
         match text {
             "ebpf" | "system" => Ok(DatapathType::Ebpf),
             "userspace" | "netdev" => Ok(DatapathType::Userspace),
-            _ => Err(UnknownName { what: "datapath", given: text.to_owned(), expected: "ebpf or userspace" }),
+            "netlink" => Ok(DatapathType::Netlink),
+            _ => Err(UnknownName { what: "datapath", given: text.to_owned(), expected: "ebpf, userspace or netlink" }),
         }
     }
 }
@@ -177,6 +180,7 @@ impl fmt::Display for DatapathType {
         f.write_str(match self {
             DatapathType::Ebpf => "ebpf",
             DatapathType::Userspace => "userspace",
+            DatapathType::Netlink => "netlink",
         })
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BridgeConfig, DesiredState, OFPORT_MAX, Options, PortConfig, PortKind, PortVlan, VlanMode};
+use super::{BridgeConfig, DatapathType, DesiredState, OFPORT_MAX, Options, PortConfig, PortKind, PortVlan, VlanMode};
 
 /// The most bytes in the name of a network device (`IFNAMSIZ` less its terminator).
 const NAME_MAX: usize = 15;
@@ -105,6 +105,14 @@ pub enum Invalid {
         /// What the peer is instead.
         is: String,
     },
+    /// Two engines in the kernel, which would both be the datapath of type `system`.
+    #[error("bridges {ebpf} (ebpf) and {netlink} (netlink): one daemon has one datapath in the kernel")]
+    TwoKernelDatapaths {
+        /// A bridge on eBPF programs.
+        ebpf: String,
+        /// A bridge on the kernel's module.
+        netlink: String,
+    },
     /// A number out of range.
     #[error("{what} is {given}, it must be at least {least}")]
     TooSmall {
@@ -132,6 +140,10 @@ pub fn validate(state: &DesiredState) -> Result<(), Invalid> {
         vlan(&bridge.name, &bridge.settings.local_vlan)?;
         at_least(&format!("mac-table-size of bridge {}", bridge.name), bridge.settings.mac_table_size, 1)?;
         at_least(&format!("mac-aging-time of bridge {}", bridge.name), bridge.settings.mac_aging_time, 1)?;
+    }
+    let of_type = |kind| state.bridges.iter().find(|bridge| bridge.datapath_type == kind);
+    if let (Some(ebpf), Some(netlink)) = (of_type(DatapathType::Ebpf), of_type(DatapathType::Netlink)) {
+        return Err(Invalid::TwoKernelDatapaths { ebpf: ebpf.name.clone(), netlink: netlink.name.clone() });
     }
     let mut ports = BTreeMap::new();
     for bridge in &state.bridges {

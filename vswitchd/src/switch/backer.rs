@@ -10,14 +10,15 @@ use std::sync::atomic::Ordering;
 use dpif::Dpif;
 use dpif::inproc::{self, InprocDatapath, PortBackend};
 use dpif_ebpf::EbpfDpif;
+use dpif_netlink::NetlinkDpif;
 
 use super::Setup;
 use super::shared::Shared;
 use crate::config::{DatapathType, Options};
 use crate::reconcile::SwitchError;
 
-/// The name of the eBPF datapath, that of the kernel's own in the field.
-const EBPF_NAME: &str = "ovs-system";
+/// The name of the datapath in the kernel, be it eBPF programs or the kernel's module.
+const SYSTEM_NAME: &str = "ovs-system";
 /// The name of the userspace datapath, as in the field.
 const USERSPACE_NAME: &str = "ovs-netdev";
 
@@ -41,9 +42,20 @@ impl Backer {
     ) -> Result<Backer, SwitchError> {
         let (dpif, adopted): (Arc<dyn Dpif>, bool) = match kind {
             DatapathType::Ebpf => {
-                let dpif = EbpfDpif::open(EBPF_NAME, &ebpf_options(setup, options))?;
+                let dpif = EbpfDpif::open(SYSTEM_NAME, &ebpf_options(setup, options))?;
                 let adopted = dpif.was_adopted();
                 (Arc::new(dpif), adopted)
+            }
+            DatapathType::Netlink => {
+                if options.max_flows.is_some() {
+                    return Err(
+                        "max-flows is not supported by datapath netlink: the kernel's module has no limit".into()
+                    );
+                }
+                let options = dpif_netlink::Options { name: SYSTEM_NAME.into(), dispatch: setup.dispatch };
+                let dpif = NetlinkDpif::open(&options)?;
+                let found = dpif.was_found();
+                (Arc::new(dpif), found)
             }
             DatapathType::Userspace => {
                 (Arc::new(InprocDatapath::with_options(userspace_options(setup, options))), false)
@@ -88,7 +100,7 @@ impl Backer {
     /// Ends. What can go on without the process does, unless it should not.
     pub(super) fn shutdown(&self, cleanup: bool) -> Result<(), SwitchError> {
         match (cleanup, self.kind) {
-            (false, DatapathType::Ebpf) => self.switch.stop(),
+            (false, DatapathType::Ebpf | DatapathType::Netlink) => self.switch.stop(),
             // A datapath in this process would not outlive it, but its devices want their settings back.
             _ => self.switch.destroy()?,
         }

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use backer::Backer;
+use dpif_netlink::DispatchMode;
 use ofproto::{PortVlan, Trunks};
 use ports::Ports;
 use shared::Shared;
@@ -32,6 +33,8 @@ pub struct Setup {
     pub bpffs: PathBuf,
     /// Ports of the userspace datapath are queues in memory instead of network devices.
     pub memory_ports: bool,
+    /// How the kernel's module spreads upcalls; `None` takes the best that the kernel has.
+    pub dispatch: Option<DispatchMode>,
 }
 
 /// The bridges on all datapaths.

@@ -73,7 +73,9 @@ impl<'a, W: Write> Programs<'a, W> {
                 }
                 self.add(&library, &fs::read(&library)?, 0o755)?;
             }
-            self.add(path, &stripped(file).unwrap_or(bytes), mode)
+            // What can't be run, such as an object of BPF programs, is taken as it is.
+            let stripped = (mode & 0o111 != 0).then(|| stripped(file)).flatten();
+            self.add(path, &stripped.unwrap_or(bytes), mode)
         } else {
             self.add(path, &bytes, mode)
         }

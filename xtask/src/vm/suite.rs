@@ -13,11 +13,18 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Run, prepare};
 use crate::cmd;
+use testkit::tools;
 
-/// Programs of tests that run in the machine: package and test.
-const TESTS: [(&str, &str); 1] = [("dpif-netlink", "kernel")];
+/// Programs of tests that run in the machine: package and test, and what in them is not for it (`--skip`).
+const TESTS: [(&str, &str, &[&str]); 2] = [("dpif-netlink", "kernel", &[]), ("vswitchd", "forwarding", &[])];
+/// Programs and files that the tests look for.
+const FILES: [&str; 3] = ["rust-toolchain.toml", "target/bpf/port-entry.o", "target/bpf/tc.o"];
+/// The reference switch's tools, where they are unpacked.
+const TOOLS: [&str; 2] = ["ovs-appctl", "ovs-dpctl"];
 /// Kernels that they run on.
 const KERNELS: [&str; 2] = ["6.1", "6.12"];
+/// MiB: the image lies in memory twice for a while.
+const MEMORY: u32 = 1536;
 
 /// Options of `test-vm`.
 #[derive(clap::Args)]
@@ -40,20 +47,21 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let kernels: Vec<String> =
         if options.kernels.is_empty() { KERNELS.map(String::from).to_vec() } else { options.kernels.clone() };
     let mut failed = Vec::new();
+    let script = script(&programs, &options.args);
+    let command = ["sh".to_owned(), "-c".into(), script];
+    let datapaths = std::env::var("SLUICE_DATAPATHS").unwrap_or_else(|_| "netlink,ebpf".into());
+    let env = [format!("SLUICE_DATAPATHS={datapaths}")];
+    let files: Vec<PathBuf> = files(&programs)?;
     for kernel in &kernels {
-        for program in &programs {
-            let step = cmd::step(format!("tests on {kernel}"));
-            let path = program.to_str().context("the test program's path is not text")?;
-            let mut command = vec![path.to_owned(), "--test-threads=1".into(), "--nocapture".into()];
-            command.extend(options.args.iter().cloned());
-            let run =
-                Run { kernel, command: &command, timeout: Duration::from_secs(options.timeout), ..Run::default() };
-            match prepare(&run)?.boot()? {
-                0 => step.done("passed"),
-                code => {
-                    step.done(format!("FAILED with exit code {code}"));
-                    failed.push(kernel.clone());
-                }
+        let step = cmd::step(format!("tests on {kernel}"));
+        let timeout = Duration::from_secs(options.timeout);
+        let run =
+            Run { kernel, command: &command, files: &files, env: &env, timeout, memory: MEMORY, ..Run::default() };
+        match prepare(&run)?.boot()? {
+            0 => step.done("passed"),
+            code => {
+                step.done(format!("FAILED with exit code {code}"));
+                failed.push(kernel.clone());
             }
         }
     }
@@ -62,18 +70,48 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     Ok(failed.is_empty())
 }
 
+/// What the shell in the machine is to do: all programs one after the other, and fail if one did.
+fn script(programs: &[Program], args: &[String]) -> String {
+    let mut script = String::from("code=0\n");
+    for Program { file, skip, .. } in programs {
+        let quoted = args.iter().map(|arg| format!(" '{}'", arg.replace('\'', r"'\''"))).collect::<String>();
+        let skip = skip.iter().map(|name| format!(" --skip {name}")).collect::<String>();
+        script += &format!("'{}' --test-threads=1 --nocapture{skip}{quoted} || code=1\n", file.display());
+    }
+    script + "exit $code\n"
+}
+
+/// What goes into the machine: the programs, the daemon that they run, and what else they look for.
+fn files(programs: &[Program]) -> Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> = programs.iter().map(|program| program.file.clone()).collect();
+    files.extend(programs.iter().filter_map(|program| program.daemon.clone()));
+    files.extend(FILES.map(|file| cmd::root().join(file)).into_iter().filter(|file| file.is_file()));
+    files.extend(TOOLS.iter().filter_map(|tool| tools::find(tool)));
+    Ok(files)
+}
+
+/// A program of tests.
+struct Program {
+    file: PathBuf,
+    /// The daemon beside it, where there is one.
+    daemon: Option<PathBuf>,
+    skip: &'static [&'static str],
+}
+
 /// Builds the test programs, and finds out where they are.
-fn build() -> Result<Vec<PathBuf>> {
+fn build() -> Result<Vec<Program>> {
     let mut programs = Vec::new();
-    for (package, test) in TESTS {
+    for (package, test, skip) in TESTS {
         let mut cargo = cmd::cargo();
         cargo.args(["test", "--no-run", "--quiet", "--package", package, "--test", test, "--message-format", "json"]);
         let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("can't run cargo")?;
         if !output.status.success() {
             bail!("test {test} of {package} does not build");
         }
-        let found = executable(&String::from_utf8_lossy(&output.stdout), test);
-        programs.push(found.with_context(|| format!("cargo does not say where test {test} of {package} is"))?);
+        let messages = String::from_utf8_lossy(&output.stdout);
+        let file = executable(&messages, test)
+            .with_context(|| format!("cargo does not say where test {test} of {package} is"))?;
+        programs.push(Program { file, daemon: executable(&messages, package), skip });
     }
     Ok(programs)
 }
