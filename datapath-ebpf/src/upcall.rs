@@ -117,10 +117,10 @@ impl Record<'_> {
                 return Err(DropReason::UpcallRingFull);
             }
             self.fill(memory.cast());
-            let len = crate::opaque(self.len);
-            // The helper refuses a length of 0; a frame has at least an Ethernet header.
-            if len == 0
-                || len > CLASS as u64
+            // The helper refuses a length of 0. Before Linux 6.8 the verifier learns nothing of "not 0", so the length is made from
+            // one less: it lies between 1 and 65,536 whatever the packet says, and 0, which no frame has, becomes too long.
+            let len = (crate::opaque(self.len.wrapping_sub(1)) & 0xffff) + 1;
+            if len > CLASS as u64
                 || bpf_skb_load_bytes(self.skb.0.cast(), 0, memory.add(HEADER).cast(), len as u32) != 0
             {
                 bpf_ringbuf_discard(memory.cast(), 0);

@@ -20,9 +20,12 @@ use crate::flow;
 use crate::kernel::{DatapathInfo, Kernel, Request};
 use crate::message::F_ECHO;
 use crate::owner;
-use crate::probe::{self, Probed};
+use crate::probe;
 use crate::uapi::{cmd, feature, packet_cmd};
 use crate::vport::{VportInfo, VportType, Which};
+
+/// The name of the only cache that has a size: of a packet's hash the mask that it was found under.
+const MASKS_CACHE: &str = "masks-cache";
 
 /// How a datapath is opened.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,7 +42,7 @@ pub struct NetlinkDpif {
     kernel: Kernel,
     name: String,
     ifindex: i32,
-    probed: Probed,
+    probed: Features,
     dispatch: Dispatch,
     devices: Mutex<Devices>,
     namespace: Namespace,
@@ -102,7 +105,7 @@ impl NetlinkDpif {
     }
 
     /// What the kernel can do.
-    pub fn probed(&self) -> &Probed {
+    pub fn probed(&self) -> &Features {
         &self.probed
     }
 
@@ -239,7 +242,7 @@ impl Dpif for NetlinkDpif {
     }
 
     fn features(&self) -> Features {
-        let mut features = self.probed.features();
+        let mut features = self.probed.clone();
         if self.dispatch.mode() == DispatchMode::PerCpu {
             // The kernel sends each CPU's upcalls to one socket, so that is how many handlers there can be work for.
             let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -380,6 +383,19 @@ impl Dpif for NetlinkDpif {
 
     fn recv_purge(&self, handler: u32) -> Result<usize> {
         self.dispatch.purge(handler)
+    }
+
+    fn caches(&self) -> Result<Vec<(&'static str, u32)>> {
+        let size = self.kernel.datapath_info(self.ifindex)?.masks_cache_size;
+        Ok(size.map(|size| (MASKS_CACHE, size)).into_iter().collect())
+    }
+
+    fn cache_set_size(&self, cache: &str, size: u32) -> Result<()> {
+        if cache != MASKS_CACHE {
+            return Err(DpifError::Invalid(format!("{cache} is no cache of this datapath: expected {MASKS_CACHE}")));
+        }
+        // Whoever says one thing about a datapath says its features too, or loses them.
+        self.kernel.set_masks_cache_size(self.ifindex, features_of(self.dispatch.mode()), size)
     }
 
     fn destroy(&self) -> Result<()> {

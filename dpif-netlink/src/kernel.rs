@@ -5,7 +5,7 @@ use std::io;
 use dpif::{DpStats, DpifError, Result};
 use nix::errno::Errno;
 
-use crate::attr::{Attrs, Writer, str_of, u32_of};
+use crate::attr::{Attrs, Writer, u32_of};
 use crate::codec;
 use crate::error::{self, Failed};
 use crate::families::{Families, Family};
@@ -191,22 +191,6 @@ impl Kernel {
         let set =
             self.datapath_request(cmd::SET, ifindex, &attrs, || format!("can't set the cache's size to {size}"))?;
         set.map(drop).ok_or_else(|| DpifError::Kernel("the datapath is gone".into()))
-    }
-
-    /// All datapaths of the module in this network namespace, by name.
-    pub(crate) fn datapath_names(&self) -> Result<Vec<String>> {
-        let mut names = Vec::new();
-        self.dump(
-            0,
-            self.families.datapath,
-            |_| {},
-            |attrs| {
-                names.extend(Attrs::new(attrs).find(dp::NAME).and_then(str_of).map(str::to_owned));
-                true
-            },
-        )?;
-        names.sort();
-        Ok(names)
     }
 
     pub(crate) fn delete_datapath(&self, ifindex: i32) -> Result<()> {

@@ -11,7 +11,7 @@
 //! | `kernel`, [`vport`], `flow`, [`packet`], `operate` | requests about each kind of thing, batches |
 //! | `devices`, `owner` | devices that come and go; who has the datapath already |
 //! | [`dispatch`] | which socket an upcall goes to, and how handlers read it |
-//! | [`probe`] | what the kernel can do |
+//! | `probe` | what the kernel can do |
 //! | [`NetlinkDpif`] | all of it as a [`dpif::Dpif`] |
 //!
 //! The table of flows, its lookup and the packets' way are the kernel's; here is no state but sockets, so a datapath that
@@ -32,7 +32,7 @@ mod message;
 mod operate;
 mod owner;
 pub mod packet;
-pub mod probe;
+mod probe;
 mod socket;
 pub mod uapi;
 pub mod vport;
@@ -40,5 +40,4 @@ pub mod vport;
 pub use self::datapath::{NetlinkDpif, Options};
 pub use self::dispatch::{DispatchMode, Overflow};
 pub use self::families::module_is_loaded;
-pub use self::probe::Probed;
 pub use self::vport::{VportInfo, VportType};

@@ -40,8 +40,9 @@ use self::run::{Run, Sink};
 use self::table::{Found, NewFlow, Table};
 use crate::Result;
 use crate::error::DpifError;
+use crate::features::Features;
 use crate::flow::{DatapathFlow, FlowPut, FlowStats, Ufid};
-use crate::interface::{DpStats, Dpif, Execute, Features};
+use crate::interface::{DpStats, Dpif, Execute};
 use crate::meter::{MeterConfig, MeterFeatures, MeterStats};
 use crate::packet::Packet;
 use crate::port::{OdpPort, PortEvent, PortInfo, PortKind, PortSpec, PortStats};
@@ -287,7 +288,7 @@ impl Dpif for InprocDatapath {
     }
 
     fn features(&self) -> Features {
-        Features { clone: true, sample_nesting: program::MAX_NESTING, ..crate::program::features() }
+        crate::program::features_of(program::compile)
     }
 
     fn stats(&self) -> Result<DpStats> {

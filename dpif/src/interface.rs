@@ -8,6 +8,7 @@ use datapath_common::FlowKey;
 use crate::Result;
 use crate::action::Action;
 use crate::error::DpifError;
+use crate::features::Features;
 use crate::flow::{DatapathFlow, FlowPut, FlowStats, Ufid};
 use crate::meter::{MeterConfig, MeterFeatures, MeterStats};
 use crate::packet::Packet;
@@ -35,31 +36,6 @@ pub struct DpStats {
     pub max_flows: u64,
     /// Packets dropped, by reason.
     pub drops: Vec<(&'static str, u64)>,
-}
-
-/// What an engine can do.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Features {
-    /// VLAN tags that it extracts.
-    pub max_vlan_headers: usize,
-    /// MPLS labels that it extracts.
-    pub max_mpls_depth: usize,
-    /// Recirculation.
-    pub recirc: bool,
-    /// `Action::Trunc`.
-    pub trunc: bool,
-    /// `Action::Clone`.
-    pub clone: bool,
-    /// `Action::Sample` nesting.
-    pub sample_nesting: usize,
-    /// `Action::CheckPktLen`.
-    pub check_pkt_len: bool,
-    /// `Action::Drop`.
-    pub explicit_drop: bool,
-    /// Connection tracking.
-    pub ct: bool,
-    /// Number of handlers that the backend insists on, if it does.
-    pub required_handlers: Option<u32>,
 }
 
 /// A packet to run actions on.
@@ -220,6 +196,15 @@ pub trait Dpif: Send + Sync {
     /// Deletes tracked connections, of all zones or of one.
     fn ct_flush(&self, _zone: Option<u16>) -> Result<()> {
         Err(DpifError::Unsupported("connection tracking".into(), self.engine().into()))
+    }
+
+    /// The caches that an operator may size, by the field's names, with their places.
+    fn caches(&self) -> Result<Vec<(&'static str, u32)>> {
+        Err(DpifError::Unsupported("sizing a cache".into(), self.engine().into()))
+    }
+    /// Sets how many places a cache has; 0 turns it off.
+    fn cache_set_size(&self, _cache: &str, _size: u32) -> Result<()> {
+        Err(DpifError::Unsupported("sizing a cache".into(), self.engine().into()))
     }
 
     /// How long a flow must at least rest between deletion and reuse of its memory; for reports.

@@ -12,6 +12,7 @@
 
 pub mod action;
 pub mod error;
+pub mod features;
 pub mod flow;
 pub mod inproc;
 pub mod interface;
@@ -27,8 +28,9 @@ pub mod upcall;
 pub use action::{Action, CtAction, HashAlg, KeyAttr, NatAction, NatDirection, SetAction, UserspaceAction};
 pub use datapath_common::{Be16, Be32, Be64, FlowKey, Vlan};
 pub use error::DpifError;
+pub use features::{CtKeys, Features};
 pub use flow::{DatapathFlow, FlowPut, FlowStats, PutMode, Ufid};
-pub use interface::{DpStats, Dpif, DpifOp, Execute, Features};
+pub use interface::{DpStats, Dpif, DpifOp, Execute};
 pub use meter::{BandStats, MeterBand, MeterConfig, MeterFeatures, MeterStats, MeterUnit};
 pub use observed::Observed;
 pub use packet::Packet;

@@ -339,6 +339,14 @@ impl Dpif for Observed {
         self.dpif.ct_flush(zone)
     }
 
+    fn caches(&self) -> Result<Vec<(&'static str, u32)>> {
+        self.dpif.caches()
+    }
+
+    fn cache_set_size(&self, cache: &str, size: u32) -> Result<()> {
+        self.dpif.cache_set_size(cache, size)
+    }
+
     fn grace_period(&self) -> Duration {
         self.dpif.grace_period()
     }

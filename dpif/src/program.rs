@@ -6,14 +6,16 @@
 //! go before it. And where such a move would cross a change to the packet, the list is refused: the caller then runs it in
 //! userspace, packet by packet.
 
+use std::convert::Infallible;
+
 use datapath_common::apply::settable;
 use datapath_common::extract::{eth_type, ip_proto};
 use datapath_common::key::KEY_WORDS;
 use datapath_common::op::{HASH_ALG_L4, MAX_COOKIE, MAX_PROGRAM_OPS, OP_LAST};
 use datapath_common::{Be16, FlowKey, Op, OpKind, Vlan};
 
-use crate::action::{Action, HashAlg, KeyAttr, SetAction, UserspaceAction};
-use crate::interface::Features;
+use crate::action::{Action, CtAction, HashAlg, KeyAttr, SetAction, UserspaceAction};
+use crate::features::Features;
 use crate::port::OdpPort;
 
 /// Why a list of actions has no program. The text names what is missing.
@@ -27,19 +29,21 @@ pub enum CompileError {
     Invalid(String),
 }
 
-/// What an engine can do that runs what is compiled here.
+/// What an engine can do that runs what [`compile`] makes.
 pub fn features() -> Features {
-    Features {
-        max_vlan_headers: 2,
-        max_mpls_depth: 3,
-        recirc: true,
-        trunc: true,
-        clone: false,
-        sample_nesting: 0,
-        check_pkt_len: false,
-        explicit_drop: true,
-        ct: false,
-        required_handlers: None,
+    features_of(compile)
+}
+
+/// What an engine can do that runs what `compile` makes. Keys may have every field that extraction fills.
+pub fn features_of(compile: impl Fn(&[Action]) -> Result<Vec<Op>, CompileError>) -> Features {
+    let ct = compile(&[Action::Ct(CtAction::default())]).is_ok();
+    let probed = Features::probe(|_, mask, actions| {
+        let tracked = mask.ct_state != 0 || mask.ct_zone != 0 || mask.ct_mark != 0 || mask.ct_label != [0; 16];
+        Ok::<_, Infallible>((ct || !tracked) && compile(actions).is_ok())
+    });
+    match probed {
+        Ok(features) => features,
+        Err(never) => match never {},
     }
 }
 

@@ -122,6 +122,10 @@ impl Switch {
     /// A switch over a datapath, without bridges. Nothing happens to the datapath yet.
     pub fn new(dpif: Arc<dyn Dpif>, options: Options) -> Self {
         let dpif = Arc::new(dpif::Observed::new(dpif));
+        let name = format!("{}@{}", dpif.datapath_type(), dpif.name());
+        for line in dpif.features().report(&name) {
+            tracing::info!(target: "ofproto_dpif", "{line}");
+        }
         let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), options.limits()));
         let threads = Mutex::new((options.n_handlers, options.n_revalidators));
         Self { backer, threads, admin: Mutex::new(()), engine: Mutex::new(None) }

@@ -1,4 +1,4 @@
-//! The reference switch on real devices, as a peer of benchmarks: its database and its daemon with the userspace datapath, in a
+//! The reference switch on real devices, as a peer of benchmarks: its database and its daemon, in a
 //! network namespace of the caller's, gone when the guard is dropped.
 
 use std::fs::File;
@@ -27,6 +27,14 @@ impl ReferenceSwitch {
     /// # Errors
     /// A program is missing, or does not start.
     pub fn start(namespace: &Netns, ports: &[&str]) -> io::Result<Self> {
+        Self::start_on(namespace, "netdev", ports)
+    }
+
+    /// As [`ReferenceSwitch::start`], with the datapath of this type: `netdev`, or `system` for the kernel's module.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_on(namespace: &Netns, datapath_type: &str, ports: &[&str]) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("ovs").tempdir()?;
         let (database, socket) = (folder.path().join("conf.db"), folder.path().join("db.sock"));
         process::run_ok(tool("ovsdb-tool")?.arg("create").arg(&database).arg(schema()), TIMEOUT)?;
@@ -42,13 +50,17 @@ impl ReferenceSwitch {
         let remote = format!("unix:{}", socket.display());
         let control = folder.path().join("ctl");
         let unixctl = format!("--unixctl={}", control.display());
-        let vswitchd = spawn(namespace, folder.path(), "ovs-vswitchd", &["--disable-system", &unixctl, &remote])?;
+        let mut args = vec![unixctl.as_str(), remote.as_str()];
+        if datapath_type != "system" {
+            args.insert(0, "--disable-system");
+        }
+        let vswitchd = spawn(namespace, folder.path(), "ovs-vswitchd", &args)?;
         if !wait_until(TIMEOUT, || control.exists()) {
             return Err(Error::other("ovs-vswitchd doesn't start"));
         }
         let switch = Self { vswitchd, _ovsdb: ovsdb, folder };
         let mut line = format!(
-            "--db={remote} --no-wait init -- add-br br0 -- set bridge br0 datapath_type=netdev fail-mode=secure"
+            "--db={remote} --no-wait init -- add-br br0 -- set bridge br0 datapath_type={datapath_type} fail-mode=secure"
         );
         for (i, port) in ports.iter().enumerate() {
             line += &format!(" -- add-port br0 {port} -- set interface {port} ofport_request={}", i + 1);

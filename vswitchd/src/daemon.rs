@@ -92,6 +92,7 @@ pub fn run(
     vlog: &Vlog,
     switch: &mut dyn Switch,
 ) -> Result<(), DaemonError> {
+    more_descriptors();
     let _pidfile = pidfile_path(program, cli)?.map(|path| Pidfile::create(&path)).transpose()?;
     if let Some(path) = log_path(program, cli)? {
         vlog.set_file(&path).map_err(|source| DaemonError::Log { path, source })?;
@@ -126,6 +127,16 @@ pub fn run(
     // The answer leaves, then the socket goes, then the pidfile: who waits for that waits for everything.
     drop(server);
     result
+}
+
+/// Takes as many file descriptors as the system allows: some datapaths want one for each port.
+fn more_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
+    if let Err(error) = raised {
+        tracing::debug!("the limit of open files stays as it is: {error}");
+    }
 }
 
 /// What `--version` and the command `version` say.

@@ -16,11 +16,14 @@ use crate::cmd;
 use testkit::tools;
 
 /// Programs of tests that run in the machine: package and test, and what in them is not for it (`--skip`).
-const TESTS: [(&str, &str, &[&str]); 2] = [("dpif-netlink", "kernel", &[]), ("vswitchd", "forwarding", &[])];
+const TESTS: [(&str, &str, &[&str]); 3] =
+    [("dpif-netlink", "kernel", &[]), ("vswitchd", "netlink", &[]), ("vswitchd", "forwarding", &[])];
 /// Programs and files that the tests look for.
 const FILES: [&str; 3] = ["rust-toolchain.toml", "target/bpf/port-entry.o", "target/bpf/tc.o"];
 /// The reference switch's tools, where they are unpacked.
-const TOOLS: [&str; 2] = ["ovs-appctl", "ovs-dpctl"];
+const TOOLS: [&str; 6] = ["ovs-appctl", "ovs-dpctl", "ovs-vsctl", "ovs-vswitchd", "ovsdb-server", "ovsdb-tool"];
+/// The reference switch's database has a schema.
+const SCHEMA: &str = "usr/share/openvswitch/vswitch.ovsschema";
 /// Kernels that they run on.
 const KERNELS: [&str; 2] = ["6.1", "6.12"];
 /// MiB: the image lies in memory twice for a while.
@@ -86,6 +89,7 @@ fn files(programs: &[Program]) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = programs.iter().map(|program| program.file.clone()).collect();
     files.extend(programs.iter().filter_map(|program| program.daemon.clone()));
     files.extend(FILES.map(|file| cmd::root().join(file)).into_iter().filter(|file| file.is_file()));
+    files.extend(Some(tools::ovs_folder().join(SCHEMA)).filter(|file| file.is_file()));
     files.extend(TOOLS.iter().filter_map(|tool| tools::find(tool)));
     Ok(files)
 }
