@@ -83,8 +83,8 @@ pub enum DpifOp<'a> {
     },
 }
 
-/// A datapath. All methods may be called from any thread. Whoever adds one passes it on in
-/// [`Observed`](crate::Observed), a default included.
+/// A datapath. All methods may be called from any thread. Whoever adds one adds it to the list
+/// of [`Layer`](crate::layer::Layer), too, a default included.
 pub trait Dpif: Send + Sync {
     /// Name of the datapath, such as `ovs-system`.
     fn name(&self) -> &str;
@@ -152,14 +152,7 @@ pub trait Dpif: Send + Sync {
 
     /// Runs a batch in order; each operation holds its result. Deletions may share one grace period.
     fn operate(&self, ops: &mut [DpifOp<'_>]) {
-        for op in ops {
-            match op {
-                DpifOp::FlowPut { put, result } => *result = self.flow_put(put),
-                DpifOp::FlowDel { ufid, result } => *result = self.flow_del(*ufid),
-                DpifOp::FlowGet { ufid, result } => *result = self.flow_get(*ufid).map(Box::new),
-                DpifOp::Execute { execute, result } => *result = self.execute(*execute),
-            }
-        }
+        crate::layer::one_by_one(self, ops);
     }
 
     /// Sets how many handlers receive upcalls; 0 = nobody listens and misses count as lost. Handlers must not be receiving.

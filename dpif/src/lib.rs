@@ -16,6 +16,7 @@ pub mod features;
 pub mod flow;
 pub mod inproc;
 pub mod interface;
+pub mod layer;
 pub mod meter;
 pub mod observed;
 pub mod odp;

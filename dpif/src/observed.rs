@@ -9,14 +9,13 @@
 
 use std::ffi::CString;
 use std::fmt::Write;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
+use crate::layer::Layer;
 use crate::odp::Style;
 use crate::{
-    DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, MeterConfig, MeterFeatures,
-    MeterStats, OdpPort, PortEvent, PortInfo, PortSpec, PortStats, PutMode, Result, Ufid, UpcallBatch, UpcallKind,
+    DatapathFlow, Dpif, DpifError, DpifOp, Execute, FlowPut, FlowStats, MeterConfig, MeterStats, OdpPort, PortSpec,
+    PutMode, Result, Ufid, UpcallBatch, UpcallKind,
 };
 
 /// A datapath that is looked at.
@@ -163,25 +162,9 @@ fn metadata(execute: &Execute<'_>) -> datapath_common::FlowKey {
     key
 }
 
-impl Dpif for Observed {
-    fn name(&self) -> &str {
-        self.dpif.name()
-    }
-
-    fn datapath_type(&self) -> &'static str {
-        self.dpif.datapath_type()
-    }
-
-    fn engine(&self) -> &'static str {
-        self.dpif.engine()
-    }
-
-    fn features(&self) -> Features {
-        self.dpif.features()
-    }
-
-    fn stats(&self) -> Result<DpStats> {
-        self.dpif.stats()
+impl Layer for Observed {
+    fn below(&self) -> &dyn Dpif {
+        &*self.dpif
     }
 
     fn port_add(&self, spec: &PortSpec) -> Result<OdpPort> {
@@ -202,26 +185,6 @@ impl Dpif for Observed {
         result
     }
 
-    fn ports(&self) -> Result<Vec<PortInfo>> {
-        self.dpif.ports()
-    }
-
-    fn port_by_name(&self, name: &str) -> Result<Option<PortInfo>> {
-        self.dpif.port_by_name(name)
-    }
-
-    fn own_port(&self) -> Option<OdpPort> {
-        self.dpif.own_port()
-    }
-
-    fn port_stats(&self, port: OdpPort) -> Result<PortStats> {
-        self.dpif.port_stats(port)
-    }
-
-    fn port_events(&self) -> Vec<PortEvent> {
-        self.dpif.port_events()
-    }
-
     fn flow_put(&self, put: &FlowPut) -> Result<()> {
         let result = self.dpif.flow_put(put);
         self.put(put, &result);
@@ -238,22 +201,6 @@ impl Dpif for Observed {
         let result = self.dpif.flow_del(ufid);
         self.del(ufid, &result);
         result
-    }
-
-    fn flow_dump(&self, visit: &mut dyn FnMut(&DatapathFlow) -> bool) -> Result<()> {
-        self.dpif.flow_dump(visit)
-    }
-
-    fn flow_dump_stats(&self, visit: &mut dyn FnMut(Ufid, FlowStats) -> bool) -> Result<()> {
-        self.dpif.flow_dump_stats(visit)
-    }
-
-    fn flow_dump_parts(&self) -> usize {
-        self.dpif.flow_dump_parts()
-    }
-
-    fn flow_dump_stats_part(&self, part: usize, flows: &mut Vec<(Ufid, FlowStats)>) -> Result<()> {
-        self.dpif.flow_dump_stats_part(part, flows)
     }
 
     fn flow_flush(&self) -> Result<()> {
@@ -281,10 +228,6 @@ impl Dpif for Observed {
         }
     }
 
-    fn handlers_set(&self, n_handlers: u32) -> Result<()> {
-        self.dpif.handlers_set(n_handlers)
-    }
-
     fn recv(&self, handler: u32, batch: &mut UpcallBatch) -> Result<usize> {
         let n = self.dpif.recv(handler, batch)?;
         let log = tracing::enabled!(target: "dpif", tracing::Level::DEBUG);
@@ -299,21 +242,9 @@ impl Dpif for Observed {
         Ok(n)
     }
 
-    fn recv_fd(&self, handler: u32) -> Result<BorrowedFd<'_>> {
-        self.dpif.recv_fd(handler)
-    }
-
     fn recv_purge(&self, handler: u32) -> Result<usize> {
         coverage::inc!("dpif_purge");
         self.dpif.recv_purge(handler)
-    }
-
-    fn upcalls_lost(&self) -> Vec<(OdpPort, u32, u64)> {
-        self.dpif.upcalls_lost()
-    }
-
-    fn meter_features(&self) -> MeterFeatures {
-        self.dpif.meter_features()
     }
 
     fn meter_set(&self, id: u32, config: &MeterConfig) -> Result<()> {
@@ -333,22 +264,6 @@ impl Dpif for Observed {
         let result = self.dpif.meter_del(id);
         self.meter("del", id, result.as_ref().err());
         result
-    }
-
-    fn ct_flush(&self, zone: Option<u16>) -> Result<()> {
-        self.dpif.ct_flush(zone)
-    }
-
-    fn caches(&self) -> Result<Vec<(&'static str, u32)>> {
-        self.dpif.caches()
-    }
-
-    fn cache_set_size(&self, cache: &str, size: u32) -> Result<()> {
-        self.dpif.cache_set_size(cache, size)
-    }
-
-    fn grace_period(&self) -> Duration {
-        self.dpif.grace_period()
     }
 
     fn destroy(&self) -> Result<()> {

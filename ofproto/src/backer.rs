@@ -15,7 +15,9 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::bridge::Config;
 use crate::clock::Clock;
-use crate::upcall::{FlowLimit, LossWatch, RecentMasks, UkeyTable, Warnings};
+use crate::export::Exporter;
+use crate::packet_in::PacketInSink;
+use crate::upcall::{Caps, Census, FlowLimit, LossWatch, RecentMasks, UkeyTable, Warnings};
 
 /// What the threads of a switch share.
 pub(crate) struct Backer {
@@ -27,6 +29,8 @@ pub(crate) struct Backer {
     writer: Mutex<()>,
     generation: AtomicU64,
     pub(crate) ukeys: UkeyTable,
+    pub(crate) census: Census,
+    sinks: ArcSwap<Sinks>,
     pub(crate) recent: RecentMasks,
     pub(crate) adapted_limit: FlowLimit,
     pub(crate) losses: LossWatch,
@@ -38,10 +42,18 @@ pub(crate) struct Backer {
     pub(crate) revalidation: crate::upcall::Revalidation,
 }
 
+/// Where packets go that come up for somebody else than the switch.
+#[derive(Clone, Default)]
+pub(crate) struct Sinks {
+    pub(crate) packet_in: Option<Arc<dyn PacketInSink>>,
+    pub(crate) exporter: Option<Arc<dyn Exporter>>,
+}
+
 /// Limits of the upcall engine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) flow_limit: usize,
+    pub(crate) caps: Caps,
     pub(crate) max_idle_ms: u64,
     pub(crate) max_revalidator_ms: u64,
     pub(crate) min_revalidate_pps: u64,
@@ -67,6 +79,8 @@ impl Backer {
             // 0 is the generation of what has never been translated.
             generation: AtomicU64::new(1),
             ukeys: UkeyTable::default(),
+            census: Census::default(),
+            sinks: ArcSwap::default(),
             recent: RecentMasks::default(),
             adapted_limit: FlowLimit::default(),
             losses: LossWatch::default(),
@@ -94,6 +108,20 @@ impl Backer {
     /// Megaflows that may be installed: the operator's limit, or what the revalidator copes with.
     pub(crate) fn flow_limit(&self) -> usize {
         self.adapted_limit.adapted().min(self.limits().flow_limit)
+    }
+
+    /// Where packets go that come up for somebody else.
+    pub(crate) fn sinks(&self) -> arc_swap::Guard<Arc<Sinks>> {
+        self.sinks.load()
+    }
+
+    /// Changes that. No handler uses what there was before once it has passed its loop.
+    pub(crate) fn set_sinks(&self, change: impl Fn(&mut Sinks)) {
+        self.sinks.rcu(|sinks| {
+            let mut sinks = Sinks::clone(sinks);
+            change(&mut sinks);
+            sinks
+        });
     }
 
     /// The published configuration.

@@ -12,6 +12,7 @@ use openflow::{OfPort, PortNames};
 
 use crate::mac_learning::{DEFAULT_AGING_S, DEFAULT_MAX_ENTRIES, MacTable};
 use crate::port::{Port, PortKind, PortVlan};
+use crate::protocol::{Attached, SlowPaths};
 use crate::recirc::RecircTable;
 use crate::table::{TableStats, Tables};
 
@@ -26,6 +27,8 @@ pub struct Config {
     pub recirc: Arc<RecircTable>,
     /// The other end of each patch port that is connected.
     peers: Arc<HashMap<PortRef, PortRef, ahash::RandomState>>,
+    /// Why and how packets come up beside misses.
+    pub slow_paths: Arc<SlowPaths>,
 }
 
 /// A port of a bridge, by number.
@@ -88,6 +91,16 @@ pub enum FailMode {
 }
 
 impl Bridge {
+    /// A number that stands for the bridge in cookies: a hash of its name, so that it outlives the process.
+    pub fn id(&self) -> u128 {
+        // FNV-1a of 128 bits, by eight bytes: no secret, only the same in every process.
+        let step = |hash: u128, chunk: &[u8]| {
+            let word = chunk.iter().rev().fold(0, |word: u128, byte| word << 8 | u128::from(*byte));
+            (hash ^ word).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+        };
+        self.name.as_bytes().chunks(8).fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, step)
+    }
+
     /// The port called `name`.
     pub fn port_by_name(&self, name: &str) -> Option<&Arc<Port>> {
         self.ports.values().find(|port| port.name == name)
@@ -111,7 +124,13 @@ impl PortNames for Bridge {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { bridges: BTreeMap::new(), by_odp: Arc::default(), recirc: RecircTable::new(), peers: Arc::default() }
+        Self {
+            bridges: BTreeMap::new(),
+            by_odp: Arc::default(),
+            recirc: RecircTable::new(),
+            peers: Arc::default(),
+            slow_paths: Arc::default(),
+        }
     }
 }
 
@@ -148,6 +167,13 @@ impl Config {
             {
                 peers.insert(this.clone(), other.clone());
             }
+        }
+        let is_gone = |attached: &Attached| {
+            let bridge = self.bridges.get(&*attached.bridge);
+            bridge.is_none_or(|bridge| attached.port.is_some_and(|port| !bridge.ports.contains_key(&port)))
+        };
+        if self.slow_paths.protocols.iter().any(is_gone) {
+            Arc::make_mut(&mut self.slow_paths).protocols.retain(|attached| !is_gone(attached));
         }
         self.by_odp = Arc::new(by_odp);
         self.peers = Arc::new(peers);

@@ -14,6 +14,7 @@
 //! | [`xlate`] | translation |
 //! | [`table`], [`classifier`], [`rule`] | which rule matches, and what was looked at to know |
 //! | [`recirc`] | what is left to do when the datapath has looked at the packet again |
+//! | [`protocol`], [`packet_in`], [`export`] | what else a packet may come up for: protocols, controllers, samplers |
 //! | [`mac_learning`] | which port a station is behind |
 //! | [`upcall::revalidator`](upcall) | later: is the megaflow still right, is it still used, who gets its statistics |
 //!
@@ -24,9 +25,12 @@ mod backer;
 pub mod bridge;
 pub mod classifier;
 pub mod clock;
+pub mod export;
 pub mod flow;
 pub mod mac_learning;
+pub mod packet_in;
 pub mod port;
+pub mod protocol;
 pub mod recirc;
 pub mod rule;
 pub mod switch;
@@ -38,5 +42,5 @@ pub mod xlate;
 pub use bridge::{BridgeSettings, FailMode};
 pub use clock::{Clock, ManualClock, MonotonicClock};
 pub use port::{PortKind, PortVlan, Trunks};
-pub use switch::{Options, Switch, SwitchError};
+pub use switch::{Options, Switch, SwitchError, VirtualMeter};
 pub use table::FlowModError;

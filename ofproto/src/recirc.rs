@@ -31,6 +31,17 @@ pub struct Frozen {
     pub set: Vec<Action>,
     /// What is left of the lists of actions, the innermost first.
     pub rest: Vec<Rest>,
+    /// Nothing is left to do: a packet goes to the controllers, and this is what they are told.
+    pub packet_in: Option<PacketInState>,
+}
+
+/// What the controllers are told of a packet, beside the rest of its state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PacketInState {
+    /// The table of the rule that sends it.
+    pub table: u8,
+    /// Bytes that the action gives along.
+    pub userdata: Vec<u8>,
 }
 
 /// What is left of a list of actions.
@@ -38,6 +49,8 @@ pub struct Frozen {
 pub struct Rest {
     /// The table that they stand in.
     pub table: u8,
+    /// The cookie of their rule.
+    pub cookie: u64,
     /// The actions.
     pub actions: Vec<Action>,
 }
@@ -156,7 +169,7 @@ mod tests {
 
     fn state(metadata: u64) -> Frozen {
         let (bridge, set, rest) = ("br0".into(), Vec::new(), Vec::new());
-        Frozen { bridge, in_port: OfPort(1), metadata, regs: [0; 16], trunc: None, set, rest }
+        Frozen { bridge, in_port: OfPort(1), metadata, regs: [0; 16], trunc: None, set, rest, packet_in: None }
     }
 
     #[test]

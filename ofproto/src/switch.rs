@@ -20,10 +20,13 @@ use crate::clock::{Clock, MonotonicClock};
 use crate::mac_learning::MacTable;
 use crate::port::{PatchStats, Port, PortKind, PortVlan};
 use crate::table::{FlowModError, TableStats, Tables};
-use crate::upcall::{self, Engine, HandlerReport, PortUpcalls, ThreadCounts};
+use crate::upcall::{self, Caps, Engine, HandlerReport, PortUpcalls, ThreadCounts};
 
 mod show;
+mod slow_paths;
 mod upcalls;
+
+pub use slow_paths::VirtualMeter;
 
 /// How a switch is made.
 #[derive(Clone)]
@@ -35,6 +38,12 @@ pub struct Options {
     pub n_revalidators: Option<u32>,
     /// Megaflows that may be installed.
     pub flow_limit: usize,
+    /// Megaflows that one port may have; 0 is no cap.
+    pub port_flow_limit: usize,
+    /// Masks that the megaflows of one port may have; 0 is no cap.
+    pub port_mask_limit: usize,
+    /// Masks that all megaflows may have; 0 is no cap but the datapath's.
+    pub mask_limit: usize,
     /// Milliseconds without a packet after which a megaflow goes.
     pub max_idle_ms: u64,
     /// Milliseconds between two looks at all megaflows at most.
@@ -54,6 +63,9 @@ impl Default for Options {
             n_handlers: None,
             n_revalidators: None,
             flow_limit: 200_000,
+            port_flow_limit: 0,
+            port_mask_limit: 128,
+            mask_limit: 0,
             max_idle_ms: 10_000,
             max_revalidator_ms: 500,
             min_revalidate_pps: 5,
@@ -67,6 +79,7 @@ impl Options {
     fn limits(&self) -> Limits {
         Limits {
             flow_limit: self.flow_limit,
+            caps: Caps { port_flows: self.port_flow_limit, port_masks: self.port_mask_limit, masks: self.mask_limit },
             max_idle_ms: self.max_idle_ms,
             max_revalidator_ms: self.max_revalidator_ms,
             min_revalidate_pps: self.min_revalidate_pps,

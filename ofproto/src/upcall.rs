@@ -14,6 +14,7 @@
 
 use crate::backer::Backer;
 
+mod cap;
 mod classify;
 mod fitness;
 mod handler;
@@ -21,15 +22,19 @@ mod histogram;
 mod latch;
 mod limit;
 mod loss;
+mod packet_in;
 mod probes;
 mod rate;
 mod recent;
 mod revalidator;
+mod sample;
 mod slow;
 mod stats;
 mod threads;
 mod ukey;
 
+pub use cap::PortMegaflows;
+pub(crate) use cap::ports as port_megaflows;
 pub use histogram::{Histogram, Latency};
 pub(crate) use limit::FlowLimit;
 pub(crate) use loss::LossWatch;
@@ -39,7 +44,7 @@ pub(crate) use recent::RecentMasks;
 pub(crate) use revalidator::{Revalidation, flush, purge, revalidate};
 pub use stats::{HandlerReport, Split};
 pub(crate) use threads::{Engine, ThreadCounts};
-pub(crate) use ukey::{DelReason, UkeyTable};
+pub(crate) use ukey::{Caps, Census, DelReason, UkeyTable};
 
 /// Numbers of the upcall engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -20,13 +20,15 @@
 use std::sync::Arc;
 
 use datapath_common::FlowKey;
-use dpif::odp::{Cookie, CookieKind, SlowPath};
+use dpif::odp::{Cookie, CookieKind};
 use dpif::{Action, OdpPort, UserspaceAction};
+use openflow::OfPort;
 
 use crate::bridge::Config;
 use crate::flow::Flow;
 use crate::mac_learning::MacTable;
 use crate::port::PatchStats;
+use crate::protocol::Protocol;
 use crate::recirc::Recirc;
 use crate::rule::Rule;
 use crate::table::TableStats;
@@ -35,11 +37,14 @@ mod action_set;
 mod actions;
 mod commit;
 mod context;
+mod controller;
 mod freeze;
 mod normal;
 mod output;
+mod special;
 
 use context::Context;
+pub(crate) use controller::EXPLICIT_MISS;
 
 /// How deep resubmissions to the same or an earlier table may go.
 pub const MAX_DEPTH: u32 = 64;
@@ -57,10 +62,38 @@ pub struct Xlate {
     pub mask: FlowKey,
     /// Why no datapath can run the actions as they are, if so: every packet has to come up then.
     pub slow: Option<String>,
+    /// Why every packet has to come up ([`SlowPath`](dpif::odp::SlowPath) bits); 0: none has to.
+    pub slow_path: u32,
+    /// Where the packet came in, for the cookies of packets that come up.
+    pub origin: Origin,
     /// Why the packet was given up, if it was; there are no actions then.
     pub error: Option<XlateError>,
     /// What each packet changes.
     pub effects: Vec<Effect>,
+    /// The protocols that get the packet.
+    pub taken: Vec<Taken>,
+}
+
+/// Where a packet came in.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// The [id](crate::bridge::Bridge::id) of the bridge.
+    pub bridge: u128,
+    /// The port there.
+    pub in_port: OfPort,
+    /// The datapath's meter under which packets come up that userspace has to handle, if there is one.
+    pub meter: Option<u32>,
+}
+
+/// A protocol takes a packet.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// The protocol.
+    pub protocol: Arc<dyn Protocol>,
+    /// The bridge on which it is spoken.
+    pub bridge: Arc<str>,
+    /// The port by which the packet came in there.
+    pub port: OfPort,
 }
 
 /// Something that each packet of a translation changes.
@@ -91,7 +124,7 @@ pub enum Effect {
         /// The station.
         mac: [u8; 6],
         /// Where it is.
-        port: openflow::OfPort,
+        port: OfPort,
     },
     /// It leaves through a patch port.
     PatchSent(Arc<PatchStats>),
@@ -150,12 +183,17 @@ pub fn translate(config: &Config, key: &FlowKey) -> Option<Xlate> {
 impl Xlate {
     /// The actions of a datapath flow: the translation's, or sending the packet up where no datapath can run these.
     pub fn flow_actions(&self) -> Vec<Action> {
-        match self.slow {
-            None => self.odp_actions.clone(),
-            Some(_) => {
-                vec![Action::Userspace(UserspaceAction { cookie: slow_path_cookie(), ..Default::default() })]
-            }
+        match self.slow_path {
+            0 => self.odp_actions.clone(),
+            reasons => self.slow_path_actions(reasons),
         }
+    }
+
+    /// The actions of a datapath flow whose packets all come up for these reasons ([`SlowPath`](dpif::odp::SlowPath) bits).
+    pub fn slow_path_actions(&self, reasons: u32) -> Vec<Action> {
+        let Origin { bridge, in_port, meter } = self.origin;
+        let cookie = Cookie { in_port: in_port.0.into(), bridge, kind: CookieKind::SlowPath(reasons) }.encode();
+        vec![controller::metered(Action::Userspace(UserspaceAction { cookie, ..Default::default() }), meter)]
     }
 
     /// Lets each effect happen for `packets` packets, the last at `used_ms`. Says whether later translations may differ from
@@ -177,9 +215,4 @@ impl Xlate {
         }
         changed
     }
-}
-
-/// The cookie of a packet that comes up because its actions are run by userspace.
-fn slow_path_cookie() -> Vec<u8> {
-    Cookie::new(CookieKind::SlowPath(SlowPath::ACTION)).encode()
 }

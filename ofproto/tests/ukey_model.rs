@@ -61,7 +61,7 @@ mod xlate {
 #[path = "../src/upcall/ukey/mod.rs"]
 mod ukey;
 
-use ukey::{DelReason, MaskedKey, MaskedWords, Phase, Refused, Ukey, UkeyTable};
+use ukey::{Caps, Census, DelReason, MaskedKey, MaskedWords, Phase, Refused, Ukey, UkeyTable};
 
 /// A datapath: flows by id, each with the number of whoever put it.
 ///
@@ -340,4 +340,30 @@ fn ids_are_those_of_the_masked_key_and_the_mask() {
         },
         1,
     );
+}
+
+#[test]
+fn what_is_counted_for_a_port_is_what_is_there_and_never_over_a_cap() {
+    explore(|| {
+        let census = Arc::new(Census::default());
+        let masks = [1u32, 2].map(|skb_mark| FlowKey { in_port: u32::MAX, skb_mark, ..FlowKey::ZERO });
+        let caps = Caps { port_flows: 3, port_masks: 0, masks: 1 };
+        let enter = move |census: Arc<Census>, mask: FlowKey| {
+            move || {
+                let first = census.enter(7, &mask, caps);
+                let second = census.enter(7, &mask, caps);
+                assert!(census.port(7).flows <= 3 + 1, "one may be on its way out again");
+                assert!(census.n_masks() <= 1);
+                drop(first);
+                second.ok()
+            }
+        };
+        let threads = [masks[0], masks[0], masks[1]].map(|mask| thread::spawn(enter(Arc::clone(&census), mask)));
+        let left: Vec<_> = threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
+        let port = census.port(7);
+        assert_eq!((port.flows, port.masks), (left.len(), usize::from(!left.is_empty())));
+        drop(left);
+        assert_eq!((census.port(7).flows, census.port(7).masks, census.n_masks()), (0, 0, 0));
+        assert!(census.masks_of(7).is_empty());
+    });
 }

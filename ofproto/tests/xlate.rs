@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use common::{MACS, frame, ipv4, key_of, udp, udp_frame};
 use datapath_common::FlowKey;
+use dpif::odp::{Cookie, CookieKind};
 use dpif::{Action, OdpPort};
 use ofproto::bridge::{Bridge, BridgeSettings, Config};
 use ofproto::mac_learning::MacTable;
@@ -58,6 +59,10 @@ fn text(actions: &[Action]) -> String {
         Action::PopVlan => "pop".into(),
         Action::Trunc(len) => format!("trunc({len})"),
         Action::Set(set) => format!("set({})", set_text(&set.value, &set.mask)),
+        Action::Userspace(up) => match Cookie::decode(&up.cookie).map(|cookie| cookie.kind) {
+            Some(CookieKind::Controller { reason, max_len, .. }) => format!("controller({reason},{max_len})"),
+            kind => format!("{kind:?}"),
+        },
         other => format!("{other:?}"),
     };
     actions.iter().map(action).collect::<Vec<_>>().join(",")
@@ -94,7 +99,8 @@ fn actions_become_datapath_actions() {
         (&plain, "actions=FLOOD", "2,3,5"),
         (&plain, "actions=ALL,LOCAL", "2,3,5,5"),
         (&plain, "actions=drop", ""),
-        (&plain, "actions=CONTROLLER:65535,output:2", "2"),
+        (&plain, "actions=CONTROLLER:65535,output:2", "controller(1,65535),2"),
+        (&plain, "actions=mod_dl_dst:02:00:00:00:00:09,CONTROLLER:128", "set(dst=20000000009),controller(1,128)"),
         // What nobody sees costs nothing.
         (&plain, "actions=mod_dl_dst:50:54:00:00:00:09", ""),
         (&plain, "actions=output:2,mod_dl_dst:50:54:00:00:00:09", "2"),
@@ -190,7 +196,7 @@ fn a_packet_at_its_end_goes_no_further_in_its_list() {
     let packet = ipv4(17, [10, 0, 0, 1], [10, 0, 0, 2], 1, 0, 0, &udp(1, 2, &[]));
     let frame = frame(MACS[1], MACS[0], &[], 0x0800, &packet);
     let flows: &[&str] = &["ip,actions=resubmit(,1),output:3", "table=1,ip,actions=dec_ttl,output:2"];
-    assert_eq!(text(&xlate(&[flows], &frame).odp_actions), "3");
+    assert_eq!(text(&xlate(&[flows], &frame).odp_actions), "controller(2,65535),3");
 }
 
 #[test]

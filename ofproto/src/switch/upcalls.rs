@@ -5,7 +5,7 @@ use std::fmt::Write;
 use dpif::{Ufid, odp};
 
 use super::Switch;
-use crate::upcall::{self, DelReason, HandlerReport, PortUpcalls, Summary};
+use crate::upcall::{self, DelReason, HandlerReport, PortMegaflows, PortUpcalls, Summary};
 
 impl Switch {
     /// The upcall engine (`upcall/show`): the field's lines, then ours, about why flows were deleted, what each handler did, and
@@ -42,7 +42,59 @@ impl Switch {
                 let _ = writeln!(text, "  port {port} {name}: (upcalls {upcalls}) (lost {lost})");
             }
         }
+        self.show_kinds(&mut text);
+        self.show_ports(&mut text);
         text
+    }
+
+    /// What came up, by kind, as far as anything did.
+    fn show_kinds(&self, text: &mut String) {
+        let reports = self.handler_reports();
+        let sum = |of: fn(&HandlerReport) -> u64| reports.iter().map(of).sum::<u64>();
+        let kinds = [
+            ("miss", sum(|report| report.missed)),
+            ("slow_path", sum(|report| report.slow_path)),
+            ("controller", sum(|report| report.controller)),
+            ("sflow", sum(|report| report.sflow)),
+            ("flow_sample", sum(|report| report.flow_sample)),
+            ("ipfix", sum(|report| report.ipfix)),
+            ("bad", sum(|report| report.bad_cookie)),
+        ];
+        if kinds.iter().any(|(_, n)| *n > 0) {
+            text.push_str("  kinds:");
+            for (name, n) in kinds {
+                let _ = write!(text, " ({name} {n})");
+            }
+            text.push('\n');
+        }
+    }
+
+    /// What ports have of the megaflows, where a cap was met.
+    fn show_ports(&self, text: &mut String) {
+        let caps = self.backer.limits().caps;
+        for PortMegaflows { name, bridge, port, flows, masks, refused } in self.port_megaflows() {
+            if refused > 0 {
+                let limits = [caps.port_flows, caps.port_masks].map(|cap| match cap {
+                    0 => String::new(),
+                    cap => format!(" of {cap}"),
+                });
+                let [flow_limit, mask_limit] = limits;
+                let _ = writeln!(
+                    text,
+                    "  port {port} {name} of {bridge}: (flows {flows}{flow_limit}) (masks {masks}{mask_limit}) (refused {refused})"
+                );
+            }
+        }
+    }
+
+    /// What each port has of the megaflows, and what it did not get.
+    pub fn port_megaflows(&self) -> Vec<PortMegaflows> {
+        upcall::port_megaflows(&self.backer)
+    }
+
+    /// Masks that all megaflows have.
+    pub fn n_masks(&self) -> usize {
+        self.backer.census.n_masks()
     }
 
     /// Waits until all upcalls that the datapath has queued are answered, as far as no more come, two seconds at most.

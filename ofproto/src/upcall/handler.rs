@@ -12,16 +12,16 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use datapath_common::FlowKey;
-use dpif::odp::{Cookie, CookieKind, SlowPath};
-use dpif::{Action, DpifError, DpifOp, Execute, FlowPut, PutMode, Ufid, Upcall, UpcallBatch, UserspaceAction};
+use dpif::odp::SlowPath;
+use dpif::{Action, DpifError, DpifOp, Execute, FlowPut, PutMode, Ufid, Upcall, UpcallBatch};
 
 use super::classify::UpcallClass;
 use super::fitness::{Fitness, extract_again};
 use super::latch::{Latch, Sleep};
 use super::recent::Recent;
-use super::slow;
 use super::stats::{HandlerStats, Split, count};
 use super::ukey::{Installation, MaskedWords, Phase, Refused, Ukey};
+use super::{cap, packet_in, sample, slow};
 use crate::backer::Backer;
 use crate::xlate::{Effect, Xlate, XlateError, translate};
 
@@ -245,20 +245,12 @@ impl<'a> Desk<'a> {
     /// for a reason that has been counted.
     fn decide(&mut self, upcall: &Upcall, timer: &mut Timer) -> Option<(Arc<[Action]>, By, bool)> {
         let counters = &self.stats.counters;
-        let missed = match UpcallClass::of(upcall) {
+        let class = UpcallClass::of(upcall);
+        class.count(counters);
+        let missed = match class {
             UpcallClass::Miss => true,
-            UpcallClass::SlowPath(_) => false,
-            UpcallClass::Unsupported(what) => {
-                coverage::inc!("upcall_unknown_cookie");
-                count(&counters.bad_cookie);
-                failed(self.backer, format_args!("an upcall for {what}, which there is not"));
-                return None;
-            }
-            UpcallClass::Bad => {
-                coverage::inc!("upcall_unknown_cookie");
-                count(&counters.bad_cookie);
-                return None;
-            }
+            UpcallClass::Bad => return None,
+            _ => false,
         };
         // In this order: what is read behind the generation is not older than it says.
         let generation = self.backer.generation();
@@ -278,6 +270,17 @@ impl<'a> Desk<'a> {
             count(&counters.contradictory);
             return None;
         }
+        match &class {
+            UpcallClass::Miss | UpcallClass::SlowPath(_) | UpcallClass::Bad => {}
+            UpcallClass::Sample(cookie) => {
+                sample::export(self.backer, upcall, cookie, &mut self.words);
+                return None;
+            }
+            UpcallClass::Controller(cookie) => {
+                packet_in::deliver(self.backer, self.stats, upcall, cookie);
+                return None;
+            }
+        }
         timer.lap(|split| &mut split.decode);
         let decided = self.translate(upcall, missed, fitness, generation, timer);
         timer.lap(|split| &mut split.ukey);
@@ -290,7 +293,7 @@ impl<'a> Desk<'a> {
         let ukey = backer.recent.find(&backer.ukeys, &upcall.key, upcall.arrival_ns, &mut self.words)?;
         let state = ukey.state.lock();
         let is_right = state.generation == generation && matches!(state.phase(), Phase::Visible | Phase::Operational);
-        if !is_right || state.actions.iter().any(|action| matches!(action, Action::Userspace(_))) {
+        if !is_right || slow::sends_up(&state.actions) {
             return None;
         }
         // The datapath has not counted this packet for the flow.
@@ -345,15 +348,21 @@ impl<'a> Desk<'a> {
         if Xlate::apply_effects(&xlate.effects, packets, bytes, now) {
             backer.learned();
         }
+        slow::hand_over(&xlate.taken, &upcall.packet);
         timer.lap(|split| &mut split.translate);
         let slow = xlate.slow.is_some();
+        let up = match fitness {
+            Fitness::Perfect => xlate.slow_path,
+            _ => SlowPath::MATCH,
+        };
+        let sends_up: Option<Arc<[Action]>> = (up != 0).then(|| xlate.slow_path_actions(up).into());
         let actions: Arc<[Action]> = match fitness {
-            Fitness::Perfect if !slow => xlate.odp_actions.into(),
+            Fitness::Perfect if up == 0 => xlate.odp_actions.into(),
             _ => xlate.odp_actions.as_slice().into(),
         };
         let mut installs = false;
         if missed && fitness == Fitness::Perfect {
-            let flow_actions = if slow { slow_path(SlowPath::ACTION) } else { Arc::clone(&actions) };
+            let flow_actions = sends_up.unwrap_or_else(|| Arc::clone(&actions));
             let exact = if backer.limits().megaflows { None } else { Some(exact_mask(&self.key)) };
             let mask = exact.as_ref().unwrap_or(&xlate.mask);
             installs = self.install(upcall, mask, &flow_actions, xlate.effects, generation, now);
@@ -364,7 +373,8 @@ impl<'a> Desk<'a> {
             count(&counters.unfit);
             if missed {
                 let mask = exact_mask(&upcall.key);
-                installs = self.install(upcall, &mask, &slow_path(SlowPath::MATCH), xlate.effects, generation, now);
+                let sends_up = sends_up.unwrap_or_default();
+                installs = self.install(upcall, &mask, &sends_up, xlate.effects, generation, now);
             }
         }
         let by = match (actions.is_empty(), slow) {
@@ -391,9 +401,11 @@ impl<'a> Desk<'a> {
             count(&counters.flow_limit);
             return false;
         }
+        let Some(counted) = cap::enter(backer, counters, upcall.key.in_port, mask, &effects) else { return false };
         self.words.set(&upcall.key, mask);
         let ufid = backer.ukeys.ufid(&self.words);
         let ukey = Ukey::new(ufid, self.words.to_key(), now, generation, Arc::clone(actions), effects.into());
+        let ukey = Ukey { counted: Some(counted), ..ukey };
         match backer.ukeys.install(ukey) {
             Ok(installation) => {
                 let recent = backer.recent.installs(mask, self.now_ns);
@@ -501,12 +513,6 @@ fn not_installed(backer: &Backer, stats: &HandlerStats, ufid: Ufid, refused: Ref
             }
         }
     }
-}
-
-/// The actions of a flow whose packets all come up.
-fn slow_path(reasons: u32) -> Arc<[Action]> {
-    let cookie = Cookie::new(CookieKind::SlowPath(reasons)).encode();
-    Arc::new([Action::Userspace(UserspaceAction { cookie, ..UserspaceAction::default() })])
 }
 
 /// The mask of a flow for a port that is on no bridge.

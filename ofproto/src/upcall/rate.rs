@@ -1,6 +1,9 @@
 //! Messages that whoever sends packets could make come without end.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 /// Lets a message through once in a while.
 #[derive(Debug, Default)]
@@ -41,6 +44,8 @@ pub(crate) struct Warnings {
     pub(crate) long_poll: RateLimit,
     /// The datapath lost upcalls.
     pub(crate) lost: RateLimit,
+    /// A port has as many flows or masks as it may have. By port: one port's storm must not hide another's.
+    pub(crate) caps: Mutex<HashMap<u32, RateLimit>>,
 }
 
 #[cfg(test)]

@@ -5,10 +5,14 @@ use datapath_common::FlowKey;
 use datapath_common::apply::set_word;
 use datapath_common::extract::{Layers, clear_packet_fields, extract};
 use datapath_common::packet::{PacketEdit, SlicePacket};
-use dpif::{Action, Execute, Packet, SetAction};
+use dpif::odp::{Cookie, CookieKind, SlowPath};
+use dpif::offload::complete_checksum;
+use dpif::{Action, Execute, Packet, SetAction, UserspaceAction};
 
 use super::handler::failed;
 use crate::backer::Backer;
+use crate::protocol::Received;
+use crate::xlate::Taken;
 
 /// Runs `actions` on a packet with the datapath's key `key`.
 pub(super) fn execute(backer: &Backer, packet: &Packet, key: &FlowKey, actions: &[Action]) {
@@ -18,6 +22,41 @@ pub(super) fn execute(backer: &Backer, packet: &Packet, key: &FlowKey, actions: 
     });
     if let Err(error) = result {
         failed(backer, format_args!("executing a packet in userspace: {error}"));
+    }
+}
+
+/// Whether actions send packets up.
+pub(super) fn sends_up(actions: &[Action]) -> bool {
+    actions.iter().any(|action| match action {
+        Action::Userspace(_) => true,
+        Action::Sample { actions, .. } | Action::Clone(actions) => sends_up(actions),
+        _ => false,
+    })
+}
+
+/// Whether actions send packets up for the reason that the datapath's key says too little or too much of them.
+pub(in crate::upcall) fn sends_up_unfit(actions: &[Action]) -> bool {
+    actions.iter().any(|action| match action {
+        Action::Userspace(UserspaceAction { cookie, .. }) => {
+            let kind = Cookie::decode(cookie).map(|cookie| cookie.kind);
+            matches!(kind, Some(CookieKind::SlowPath(reasons)) if reasons & SlowPath::MATCH != 0)
+        }
+        Action::Sample { actions, .. } => sends_up_unfit(actions),
+        _ => false,
+    })
+}
+
+/// Gives a packet to the protocols that take it.
+pub(super) fn hand_over(taken: &[Taken], packet: &Packet) {
+    if taken.is_empty() {
+        return;
+    }
+    let mut packet = packet.clone();
+    // One that can't be completed has none to complete, or is for the protocol to refuse.
+    let _ = complete_checksum(&mut packet);
+    for Taken { protocol, bridge, port } in taken {
+        coverage::inc!("upcall_protocol");
+        protocol.receive(&Received { bridge, port: *port, packet: &packet });
     }
 }
 
@@ -40,6 +79,11 @@ fn pieces(
             // The datapath looks the packet up again as it is now.
             Action::Recirc(_) => {
                 let done = output(&work.finished(None), &work.key, action.clone());
+                result = result.and(done);
+            }
+            // To send up, or to do what only the datapath does with a copy, is the datapath's.
+            Action::Userspace(_) | Action::Sample { .. } | Action::Clone(_) => {
+                let done = output(&work.finished(trunc.take()), &work.key, action.clone());
                 result = result.and(done);
             }
             Action::Trunc(len) => trunc = Some(*len as usize),

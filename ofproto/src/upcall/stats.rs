@@ -38,6 +38,18 @@ macro_rules! counters {
 counters! {
     /// Upcalls received.
     received,
+    /// Of those: packets that no flow matched.
+    missed,
+    /// Packets of flows whose packets all come up.
+    slow_path,
+    /// sFlow samples.
+    sflow,
+    /// Samples of rules.
+    flow_sample,
+    /// IPFIX samples of bridges.
+    ipfix,
+    /// Packets for the controllers.
+    controller,
     /// Batches in which they came.
     batches,
     /// Packets translated.
@@ -50,6 +62,10 @@ counters! {
     duplicate,
     /// Flows not installed because there are too many.
     flow_limit,
+    /// Flows not installed because their port has too many.
+    port_flow_limit,
+    /// Flows not installed because their port, or the datapath, has too many masks.
+    mask_limit,
     /// Flows that the datapath refused.
     put_failed,
     /// Packets executed, in the datapath or by userspace.
@@ -58,6 +74,10 @@ counters! {
     dropped,
     /// Packets that the datapath refused to execute.
     execute_failed,
+    /// Packets handed to whoever has the controllers' connections; of a super-packet each segment.
+    packet_in,
+    /// Packets for the controllers that could not be handed over: what they are to be told is gone, or they can't be cut.
+    packet_in_lost,
     /// Packets that came by a port on no bridge.
     unknown_port,
     /// Packets without readable headers: dropped.

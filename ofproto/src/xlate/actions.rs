@@ -3,7 +3,7 @@
 use datapath_common::extract::{eth_type, ip_proto};
 use datapath_common::key::VLAN_PRESENT;
 use datapath_common::{Be16, Vlan};
-use openflow::{Action, FieldId, OfPort, Prerequisite, Subfield};
+use openflow::{Action, Controller, FieldId, OfPort, PacketInReason, Prerequisite, Subfield};
 
 use super::XlateError;
 use super::context::Context;
@@ -32,8 +32,7 @@ impl Context<'_> {
                     self.output(OfPort(port), None);
                 }
             }
-            // No controller is connected in this version: there is nobody to send it to.
-            Action::Controller(_) => self.look_as_controllers(),
+            Action::Controller(controller) => self.controller(controller),
             Action::SetField { field, value, mask } => self.set(*field, *value, *mask),
             Action::Load { value, dst } => self.set(dst.field, dst.insert(0, (*value).into()), dst.mask()),
             Action::Move { src, dst } => {
@@ -54,7 +53,7 @@ impl Context<'_> {
             Action::ModNwTos(tos) => self.write_whole(F::IpTos, (*tos).into()),
             Action::ModNwEcn(ecn) => self.write_whole(F::IpEcn, (*ecn).into()),
             Action::ModNwTtl(ttl) => self.write_whole(F::IpTtl, (*ttl).into()),
-            Action::DecTtl(_) => return self.dec_ttl(),
+            Action::DecTtl(controllers) => return self.dec_ttl(controllers),
             Action::ModTpSrc(port) => self.set_port(true, *port),
             Action::ModTpDst(port) => self.set_port(false, *port),
             Action::SetTunnel { id, .. } => self.write_whole(F::TunId, (*id).into()),
@@ -143,14 +142,6 @@ impl Context<'_> {
         }
     }
 
-    /// The packet would go to the controllers as it is now: what it takes to make it so counts as looked at.
-    fn look_as_controllers(&mut self) {
-        let (base, actions) = (self.base, self.actions.len());
-        self.commit();
-        self.actions.truncate(actions);
-        self.base = base;
-    }
-
     fn set_port(&mut self, source: bool, port: u16) {
         if !self.meets(Prerequisite::Ip) {
             return;
@@ -173,15 +164,18 @@ impl Context<'_> {
         }
     }
 
-    /// `false`: the packet has come to its end.
-    fn dec_ttl(&mut self) -> bool {
+    /// `false`: the packet has come to its end, of which these controllers are told.
+    fn dec_ttl(&mut self, controllers: &[u16]) -> bool {
         // As in the reference, of other packets as well.
         (self.wildcards.key.ip_ttl, self.wildcards.key.ip_proto) = (u8::MAX, u8::MAX);
         if !self.meets(Prerequisite::Ip) {
             return true;
         }
         if self.flow.key.ip_ttl <= 1 {
-            self.look_as_controllers();
+            for id in controllers {
+                let reason = PacketInReason::InvalidTtl;
+                self.controller(&Controller { id: *id, reason, ..Controller::default() });
+            }
             return false;
         }
         self.flow.key.ip_ttl -= 1;

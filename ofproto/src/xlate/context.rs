@@ -5,9 +5,10 @@ use std::sync::Arc;
 use datapath_common::key::VLAN_PRESENT;
 use datapath_common::{Be16, FlowKey, Vlan};
 use dpif::Action;
+use dpif::odp::SlowPath;
 use openflow::{FieldId, OfPort, Prerequisite};
 
-use super::{Effect, MAX_ACTIONS, MAX_DEPTH, MAX_RESUBMITS, Xlate, XlateError};
+use super::{Effect, MAX_ACTIONS, MAX_DEPTH, MAX_RESUBMITS, Origin, Taken, Xlate, XlateError};
 use crate::bridge::{Bridge, Config};
 use crate::flow::{Flow, mask_of};
 use crate::recirc::Rest;
@@ -16,6 +17,7 @@ use crate::recirc::Rest;
 pub(super) struct Context<'a> {
     pub(super) config: &'a Config,
     pub(super) bridge: &'a Arc<Bridge>,
+    origin: Origin,
     /// The packet as it came in.
     packet: Flow,
     /// Bits that such packets can have.
@@ -31,6 +33,10 @@ pub(super) struct Context<'a> {
     /// The action set (`write_actions`).
     pub(super) set: Vec<openflow::Action>,
     pub(super) table: u8,
+    /// The cookie of the rule at hand; all ones where there is none.
+    pub(super) rule_cookie: u64,
+    /// The rule at hand is for packets that no other matches (OpenFlow 1.3, section 5.4).
+    pub(super) table_miss: bool,
     pub(super) depth: u32,
     resubmits: u32,
     /// The most that outputs may send, and how many VLAN tags the packet had when that was said.
@@ -40,13 +46,18 @@ pub(super) struct Context<'a> {
     /// The translation is being frozen: what is left of the lists so far.
     pub(super) frozen: Option<Vec<Rest>>,
     error: Option<XlateError>,
+    /// Why the packets have to come up, apart from their actions (`SlowPath` bits).
+    pub(super) slow_path: u32,
+    pub(super) taken: Vec<Taken>,
 }
 
 impl<'a> Context<'a> {
     pub(super) fn new(config: &'a Config, bridge: &'a Arc<Bridge>, packet: Flow) -> Self {
+        let meter = config.slow_paths.slow_path_meter;
         Self {
             config,
             bridge,
+            origin: Origin { bridge: bridge.id(), in_port: packet.in_port(), meter },
             packet,
             present: packet.present_fields(),
             flow: packet,
@@ -56,18 +67,24 @@ impl<'a> Context<'a> {
             effects: Vec::new(),
             set: Vec::new(),
             table: 0,
+            rule_cookie: u64::MAX,
+            table_miss: false,
             depth: 0,
             resubmits: 0,
             trunc: None,
             exit: false,
             frozen: None,
             error: None,
+            slow_path: 0,
+            taken: Vec::new(),
         }
     }
 
     /// The packet goes through the pipeline of the bridge that it came in by.
     pub(super) fn run(&mut self) {
-        self.pipeline();
+        if !self.is_special() {
+            self.pipeline();
+        }
     }
 
     pub(super) fn finish(mut self) -> Xlate {
@@ -75,8 +92,23 @@ impl<'a> Context<'a> {
         if self.error.is_some() {
             self.actions.clear();
         }
-        let slow = dpif::program::compile(&self.actions).err().map(|error| error.to_string());
-        Xlate { odp_actions: self.actions, mask, slow, error: self.error, effects: self.effects }
+        let slow_paths = &self.config.slow_paths;
+        let compiled = match slow_paths.controller_meter {
+            None => dpif::program::compile(&self.actions),
+            Some(_) => dpif::program::compile(&super::controller::unmetered(&self.actions)),
+        };
+        let slow = compiled.err().map(|error| error.to_string());
+        let slow_path = self.slow_path | if slow.is_some() { SlowPath::ACTION } else { 0 };
+        Xlate {
+            odp_actions: self.actions,
+            mask,
+            slow,
+            slow_path,
+            origin: self.origin,
+            error: self.error,
+            effects: self.effects,
+            taken: self.taken,
+        }
     }
 
     /// Table 0 of the current bridge, and what is in the action set at the end.
@@ -94,7 +126,7 @@ impl<'a> Context<'a> {
         if deepens && !self.descend() {
             return;
         }
-        let old_table = std::mem::replace(&mut self.table, table);
+        let before = (std::mem::replace(&mut self.table, table), self.rule_cookie, self.table_miss);
         let bridge: &'a Arc<Bridge> = self.bridge;
         let rule = bridge.tables.table(table).and_then(|rules| {
             // The port is changed for the lookup only: what IN_PORT and NORMAL mean doesn't change with it.
@@ -111,12 +143,13 @@ impl<'a> Context<'a> {
         match rule {
             Some(rule) => {
                 self.effects.push(Effect::Rule { rule: Arc::clone(rule), tables, table });
+                (self.rule_cookie, self.table_miss) = (rule.cookie, rule.priority == 0 && rule.mask == Flow::ZERO);
                 // Each lookup may nest in the one before, and the operator writes how deep: some thousand levels are legal.
                 stacker::maybe_grow(64 << 10, 1 << 20, || self.run_actions(&rule.actions));
             }
             None => self.effects.push(Effect::TableMiss { tables, table }),
         }
-        self.table = old_table;
+        (self.table, self.rule_cookie, self.table_miss) = before;
         self.depth -= u32::from(deepens);
     }
 

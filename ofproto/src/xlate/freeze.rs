@@ -19,10 +19,10 @@ impl Context<'_> {
 
     /// A list ends here with these actions not carried out, if the translation is being frozen. Says whether it is.
     pub(super) fn leave(&mut self, rest: &[openflow::Action]) -> bool {
-        let table = self.table;
+        let (table, cookie) = (self.table, self.rule_cookie);
         let Some(frozen) = &mut self.frozen else { return false };
         if !rest.is_empty() {
-            frozen.push(Rest { table, actions: rest.to_vec() });
+            frozen.push(Rest { table, cookie, actions: rest.to_vec() });
         }
         true
     }
@@ -42,6 +42,7 @@ impl Context<'_> {
             trunc: self.trunc,
             set: std::mem::take(&mut self.set),
             rest,
+            packet_in: None,
         };
         let recirc = self.config.recirc.of(state);
         self.emit(Action::Recirc(recirc.id()));
@@ -56,7 +57,7 @@ impl Context<'_> {
         self.trunc = state.trunc;
         self.set.clone_from(&state.set);
         for (i, rest) in state.rest.iter().enumerate() {
-            self.table = rest.table;
+            (self.table, self.rule_cookie) = (rest.table, rest.cookie);
             self.run_actions(&rest.actions);
             if let Some(frozen) = &mut self.frozen {
                 frozen.extend(state.rest.iter().skip(i + 1).cloned());

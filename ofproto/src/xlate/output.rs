@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dpif::{Action, OdpPort};
-use openflow::OfPort;
+use openflow::{Controller, OfPort};
 
 use super::Effect;
 use super::context::Context;
@@ -35,8 +35,7 @@ impl<'a> Context<'a> {
                     self.output_port(*number);
                 }
             }
-            // No controller is connected in this version.
-            OfPort::CONTROLLER => {}
+            OfPort::CONTROLLER => self.controller(&Controller::default()),
             // A packet doesn't go back where it came from, unless IN_PORT says so.
             port if port == in_port => {}
             port => self.output_port(port),
@@ -82,7 +81,9 @@ impl<'a> Context<'a> {
         self.bridge = peer_bridge;
         self.flow.set_in_port(peer.number);
         self.flow.clear_pipeline();
-        self.pipeline();
+        if !self.is_special() {
+            self.pipeline();
+        }
         (self.flow, self.bridge, self.table, self.set, self.exit) = (flow, bridge, table, set, exit);
         self.depth -= 1;
     }

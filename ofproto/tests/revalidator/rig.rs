@@ -1,15 +1,12 @@
 //! A switch on the in-process datapath between which and the switch a test can step in.
 
 use std::collections::HashSet;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dpif::inproc::{InprocDatapath, InprocPort, Options as DpOptions};
-use dpif::{
-    DatapathFlow, DpStats, Dpif, DpifError, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent, PortInfo,
-    PortSpec, PortStats, PutMode, Result, Ufid, UpcallBatch,
-};
+use dpif::layer::{Layer, one_by_one};
+use dpif::{Dpif, DpifError, DpifOp, FlowPut, FlowStats, PutMode, Result, Ufid};
 use ofproto::{BridgeSettings, Clock, FailMode, ManualClock, Options, PortKind, PortVlan, Switch};
 use openflow::{FlowMod, NoPortNames};
 use parking_lot::{Mutex, MutexGuard};
@@ -35,62 +32,33 @@ pub(crate) struct Between {
     pub(crate) crowd: AtomicUsize,
 }
 
-impl Dpif for Between {
-    fn name(&self) -> &str {
-        self.dp.name()
+impl Layer for Between {
+    fn below(&self) -> &dyn Dpif {
+        &self.dp
     }
-    fn datapath_type(&self) -> &'static str {
-        self.dp.datapath_type()
-    }
-    fn engine(&self) -> &'static str {
-        self.dp.engine()
-    }
-    fn features(&self) -> Features {
-        self.dp.features()
-    }
-    fn stats(&self) -> Result<DpStats> {
-        self.dp.stats()
-    }
-    fn port_add(&self, spec: &PortSpec) -> Result<OdpPort> {
-        self.dp.port_add(spec)
-    }
-    fn port_del(&self, port: OdpPort) -> Result<()> {
-        self.dp.port_del(port)
-    }
-    fn ports(&self) -> Result<Vec<PortInfo>> {
-        self.dp.ports()
-    }
-    fn port_stats(&self, port: OdpPort) -> Result<PortStats> {
-        self.dp.port_stats(port)
-    }
-    fn port_events(&self) -> Vec<PortEvent> {
-        self.dp.port_events()
-    }
+
     fn flow_put(&self, put: &FlowPut) -> Result<()> {
         if put.mode == PutMode::Modify && *self.modify_fails.lock() {
             return Err(DpifError::Invalid("the test says no".into()));
         }
         self.dp.flow_put(put)
     }
-    fn flow_get(&self, ufid: Ufid) -> Result<DatapathFlow> {
-        self.dp.flow_get(ufid)
+
+    fn operate(&self, ops: &mut [DpifOp<'_>]) {
+        one_by_one(self, ops);
     }
-    fn flow_del(&self, ufid: Ufid) -> Result<FlowStats> {
-        self.dp.flow_del(ufid)
-    }
-    fn flow_dump(&self, visit: &mut dyn FnMut(&DatapathFlow) -> bool) -> Result<()> {
-        self.dp.flow_dump(visit)
-    }
+
     fn flow_dump_parts(&self) -> usize {
         self.parts.load(Ordering::SeqCst)
     }
+
     fn flow_dump_stats_part(&self, part: usize, flows: &mut Vec<(Ufid, FlowStats)>) -> Result<()> {
         self.wait_for_company();
         if part == 0 {
             self.clock.advance_ms(self.dump_takes.load(Ordering::SeqCst));
         }
         let hidden = self.hidden.lock().clone();
-        let parts = self.flow_dump_parts() as u128;
+        let parts = Layer::flow_dump_parts(self) as u128;
         self.dp.flow_dump_stats(&mut |ufid, stats| {
             if ufid.0 % parts == part as u128 && !hidden.contains(&ufid) {
                 flows.extend(std::iter::repeat_n((ufid, stats), self.copies.load(Ordering::SeqCst)));
@@ -98,27 +66,6 @@ impl Dpif for Between {
             true
         })?;
         if *self.dump_fails.lock() { Err(DpifError::Invalid("the test says no".into())) } else { Ok(()) }
-    }
-    fn flow_flush(&self) -> Result<()> {
-        self.dp.flow_flush()
-    }
-    fn execute(&self, execute: Execute<'_>) -> Result<()> {
-        self.dp.execute(execute)
-    }
-    fn handlers_set(&self, n_handlers: u32) -> Result<()> {
-        self.dp.handlers_set(n_handlers)
-    }
-    fn recv(&self, handler: u32, batch: &mut UpcallBatch) -> Result<usize> {
-        self.dp.recv(handler, batch)
-    }
-    fn recv_fd(&self, handler: u32) -> Result<BorrowedFd<'_>> {
-        self.dp.recv_fd(handler)
-    }
-    fn recv_purge(&self, handler: u32) -> Result<usize> {
-        self.dp.recv_purge(handler)
-    }
-    fn destroy(&self) -> Result<()> {
-        self.dp.destroy()
     }
 }
 

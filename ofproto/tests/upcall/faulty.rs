@@ -1,13 +1,10 @@
 //! A datapath that does what a test asks for, and what the one behind it does otherwise.
 
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dpif::inproc::InprocDatapath;
-use dpif::{
-    DatapathFlow, DpStats, Dpif, DpifError, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent, PortInfo,
-    PortSpec, PortStats, Result, Ufid, Upcall, UpcallBatch,
-};
+use dpif::layer::{Layer, one_by_one};
+use dpif::{Dpif, DpifError, DpifOp, Execute, Features, FlowPut, Result, Upcall, UpcallBatch};
 use parking_lot::{Mutex, RwLock};
 
 type Error = Mutex<Option<fn() -> DpifError>>;
@@ -47,7 +44,15 @@ impl Faulty {
     }
 }
 
-impl Dpif for Faulty {
+impl Layer for Faulty {
+    fn below(&self) -> &dyn Dpif {
+        &self.inner
+    }
+
+    fn operate(&self, ops: &mut [DpifOp<'_>]) {
+        one_by_one(self, ops);
+    }
+
     fn flow_put(&self, put: &FlowPut) -> Result<()> {
         if self.panics.swap(false, Ordering::SeqCst) {
             panic!("as the test asked for");
@@ -84,77 +89,5 @@ impl Dpif for Faulty {
 
     fn features(&self) -> Features {
         Features { required_handlers: self.required_handlers, ..self.inner.features() }
-    }
-
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn datapath_type(&self) -> &'static str {
-        self.inner.datapath_type()
-    }
-
-    fn engine(&self) -> &'static str {
-        self.inner.engine()
-    }
-
-    fn stats(&self) -> Result<DpStats> {
-        self.inner.stats()
-    }
-
-    fn port_add(&self, spec: &PortSpec) -> Result<OdpPort> {
-        self.inner.port_add(spec)
-    }
-
-    fn port_del(&self, port: OdpPort) -> Result<()> {
-        self.inner.port_del(port)
-    }
-
-    fn ports(&self) -> Result<Vec<PortInfo>> {
-        self.inner.ports()
-    }
-
-    fn port_stats(&self, port: OdpPort) -> Result<PortStats> {
-        self.inner.port_stats(port)
-    }
-
-    fn port_events(&self) -> Vec<PortEvent> {
-        self.inner.port_events()
-    }
-
-    fn flow_get(&self, ufid: Ufid) -> Result<DatapathFlow> {
-        self.inner.flow_get(ufid)
-    }
-
-    fn flow_del(&self, ufid: Ufid) -> Result<FlowStats> {
-        self.inner.flow_del(ufid)
-    }
-
-    fn flow_dump(&self, visit: &mut dyn FnMut(&DatapathFlow) -> bool) -> Result<()> {
-        self.inner.flow_dump(visit)
-    }
-
-    fn flow_flush(&self) -> Result<()> {
-        self.inner.flow_flush()
-    }
-
-    fn handlers_set(&self, n_handlers: u32) -> Result<()> {
-        self.inner.handlers_set(n_handlers)
-    }
-
-    fn recv_fd(&self, handler: u32) -> Result<BorrowedFd<'_>> {
-        self.inner.recv_fd(handler)
-    }
-
-    fn recv_purge(&self, handler: u32) -> Result<usize> {
-        self.inner.recv_purge(handler)
-    }
-
-    fn upcalls_lost(&self) -> Vec<(OdpPort, u32, u64)> {
-        self.inner.upcalls_lost()
-    }
-
-    fn destroy(&self) -> Result<()> {
-        self.inner.destroy()
     }
 }

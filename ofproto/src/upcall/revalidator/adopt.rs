@@ -49,6 +49,7 @@ fn adopt(backer: &Backer, flow: &DatapathFlow) -> Option<Arc<Ukey>> {
     }
     let masked = MaskedKey::new(&flow.key, &flow.mask);
     let ukey = Ukey::new(flow.ufid, masked, backer.clock.now_ms(), 0, Arc::clone(&flow.actions), Box::default());
+    let ukey = Ukey { counted: backer.census.count(flow.key.in_port, &flow.mask), ..ukey };
     ukey.state.lock().pushed = flow.stats;
     let adopted = backer.ukeys.adopt(ukey).ok();
     if adopted.is_some() {

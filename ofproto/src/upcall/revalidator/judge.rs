@@ -9,6 +9,7 @@ use super::push::push;
 use crate::backer::Backer;
 use crate::upcall::handler::exact_mask;
 use crate::upcall::probes;
+use crate::upcall::slow::sends_up_unfit;
 use crate::upcall::ukey::{DelReason, Ukey};
 use crate::xlate::{Effect, translate};
 
@@ -145,6 +146,10 @@ impl Judge<'_> {
 
     fn translate_again(&self, ukey: &Ukey, state: &State) -> Again {
         coverage::inc!("revalidate_flow");
+        // What the datapath doesn't see of its packets, a translation of its key would not look at either.
+        if sends_up_unfit(&state.actions) {
+            return Again::Delete(DelReason::BadFit);
+        }
         // Bits that the flow doesn't match on are 0 here. If they matter now, the new mask has them, and the flow goes.
         let key = ukey.flow.key();
         let Some(xlate) = translate(&self.round.config, &key) else { return Again::Delete(DelReason::NoOfproto) };

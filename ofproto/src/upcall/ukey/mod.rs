@@ -24,10 +24,13 @@ use std::sync::Arc;
 use crate::sync::Mutex;
 use crate::xlate::Effect;
 
+mod census;
 mod life;
 mod masked;
 mod table;
 
+#[allow(unused_imports)]
+pub(crate) use census::{Caps, Census, Counted, Over, PortFlows};
 pub(crate) use life::{DelReason, Phase};
 pub(crate) use masked::{MaskedKey, MaskedWords};
 pub(crate) use table::{Installation, Refused, UkeyTable};
@@ -39,6 +42,9 @@ pub(crate) struct Ukey {
     pub(crate) flow: MaskedKey,
     /// When it was installed or found.
     pub(crate) created_ms: u64,
+    /// It counts for its port as long as it is there; nobody asks.
+    #[allow(dead_code)]
+    pub(crate) counted: Option<Counted>,
     pub(crate) state: Mutex<State>,
 }
 
@@ -80,7 +86,7 @@ impl Ukey {
             effects,
             pushed: FlowStats::default(),
         };
-        Self { ufid, flow, created_ms: now_ms, state: Mutex::new(state) }
+        Self { ufid, flow, created_ms: now_ms, counted: None, state: Mutex::new(state) }
     }
 }
 

@@ -1,0 +1,221 @@
+//! How many megaflows each port has, and how many masks.
+//!
+//! A port's flows are those that match on it. Who sends odd packets into a port can make flows and masks come without end, and
+//! each mask costs every packet of the datapath a look. So both can be capped, by port and in all: who is over a cap gets no new
+//! flow, its packets are executed all the same. A ukey is counted as long as there is something of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use datapath_common::FlowKey;
+
+use crate::sync::{AtomicU64, AtomicUsize, Ordering, RwLock};
+
+/// All that is counted.
+pub(crate) struct Census {
+    all: Arc<All>,
+}
+
+impl Default for Census {
+    fn default() -> Self {
+        Self { all: Arc::new(All { tables: RwLock::new(Tables::default()) }) }
+    }
+}
+
+struct All {
+    tables: RwLock<Tables>,
+}
+
+#[derive(Default)]
+struct Tables {
+    ports: HashMap<u32, Arc<PortCount>, ahash::RandomState>,
+    /// By port and mask.
+    uses: HashMap<(u32, FlowKey), Arc<Use>, ahash::RandomState>,
+    /// How many ports use a mask.
+    masks: HashMap<FlowKey, usize, ahash::RandomState>,
+}
+
+struct PortCount {
+    flows: AtomicUsize,
+    masks: AtomicUsize,
+    refused: AtomicU64,
+}
+
+/// A mask of a port.
+struct Use {
+    port: u32,
+    mask: FlowKey,
+    count: Arc<PortCount>,
+    flows: AtomicUsize,
+}
+
+/// The most that there may be; 0 is no cap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Caps {
+    /// Flows of a port.
+    pub(crate) port_flows: usize,
+    /// Masks of a port's flows.
+    pub(crate) port_masks: usize,
+    /// Masks in all.
+    pub(crate) masks: usize,
+}
+
+/// A cap that a flow would be over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Over {
+    /// Its port has as many flows as it may have.
+    PortFlows,
+    /// Its port has as many masks as it may have, and this is another.
+    PortMasks,
+    /// There are as many masks as there may be, and this is another.
+    Masks,
+}
+
+/// What a port has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PortFlows {
+    pub(crate) port: u32,
+    pub(crate) flows: usize,
+    pub(crate) masks: usize,
+    /// Flows that it did not get because of a cap.
+    pub(crate) refused: u64,
+}
+
+/// A ukey that is counted; dropped, it isn't any more.
+pub(crate) struct Counted {
+    all: Arc<All>,
+    place: Arc<Use>,
+}
+
+impl Census {
+    /// Counts a flow of a port with this mask, unless that is over a cap.
+    ///
+    /// # Errors
+    /// The cap. It is noted for the port.
+    pub(crate) fn enter(&self, port: u32, mask: &FlowKey, caps: Caps) -> Result<Counted, Over> {
+        let place = self.known(port, mask, caps);
+        let place = place.unwrap_or_else(|| self.new_mask(port, mask, caps));
+        place.map(|place| Counted { all: Arc::clone(&self.all), place }).inspect_err(|_| self.refused(port))
+    }
+
+    /// As [`Census::enter`], of a flow that is there already.
+    pub(crate) fn count(&self, port: u32, mask: &FlowKey) -> Option<Counted> {
+        self.enter(port, mask, Caps::default()).ok()
+    }
+
+    /// Under the read lock nobody takes a mask out.
+    fn known(&self, port: u32, mask: &FlowKey, caps: Caps) -> Option<Result<Arc<Use>, Over>> {
+        let tables = self.all.tables.read();
+        let place = tables.uses.get(&(port, *mask))?;
+        if let Err(over) = place.count.one_more_flow(caps) {
+            return Some(Err(over));
+        }
+        place.flows.fetch_add(1, Ordering::Relaxed);
+        Some(Ok(Arc::clone(place)))
+    }
+
+    fn new_mask(&self, port: u32, mask: &FlowKey, caps: Caps) -> Result<Arc<Use>, Over> {
+        let mut tables = self.all.tables.write();
+        let tables = &mut *tables;
+        let count = Arc::clone(tables.ports.entry(port).or_insert_with(PortCount::new));
+        if let Some(place) = tables.uses.get(&(port, *mask)) {
+            // Somebody was quicker.
+            count.one_more_flow(caps)?;
+            place.flows.fetch_add(1, Ordering::Relaxed);
+            return Ok(Arc::clone(place));
+        }
+        let is_over = |cap: usize, n: usize| cap != 0 && n >= cap;
+        if is_over(caps.port_masks, count.masks.load(Ordering::Relaxed)) {
+            return Err(Over::PortMasks);
+        }
+        if is_over(caps.masks, tables.masks.len()) && !tables.masks.contains_key(mask) {
+            return Err(Over::Masks);
+        }
+        count.one_more_flow(caps)?;
+        count.masks.fetch_add(1, Ordering::Relaxed);
+        *tables.masks.entry(*mask).or_default() += 1;
+        let place = Arc::new(Use { port, mask: *mask, count, flows: AtomicUsize::new(1) });
+        tables.uses.insert((port, *mask), Arc::clone(&place));
+        Ok(place)
+    }
+
+    fn refused(&self, port: u32) {
+        if let Some(count) = self.all.tables.read().ports.get(&port) {
+            count.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Masks in all.
+    pub(crate) fn n_masks(&self) -> usize {
+        self.all.tables.read().masks.len()
+    }
+
+    /// Masks that the flows of a port have.
+    pub(crate) fn masks_of(&self, port: u32) -> Vec<FlowKey> {
+        let tables = self.all.tables.read();
+        tables.uses.keys().filter(|(of, _)| *of == port).map(|(_, mask)| *mask).collect()
+    }
+
+    /// What each port has that has or had flows, by number.
+    pub(crate) fn ports(&self) -> Vec<PortFlows> {
+        let tables = self.all.tables.read();
+        let mut ports: Vec<_> = tables.ports.iter().map(|(port, count)| count.report(*port)).collect();
+        ports.sort_by_key(|port| port.port);
+        ports
+    }
+
+    /// What a port has.
+    pub(crate) fn port(&self, port: u32) -> PortFlows {
+        let nothing = PortFlows { port, flows: 0, masks: 0, refused: 0 };
+        self.all.tables.read().ports.get(&port).map_or(nothing, |count| count.report(port))
+    }
+}
+
+impl PortCount {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { flows: AtomicUsize::new(0), masks: AtomicUsize::new(0), refused: AtomicU64::new(0) })
+    }
+
+    fn one_more_flow(&self, caps: Caps) -> Result<(), Over> {
+        let before = self.flows.fetch_add(1, Ordering::Relaxed);
+        if caps.port_flows != 0 && before >= caps.port_flows {
+            self.flows.fetch_sub(1, Ordering::Relaxed);
+            return Err(Over::PortFlows);
+        }
+        Ok(())
+    }
+
+    fn report(&self, port: u32) -> PortFlows {
+        PortFlows {
+            port,
+            flows: self.flows.load(Ordering::Relaxed),
+            masks: self.masks.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let place = &self.place;
+        place.count.flows.fetch_sub(1, Ordering::Relaxed);
+        if place.flows.fetch_sub(1, Ordering::Relaxed) > 1 {
+            return;
+        }
+        // Nobody counts in it now; under the write lock that stays so, unless somebody has begun to before.
+        let mut tables = self.all.tables.write();
+        let key = (place.port, place.mask);
+        let is_gone = place.flows.load(Ordering::Relaxed) == 0
+            && tables.uses.get(&key).is_some_and(|there| Arc::ptr_eq(there, place));
+        if is_gone {
+            tables.uses.remove(&key);
+            place.count.masks.fetch_sub(1, Ordering::Relaxed);
+            if let Some(n) = tables.masks.get_mut(&place.mask) {
+                *n -= 1;
+                if *n == 0 {
+                    tables.masks.remove(&place.mask);
+                }
+            }
+        }
+    }
+}
