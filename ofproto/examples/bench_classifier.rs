@@ -210,7 +210,7 @@ fn millions_a_second(classifier: &Classifier, packets: &[Flow], unwildcards: boo
     let start = cpu_time();
     for _ in 0..LOOKUPS {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let packet = &packets[(state >> 33) as usize % packets.len()];
+        let packet = &packets[(state >> 33) as usize & (packets.len() - 1)];
         let found = if unwildcards {
             let mut wildcards = Flow::ZERO;
             let found = classifier.lookup(packet, &mut wildcards);

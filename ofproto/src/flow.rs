@@ -23,10 +23,9 @@ mod field;
 pub use field::mask_of;
 
 /// Number of 64-bit words of a [`Flow`].
-pub const FLOW_WORDS: usize = KEY_WORDS + EXT_WORDS;
-/// Words behind those of the key: the metadata, then two registers each, then the id of a conjunctive flow.
-const EXT_WORDS: usize = 10;
-const CONJ_WORD: usize = 9;
+pub const FLOW_WORDS: usize = 2 + KEY_WORDS + REG_WORDS;
+/// Words of the registers, two in each.
+const REG_WORDS: usize = 8;
 
 /// `eth_type` of a frame without one, as OpenFlow says it.
 pub const ETH_TYPE_NONE: u16 = 0x05ff;
@@ -35,23 +34,29 @@ pub const NW_FRAG_ANY: u8 = 1;
 /// `ip_frag`: a fragment other than the first.
 pub const NW_FRAG_LATER: u8 = 2;
 
-/// A packet's fields in the pipeline or, with the same shape, a mask of them. It begins with a cache line, so that what nearly
-/// every lookup reads lies in one.
+/// A packet's fields in the pipeline or, with the same shape, a mask of them. It begins with a cache line, in which lies
+/// what nearly every lookup reads.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flow {
+    metadata: u64,
+    conj_id: u64,
     /// The datapath's fields, with the differences that the module's documentation names.
     pub key: FlowKey,
-    ext: [u64; EXT_WORDS],
+    regs: [u64; REG_WORDS],
 }
 
 impl Flow {
     /// No field, the mask that looks at nothing.
-    pub const ZERO: Self = Self { key: FlowKey::ZERO, ext: [0; EXT_WORDS] };
+    pub const ZERO: Self = Self::of_key(FlowKey::ZERO);
+
+    const fn of_key(key: FlowKey) -> Self {
+        Self { metadata: 0, conj_id: 0, key, regs: [0; REG_WORDS] }
+    }
 
     /// The flow of a packet with the datapath's key `key` that came in at `in_port` of a bridge.
     pub fn from_key(key: &FlowKey, in_port: OfPort) -> Self {
-        let mut flow = Self { key: *key, ext: [0; EXT_WORDS] };
+        let mut flow = Self::of_key(*key);
         flow.set_in_port(in_port);
         if key.eth_type.get() == eth_type::NONE {
             flow.key.eth_type = Be16::new(ETH_TYPE_NONE);
@@ -106,7 +111,7 @@ impl Flow {
         self.words().get(index).copied().unwrap_or(0)
     }
 
-    /// All words in order: those of the key, then those of the pipeline.
+    /// All words, as they lie in memory.
     #[inline]
     pub fn words(&self) -> &[u64; FLOW_WORDS] {
         transmute_ref!(self)
@@ -165,23 +170,23 @@ impl Flow {
 
     /// The OpenFlow metadata.
     pub fn metadata(&self) -> u64 {
-        self.ext[0]
+        self.metadata
     }
 
     /// Sets the OpenFlow metadata.
     pub fn set_metadata(&mut self, metadata: u64) {
-        self.ext[0] = metadata;
+        self.metadata = metadata;
     }
 
     /// Register `n`, 0 to 15.
     pub fn reg(&self, n: usize) -> u32 {
-        let pair = self.ext.get(1 + n / 2).copied().unwrap_or(0);
+        let pair = self.regs.get(n / 2).copied().unwrap_or(0);
         (if n.is_multiple_of(2) { pair >> 32 } else { pair }) as u32
     }
 
     /// Sets register `n`, 0 to 15.
     pub fn set_reg(&mut self, n: usize, value: u32) {
-        if let Some(pair) = self.ext.get_mut(1 + n / 2) {
+        if let Some(pair) = self.regs.get_mut(n / 2) {
             let shift = if n.is_multiple_of(2) { 32 } else { 0 };
             *pair = (*pair & !(0xffff_ffff << shift)) | (u64::from(value) << shift);
         }
@@ -189,22 +194,22 @@ impl Flow {
 
     /// The conjunctive flow whose clauses all matched; 0 is none.
     pub fn conj_id(&self) -> u32 {
-        self.ext[CONJ_WORD] as u32
+        self.conj_id as u32
     }
 
     /// Sets the conjunctive flow.
     pub fn set_conj_id(&mut self, id: u32) {
-        self.ext[CONJ_WORD] = id.into();
+        self.conj_id = id.into();
     }
 
     /// The mask of what is in the pipeline only.
     pub fn pipeline_mask() -> Self {
-        Self { key: FlowKey::ZERO, ext: [u64::MAX; EXT_WORDS] }
+        Self { metadata: u64::MAX, conj_id: u64::MAX, key: FlowKey::ZERO, regs: [u64::MAX; REG_WORDS] }
     }
 
     /// Forgets what belongs to one bridge's pipeline only: registers and metadata.
     pub fn clear_pipeline(&mut self) {
-        self.ext = [0; EXT_WORDS];
+        *self = Self::of_key(self.key);
     }
 
     /// Whether the packet is IPv4 or IPv6.

@@ -7,7 +7,7 @@ use rpds::RedBlackTreeMapSync;
 use super::map::Map;
 use super::prefix::{Asked, PrefixField};
 use super::shape::{Shape, hash};
-use super::stage::LAYER3;
+use super::stage::{LAYER3, N_STAGES};
 use super::trie::Trie;
 use crate::flow::Flow;
 use crate::rule::Rule;
@@ -141,26 +141,35 @@ impl Subtable {
     /// Whether there is a match is asked first, because only the answer "no" can be had from less.
     #[inline]
     pub(super) fn find_wildcarding(&self, flow: &Flow, asked: &mut Asked<'_>, wildcards: &mut Flow) -> Option<&Head> {
-        let found = self.find(flow);
+        let shape = &self.shape;
+        let (mut sum, mut from) = (0u64, 0);
+        let mut sums = [0u64; N_STAGES];
+        for (stage, sum_there) in self.stages.iter().zip(&mut sums) {
+            sum = sum.wrapping_add(shape.sum(from..stage.end, flow));
+            *sum_there = sum;
+            from = stage.end;
+        }
+        let width = shape.width();
+        sum = sum.wrapping_add(shape.sum(from..width, flow));
+        let found = self.heads.find(hash(sum), width, |key| shape.is_key(key, flow));
         match found {
-            Some(_) => self.shape.add_to(self.shape.width(), wildcards),
-            None => self.look_at_miss(flow, asked, wildcards),
+            Some(_) => shape.add_to(width, wildcards),
+            None => self.look_at_miss(&sums, flow, asked, wildcards),
         }
         found
     }
 
-    /// Adds to `wildcards` what tells that no rule matches.
-    fn look_at_miss(&self, flow: &Flow, asked: &mut Asked<'_>, wildcards: &mut Flow) {
+    /// Adds to `wildcards` what tells that no rule matches. `sums`: of the fields up to the end of each stage.
+    fn look_at_miss(&self, sums: &[u64; N_STAGES], flow: &Flow, asked: &mut Asked<'_>, wildcards: &mut Flow) {
         let shape = &self.shape;
-        let (mut sum, mut from) = (0u64, 0);
-        for stage in &self.stages {
+        let mut from = 0;
+        for (stage, sum) in self.stages.iter().zip(sums) {
             if stage.is_layer3 && asked.rule_out(&self.prefixes, flow, wildcards) {
                 return shape.add_to(from, wildcards);
             }
-            sum = sum.wrapping_add(shape.sum(from..stage.end, flow));
             from = stage.end;
             // A hash that two fields share only lets the search go on, and look at more.
-            if stage.hashes.find(hash(sum), 0, |_| true).is_none() {
+            if stage.hashes.find(hash(*sum), 0, |_| true).is_none() {
                 return shape.add_to(from, wildcards);
             }
         }

@@ -90,9 +90,7 @@ impl Context<'_> {
     fn commit_fields(&mut self, attr: KeyAttr, fields: &[FlowKey]) {
         let mut mask = FlowKey::ZERO;
         for field in fields {
-            let words = field.words().iter().enumerate().filter(|(_, field)| **field != 0);
-            let changed = |(i, field): (usize, &u64)| (self.flow.word(i) ^ self.base.word(i)) & field != 0;
-            if !words.clone().any(changed) {
+            if self.flow.key.masked(field) == self.base.key.masked(field) {
                 continue;
             }
             let looked_at = self.wildcards.key.masked(&self.present).masked(field);
