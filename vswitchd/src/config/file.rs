@@ -207,12 +207,16 @@ impl File {
     }
 
     fn of(state: &DesiredState) -> File {
+        let Options { port_flow_limit, port_mask_limit, mask_limit, .. } = state.options;
         let Options { flow_limit, max_idle, max_revalidator, min_revalidate_pps, .. } = state.options;
         let Options { n_handlers, n_revalidators, max_flows, .. } = state.options;
         File {
             datapath: None,
             options: OptionsPart {
                 flow_limit: Some(flow_limit),
+                port_flow_limit: Some(port_flow_limit),
+                port_mask_limit: Some(port_mask_limit),
+                mask_limit: Some(mask_limit),
                 max_idle: Some(max_idle),
                 max_revalidator: Some(max_revalidator),
                 min_revalidate_pps: Some(min_revalidate_pps),

@@ -211,6 +211,12 @@ impl fmt::Display for FailMode {
 pub struct Options {
     /// The most datapath flows that revalidators keep; the actual limit adapts below it.
     pub flow_limit: u32,
+    /// The most datapath flows of one port; 0 is no cap.
+    pub port_flow_limit: u32,
+    /// The most masks that the datapath flows of one port have; 0 is no cap.
+    pub port_mask_limit: u32,
+    /// The most masks that all datapath flows have; 0 is no cap but the datapath's.
+    pub mask_limit: u32,
     /// Milliseconds without a packet after which a datapath flow goes.
     pub max_idle: u32,
     /// Milliseconds between two revalidations at most.
@@ -229,6 +235,9 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             flow_limit: 200_000,
+            port_flow_limit: 0,
+            port_mask_limit: 128,
+            mask_limit: 0,
             max_idle: 10_000,
             max_revalidator: 500,
             min_revalidate_pps: 5,

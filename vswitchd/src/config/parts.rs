@@ -74,6 +74,15 @@ pub struct OptionsPart {
     /// Most datapath flows kept [default: 200000]
     #[arg(long, value_name = "N")]
     pub flow_limit: Option<u32>,
+    /// Most datapath flows of one port; 0 is no cap [default: 0]
+    #[arg(long, value_name = "N")]
+    pub port_flow_limit: Option<u32>,
+    /// Most masks that the datapath flows of one port have; 0 is no cap [default: 128]
+    #[arg(long, value_name = "N")]
+    pub port_mask_limit: Option<u32>,
+    /// Most masks that all datapath flows have; 0 is no cap but the datapath's [default: 0]
+    #[arg(long, value_name = "N")]
+    pub mask_limit: Option<u32>,
     /// Milliseconds without a packet after which a datapath flow goes [default: 10000]
     #[arg(long, value_name = "MS")]
     pub max_idle: Option<u32>,
@@ -260,6 +269,9 @@ impl OptionsPart {
     fn over(self, base: OptionsPart) -> OptionsPart {
         OptionsPart {
             flow_limit: self.flow_limit.or(base.flow_limit),
+            port_flow_limit: self.port_flow_limit.or(base.port_flow_limit),
+            port_mask_limit: self.port_mask_limit.or(base.port_mask_limit),
+            mask_limit: self.mask_limit.or(base.mask_limit),
             max_idle: self.max_idle.or(base.max_idle),
             max_revalidator: self.max_revalidator.or(base.max_revalidator),
             min_revalidate_pps: self.min_revalidate_pps.or(base.min_revalidate_pps),
@@ -273,6 +285,9 @@ impl OptionsPart {
         let default = Options::default();
         Options {
             flow_limit: self.flow_limit.unwrap_or(default.flow_limit),
+            port_flow_limit: self.port_flow_limit.unwrap_or(default.port_flow_limit),
+            port_mask_limit: self.port_mask_limit.unwrap_or(default.port_mask_limit),
+            mask_limit: self.mask_limit.unwrap_or(default.mask_limit),
             max_idle: self.max_idle.unwrap_or(default.max_idle),
             max_revalidator: self.max_revalidator.unwrap_or(default.max_revalidator),
             min_revalidate_pps: self.min_revalidate_pps.unwrap_or(default.min_revalidate_pps),
