@@ -72,6 +72,8 @@ counters! {
     executed,
     /// Packets that were dropped because translation said so.
     dropped,
+    /// Packets that came up for exporters and controllers, which end there.
+    handed_over,
     /// Packets that the datapath refused to execute.
     execute_failed,
     /// Packets handed to whoever has the controllers' connections; of a super-packet each segment.

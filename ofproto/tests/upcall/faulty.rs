@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dpif::inproc::InprocDatapath;
 use dpif::layer::{Layer, one_by_one};
-use dpif::{Dpif, DpifError, DpifOp, Execute, Features, FlowPut, Result, Upcall, UpcallBatch};
+use dpif::{Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, Result, Ufid, Upcall, UpcallBatch};
 use parking_lot::{Mutex, RwLock};
 
 type Error = Mutex<Option<fn() -> DpifError>>;
@@ -15,6 +15,10 @@ pub(crate) struct Faulty {
     pub(crate) put_error: Error,
     /// What `execute` fails with.
     pub(crate) execute_error: Error,
+    /// What `flow_del` fails with.
+    pub(crate) del_error: Error,
+    /// What `recv` fails with.
+    pub(crate) recv_error: Error,
     /// The next `flow_put` panics.
     pub(crate) panics: AtomicBool,
     /// Received beside what the datapath has.
@@ -34,6 +38,8 @@ impl Faulty {
             inner,
             put_error: Mutex::default(),
             execute_error: Mutex::default(),
+            del_error: Mutex::default(),
+            recv_error: Mutex::default(),
             panics: AtomicBool::new(false),
             inject: Mutex::default(),
             bad_records: AtomicU64::new(0),
@@ -63,6 +69,13 @@ impl Layer for Faulty {
         }
     }
 
+    fn flow_del(&self, ufid: Ufid) -> Result<FlowStats> {
+        match *self.del_error.lock() {
+            Some(error) => Err(error()),
+            None => self.inner.flow_del(ufid),
+        }
+    }
+
     fn execute(&self, execute: Execute<'_>) -> Result<()> {
         match *self.execute_error.lock() {
             Some(error) => Err(error()),
@@ -73,6 +86,9 @@ impl Layer for Faulty {
     fn recv(&self, handler: u32, batch: &mut UpcallBatch) -> Result<usize> {
         let _gate = self.gate.read();
         self.receives.fetch_add(1, Ordering::SeqCst);
+        if let Some(error) = *self.recv_error.lock() {
+            return Err(error());
+        }
         let n = self.inner.recv(handler, batch)?;
         let mut injected = 0;
         for upcall in self.inject.lock().drain(..) {

@@ -98,8 +98,11 @@ impl Census {
         place.map(|place| Counted { all: Arc::clone(&self.all), place }).inspect_err(|_| self.refused(port))
     }
 
-    /// As [`Census::enter`], of a flow that is there already.
+    /// As [`Census::enter`], of a flow that is there already. `None`: it is no port's.
     pub(crate) fn count(&self, port: u32, mask: &FlowKey) -> Option<Counted> {
+        if mask.in_port != u32::MAX {
+            return None;
+        }
         self.enter(port, mask, Caps::default()).ok()
     }
 
