@@ -1,7 +1,7 @@
 //! How the shared code reads and writes packet bytes.
 //!
 //! [`PacketRead`] and [`PacketEdit`] are implemented by the TC program (direct packet access with helper fall-backs) and by
-//! `SlicePacket` (feature `user`) for userspace. Offsets count from the first byte of the Ethernet
+//! `SlicePacket` and `Frame` (feature `user`) for userspace. Offsets count from the first byte of the Ethernet
 //! header. Multi-byte loads return the bytes in memory order, ready for [`Be16::from_raw`](crate::Be16::from_raw).
 
 use crate::key::Vlan;
@@ -100,7 +100,7 @@ pub trait PacketEdit: PacketRead {
 }
 
 #[cfg(any(test, feature = "user"))]
-pub use slice::SlicePacket;
+pub use slice::{Frame, SlicePacket};
 
 #[cfg(any(test, feature = "user"))]
 mod slice;

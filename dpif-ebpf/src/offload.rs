@@ -6,8 +6,8 @@
 //! with a `struct virtio_net_hdr` (`linux/virtio_net.h`) that says what is still to be done.
 
 use datapath_common::extract::{eth_type, extract, ip_proto};
-use datapath_common::key::{FRAG_NONE, Vlan};
-use datapath_common::packet::PacketRead;
+use datapath_common::key::FRAG_NONE;
+use datapath_common::packet::Frame;
 use datapath_common::{FlowKey, Layers};
 use dpif::Packet;
 
@@ -34,7 +34,7 @@ struct Transport {
 impl Transport {
     fn of(data: &[u8]) -> Option<Self> {
         let mut key = FlowKey::ZERO;
-        let Layers { l3, l4, .. } = extract(&Bytes(data), &mut key).ok()?;
+        let Layers { l3, l4, .. } = extract(&Frame(data), &mut key).ok()?;
         let (tcp, ipv6) = match (key.ip_proto, key.eth_type.get()) {
             (ip_proto::TCP, eth_type::IPV4) => (true, false),
             (ip_proto::TCP, eth_type::IPV6) => (true, true),
@@ -108,36 +108,6 @@ pub(crate) fn vnet_header(packet: &Packet) -> [u8; VNET_HEADER] {
     }
     header[0] = NEEDS_CSUM;
     header
-}
-
-/// A frame in memory, VLAN tags in the bytes.
-struct Bytes<'a>(&'a [u8]);
-
-impl Bytes<'_> {
-    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        self.0.get(offset as usize..)?.first_chunk().copied()
-    }
-}
-
-impl PacketRead for Bytes<'_> {
-    fn len(&self) -> u32 {
-        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
-    }
-    fn accelerated_vlan(&self) -> Vlan {
-        Vlan::default()
-    }
-    fn u8(&self, offset: u32) -> Option<u8> {
-        self.0.get(offset as usize).copied()
-    }
-    fn u16(&self, offset: u32) -> Option<u16> {
-        self.load(offset).map(u16::from_ne_bytes)
-    }
-    fn u32(&self, offset: u32) -> Option<u32> {
-        self.load(offset).map(u32::from_ne_bytes)
-    }
-    fn u64(&self, offset: u32) -> Option<u64> {
-        self.load(offset).map(u64::from_ne_bytes)
-    }
 }
 
 #[cfg(test)]

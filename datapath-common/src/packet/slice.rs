@@ -6,6 +6,37 @@ use super::{Balanced, Edit, EditFailed, L4Sum, PacketEdit, PacketRead};
 use crate::be::Be16;
 use crate::key::{VLAN_PRESENT, Vlan};
 
+/// A frame of somebody else's bytes, its VLAN tags among them.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a>(pub &'a [u8]);
+
+impl Frame<'_> {
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.0.get(offset as usize..)?.first_chunk().copied()
+    }
+}
+
+impl PacketRead for Frame<'_> {
+    fn len(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+    }
+    fn accelerated_vlan(&self) -> Vlan {
+        Vlan::default()
+    }
+    fn u8(&self, offset: u32) -> Option<u8> {
+        self.0.get(offset as usize).copied()
+    }
+    fn u16(&self, offset: u32) -> Option<u16> {
+        self.load(offset).map(u16::from_ne_bytes)
+    }
+    fn u32(&self, offset: u32) -> Option<u32> {
+        self.load(offset).map(u32::from_ne_bytes)
+    }
+    fn u64(&self, offset: u32) -> Option<u64> {
+        self.load(offset).map(u64::from_ne_bytes)
+    }
+}
+
 /// A packet in a growable buffer, with the metadata that a kernel buffer has beside its bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SlicePacket {
@@ -29,11 +60,6 @@ impl SlicePacket {
             let vlan = core::mem::take(&mut self.vlan);
             self.insert_tag(vlan);
         }
-    }
-
-    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let start = offset as usize;
-        self.bytes.get(start..start.checked_add(N)?)?.try_into().ok()
     }
 
     fn store(&mut self, offset: u32, bytes: &[u8]) -> Edit {
@@ -69,22 +95,22 @@ impl SlicePacket {
 
 impl PacketRead for SlicePacket {
     fn len(&self) -> u32 {
-        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
+        Frame(&self.bytes).len()
     }
     fn accelerated_vlan(&self) -> Vlan {
         self.vlan
     }
     fn u8(&self, offset: u32) -> Option<u8> {
-        self.bytes.get(offset as usize).copied()
+        Frame(&self.bytes).u8(offset)
     }
     fn u16(&self, offset: u32) -> Option<u16> {
-        self.load(offset).map(u16::from_ne_bytes)
+        Frame(&self.bytes).u16(offset)
     }
     fn u32(&self, offset: u32) -> Option<u32> {
-        self.load(offset).map(u32::from_ne_bytes)
+        Frame(&self.bytes).u32(offset)
     }
     fn u64(&self, offset: u32) -> Option<u64> {
-        self.load(offset).map(u64::from_ne_bytes)
+        Frame(&self.bytes).u64(offset)
     }
 }
 

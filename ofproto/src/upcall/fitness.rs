@@ -5,8 +5,7 @@
 
 use datapath_common::FlowKey;
 use datapath_common::extract::{clear_packet_fields, extract};
-use datapath_common::key::Vlan;
-use datapath_common::packet::PacketRead;
+use datapath_common::packet::Frame;
 
 /// How a datapath's key fits its packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,7 +25,7 @@ pub(super) enum Fitness {
 pub(super) fn extract_again(packet: &[u8], key: &FlowKey, again: &mut FlowKey) -> Option<Fitness> {
     *again = *key;
     clear_packet_fields(again);
-    extract(&Bytes(packet), again).ok()?;
+    extract(&Frame(packet), again).ok()?;
     Some(compare(key, again))
 }
 
@@ -47,41 +46,6 @@ fn compare(datapath: &FlowKey, packet: &FlowKey) -> Fitness {
         }
     }
     fitness
-}
-
-/// A packet whose VLAN tags are in its bytes, as all are that come up.
-struct Bytes<'a>(&'a [u8]);
-
-impl Bytes<'_> {
-    fn chunk<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        self.0.get(offset as usize..)?.first_chunk().copied()
-    }
-}
-
-impl PacketRead for Bytes<'_> {
-    fn len(&self) -> u32 {
-        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
-    }
-
-    fn accelerated_vlan(&self) -> Vlan {
-        Vlan::default()
-    }
-
-    fn u8(&self, offset: u32) -> Option<u8> {
-        self.0.get(offset as usize).copied()
-    }
-
-    fn u16(&self, offset: u32) -> Option<u16> {
-        self.chunk(offset).map(u16::from_ne_bytes)
-    }
-
-    fn u32(&self, offset: u32) -> Option<u32> {
-        self.chunk(offset).map(u32::from_ne_bytes)
-    }
-
-    fn u64(&self, offset: u32) -> Option<u64> {
-        self.chunk(offset).map(u64::from_ne_bytes)
-    }
 }
 
 #[cfg(test)]
