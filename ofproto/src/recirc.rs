@@ -7,6 +7,9 @@
 //!
 //! A number lives as long as somebody holds its [`Recirc`]: the flow that leads to it, and every flow that matches on it. It is
 //! not given out again before all others have been, for packets may still be under way with it.
+//!
+//! Flows that an earlier process left in the datapath may carry numbers too. What they stood for is not known any more; they are
+//! [`Inherited`], and not given out as long as such a flow may be there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -83,6 +86,21 @@ impl Drop for Recirc {
     }
 }
 
+/// A number of an earlier process, as long as a flow may carry it: it stands for nothing, and is nobody else's.
+#[derive(Debug)]
+pub struct Inherited {
+    id: u32,
+    table: Weak<RecircTable>,
+}
+
+impl Drop for Inherited {
+    fn drop(&mut self) {
+        if let Some(table) = self.table.upgrade() {
+            table.disinherit(self.id);
+        }
+    }
+}
+
 /// All numbers of a switch.
 #[derive(Debug)]
 pub struct RecircTable {
@@ -94,6 +112,7 @@ pub struct RecircTable {
 struct Inner {
     by_id: HashMap<u32, Weak<Recirc>, ahash::RandomState>,
     by_state: HashMap<Arc<Frozen>, Weak<Recirc>, ahash::RandomState>,
+    inherited: HashMap<u32, Weak<Inherited>, ahash::RandomState>,
     last: u32,
 }
 
@@ -125,10 +144,30 @@ impl RecircTable {
         self.inner.read().by_id.get(&id).and_then(Weak::upgrade)
     }
 
-    /// No number up to this one is given out before all others have been: flows that an earlier process left may have it.
-    pub fn start_above(&self, id: u32) {
+    /// Keeps a number that flows of an earlier process have. No number up to it is given out before all others have been:
+    /// packets may be under way with one that was in use between. `None`: it stands for something here.
+    pub fn inherit(&self, id: u32) -> Option<Arc<Inherited>> {
         let mut inner = self.inner.write();
+        if inner.by_id.get(&id).is_some_and(|recirc| recirc.strong_count() > 0) {
+            return None;
+        }
         inner.last = inner.last.max(id);
+        if let Some(inherited) = inner.inherited.get(&id).and_then(Weak::upgrade) {
+            return Some(inherited);
+        }
+        let inherited = Arc::new(Inherited { id, table: Weak::clone(&self.itself) });
+        inner.inherited.insert(id, Arc::downgrade(&inherited));
+        Some(inherited)
+    }
+
+    /// Whether flows of an earlier process have this number.
+    pub fn is_inherited(&self, id: u32) -> bool {
+        self.inner.read().inherited.get(&id).is_some_and(|inherited| inherited.strong_count() > 0)
+    }
+
+    /// How many numbers of an earlier process are held.
+    pub fn n_inherited(&self) -> usize {
+        self.inner.read().inherited.len()
     }
 
     /// How many numbers are held.
@@ -139,6 +178,14 @@ impl RecircTable {
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn disinherit(&self, id: u32) {
+        let mut inner = self.inner.write();
+        // Somebody may have inherited it again since.
+        if inner.inherited.get(&id).is_some_and(|inherited| inherited.strong_count() == 0) {
+            inner.inherited.remove(&id);
+        }
     }
 
     fn release(&self, id: u32, state: &Arc<Frozen>) {
@@ -156,7 +203,7 @@ impl Inner {
     fn next(&mut self) -> u32 {
         loop {
             self.last = self.last.wrapping_add(1);
-            if self.last != 0 && !self.by_id.contains_key(&self.last) {
+            if self.last != 0 && !self.by_id.contains_key(&self.last) && !self.inherited.contains_key(&self.last) {
                 return self.last;
             }
         }
@@ -189,14 +236,22 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_an_earlier_process_come_last() {
+    fn numbers_of_an_earlier_process_are_given_out_by_nobody_as_long_as_they_are_held() {
         let table = RecircTable::new();
-        table.start_above(u32::MAX - 1);
-        table.start_above(7);
+        let old = [u32::MAX - 1, 2, 7].map(|id| table.inherit(id).unwrap());
         let ids: Vec<_> = (0..4).map(|metadata| table.of(state(metadata))).collect();
-        assert_eq!(ids.iter().map(|recirc| recirc.id()).collect::<Vec<_>>(), [u32::MAX, 1, 2, 3]);
-        table.start_above(u32::MAX);
-        assert_eq!(table.of(state(9)).id(), 4, "those that are held are left out");
+        assert_eq!(ids.iter().map(|recirc| recirc.id()).collect::<Vec<_>>(), [u32::MAX, 1, 3, 4], "2 is held");
+        assert!(table.is_inherited(7) && !table.is_inherited(3) && table.get(7).is_none());
+        assert!(table.inherit(3).is_none(), "it stands for something");
+        let again = table.inherit(7).unwrap();
+        drop(old);
+        assert!(table.is_inherited(7) && !table.is_inherited(2));
+        table.inner.write().last = 6;
+        assert_eq!(table.of(state(9)).id(), 8);
+        drop(again);
+        assert_eq!(table.n_inherited(), 0);
+        table.inner.write().last = 6;
+        assert_eq!(table.of(state(10)).id(), 7, "nobody has it any more");
     }
 
     #[test]

@@ -185,6 +185,11 @@ impl Switch {
         self.config().recirc.len()
     }
 
+    /// How many recirculation ids of an earlier process are held by its flows.
+    pub fn n_inherited_recirc_ids(&self) -> usize {
+        self.config().recirc.n_inherited()
+    }
+
     /// The datapath.
     pub fn dpif(&self) -> &Arc<dyn Dpif> {
         &self.backer.dpif

@@ -29,7 +29,7 @@ use crate::flow::Flow;
 use crate::mac_learning::MacTable;
 use crate::port::PatchStats;
 use crate::protocol::Protocol;
-use crate::recirc::Recirc;
+use crate::recirc::{Inherited, Recirc};
 use crate::rule::Rule;
 use crate::table::TableStats;
 
@@ -132,6 +132,8 @@ pub enum Effect {
     PatchReceived(Arc<PatchStats>),
     /// Nothing; what is left to do after a recirculation is kept as long as the flow that leads there, or comes from there.
     Hold(Arc<Recirc>),
+    /// Nothing; a recirculation id of an earlier process is kept from being given out, for a flow that carries it.
+    Inherit(Arc<Inherited>),
 }
 
 /// Why a packet was given up.
@@ -210,7 +212,7 @@ impl Xlate {
                 Effect::Learn { macs, vlan, mac, port } => changed |= macs.learn(*vlan, *mac, *port, used_ms),
                 Effect::PatchSent(stats) => stats.sent(packets, bytes),
                 Effect::PatchReceived(stats) => stats.received(packets, bytes),
-                Effect::Hold(_) => {}
+                Effect::Hold(_) | Effect::Inherit(_) => {}
             }
         }
         changed

@@ -24,7 +24,13 @@ impl World {
         let dp_clock = clock.clone();
         let mut options = DpOptions::new("ovs-netdev");
         options.clock = Arc::new(move || dp_clock.now_ms() * 1_000_000);
-        let dp = InprocDatapath::with_options(options);
+        let world = Self::over(InprocDatapath::with_options(options), clock, flows, megaflows);
+        world.switch.start().unwrap();
+        world
+    }
+
+    /// A switch that is not started, over a datapath that may have flows.
+    fn over(dp: InprocDatapath, clock: ManualClock, flows: [&[FlowMod]; 2], megaflows: bool) -> Self {
         let clock_of_switch = Arc::new(clock.clone());
         let options = Options { clock: clock_of_switch, n_handlers: Some(1), megaflows, ..Options::default() };
         let switch = Switch::new(Arc::new(dp.clone()), options);
@@ -41,8 +47,24 @@ impl World {
             switch.port_add(&bridge, &format!("patch{b}"), peer, PortVlan::default(), None).unwrap();
             switch.flows_replace(&bridge, Some(flows)).unwrap();
         }
-        switch.start().unwrap();
         Self { dp, switch, clock, ports }
+    }
+
+    /// Ends the switch, not the datapath, and makes another with other flows of `br0`, as a new process does.
+    fn restarted(self, flows: &[FlowMod]) -> Self {
+        self.switch.stop();
+        Self::over(self.dp.clone(), self.clock.clone(), [flows, &[]], true)
+    }
+
+    /// The recirculation ids that the datapath's flows match on, and those that they lead to.
+    fn ids(&self) -> (Vec<u32>, Vec<u32>) {
+        let flows = self.switch.flows_of_datapath().unwrap();
+        let matched = flows.iter().map(|flow| flow.key.recirc_id).filter(|id| *id != 0);
+        let led = flows.iter().flat_map(|flow| flow.actions.iter()).filter_map(|action| match action {
+            Action::Recirc(id) => Some(*id),
+            _ => None,
+        });
+        (matched.collect(), led.collect())
     }
 
     /// Sends a frame into port `from` of `br0` and says what came out of which port, sorted.
@@ -140,6 +162,66 @@ fn an_id_lives_as_long_as_a_flow_that_carries_it() {
     world.clock.advance_ms(20_000);
     world.switch.revalidate_now();
     assert_eq!((world.switch.n_recirc_ids(), world.dp.stats().unwrap().flows), (0, 0));
+}
+
+#[test]
+fn flows_that_recirculate_go_on_after_a_restart_and_nobody_gets_their_ids() {
+    let rules = flows(&["actions=debug_recirc,output:2"]);
+    let world = World::new([&rules, &[]], true);
+    let frame = udp_frame(MACS[1], MACS[0], &[]);
+    world.send(1, &frame);
+    let (old, led) = world.ids();
+    assert_eq!((old.len(), &old), (1, &led));
+    let world = world.restarted(&rules);
+    // Nobody is there yet.
+    assert_eq!(names(&world.send(1, &frame)), ["p02"]);
+    let misses = || world.dp.stats().unwrap().missed;
+    assert_eq!(misses(), 2);
+    world.switch.pause_revalidators();
+    world.switch.start().unwrap();
+    assert_eq!(world.ids(), (old.clone(), old.clone()), "all were adopted");
+    world.ports[0].send(frame.clone()).unwrap();
+    assert_eq!((misses(), world.switch.n_inherited_recirc_ids()), (2, 1));
+    assert_eq!(world.ports.iter().map(|port| usize::from(port.recv().is_some())).sum::<usize>(), 1);
+    // The flow that leads there gets an id of ours. The one that matched on the old id stays for what is under way.
+    world.switch.revalidate_now();
+    let (matched, led) = world.ids();
+    assert_eq!(matched, old);
+    assert!(led.len() == 1 && led[0] > old[0], "{led:?}");
+    assert_eq!(names(&world.send(1, &frame)), ["p02"]);
+    assert_eq!((misses(), world.dp.stats().unwrap().flows), (3, 3));
+    // A thousand states later nobody has it.
+    for n in 0..1000 {
+        let text = format!("actions=load:{n}->NXM_NX_REG0[],debug_recirc,output:2");
+        world.switch.flows_replace("br0", Some(&flows(&[&text]))).unwrap();
+        world.switch.revalidate_now();
+    }
+    let (_, led) = world.ids();
+    assert!(led[0] > old[0] + 900 && world.switch.n_inherited_recirc_ids() == 1, "{led:?}");
+    world.clock.advance_ms(11_000);
+    world.switch.revalidate_now();
+    assert_eq!((world.dp.stats().unwrap().flows, world.switch.n_inherited_recirc_ids()), (0, 0));
+}
+
+#[test]
+fn a_flow_of_an_earlier_id_goes_where_its_port_is_gone_or_it_is_a_strangers() {
+    let world = World::new([&flows(&["actions=debug_recirc,output:2"]), &[]], true);
+    let frame = udp_frame(MACS[1], MACS[0], &[]);
+    world.send(1, &frame);
+    let old = world.ids().0;
+    let world = world.restarted(&flows(&["actions=output:3"]));
+    world.switch.start().unwrap();
+    world.switch.synchronize();
+    assert_eq!(world.ids(), (old.clone(), vec![]), "nobody leads there any more");
+    world.switch.port_del("br0", "p02").unwrap();
+    assert_eq!((world.ids().0, world.switch.n_inherited_recirc_ids()), (vec![], 0));
+    assert_eq!(names(&world.send(1, &frame)), ["p03"]);
+    // Who turns up later is not left by an earlier process.
+    let mut stranger = world.dp_flow();
+    (stranger.ufid, stranger.key.recirc_id, stranger.mask.recirc_id) = (dpif::Ufid(1), old[0], u32::MAX);
+    world.dp.flow_put(&stranger).unwrap();
+    world.switch.revalidate_now();
+    assert!(world.ids().0.is_empty());
 }
 
 #[test]

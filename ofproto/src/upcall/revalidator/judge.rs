@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
+use datapath_common::FlowKey;
 use dpif::{Action, FlowStats};
 
 use super::Round;
+use super::adopt::sends_to_bridges;
 use super::push::push;
 use crate::backer::Backer;
 use crate::upcall::handler::exact_mask;
 use crate::upcall::probes;
 use crate::upcall::slow::sends_up_unfit;
 use crate::upcall::ukey::{DelReason, Ukey};
-use crate::xlate::{Effect, translate};
+use crate::xlate::{Effect, XlateError, translate};
 
 pub(super) use crate::upcall::ukey::State;
 
@@ -77,6 +79,8 @@ pub(super) struct Judge<'a> {
 /// What came of another translation.
 enum Again {
     Delete(DelReason),
+    /// It can't be translated, and nobody is led to it any more: it is for the packets that are under way.
+    RunsOn,
     Same(Vec<Effect>),
     Differs(Vec<Action>, Vec<Effect>),
 }
@@ -85,7 +89,7 @@ impl Again {
     fn outcome(&self) -> Outcome {
         match self {
             Self::Delete(reason) => Outcome::Delete(*reason),
-            Self::Same(_) => Outcome::Keep,
+            Self::RunsOn | Self::Same(_) => Outcome::Keep,
             Self::Differs(..) => Outcome::Modify,
         }
     }
@@ -110,11 +114,18 @@ impl Judge<'_> {
         let (actions, effects) = match again {
             Again::Delete(reason) => return Verdict::Delete(reason),
             Again::Same(effects) => (None, effects),
+            Again::RunsOn => {
+                push(self.backer, ukey, state, stats);
+                state.generation = self.round.generation;
+                return Verdict::Keep;
+            }
             Again::Differs(actions, effects) => (Some(actions), effects),
         };
-        // A flow that was found was never translated: nobody else is there to count for.
+        // A flow that was found was never translated: nobody else is there to count for. It has the ids of an earlier process
+        // until its actions are replaced.
         if state.generation == 0 {
-            state.effects = effects.clone().into();
+            let inherited = state.effects.iter().filter(|effect| matches!(effect, Effect::Inherit(_)));
+            state.effects = inherited.chain(&effects).cloned().collect();
         }
         push(self.backer, ukey, state, stats);
         state.generation = self.round.generation;
@@ -153,6 +164,9 @@ impl Judge<'_> {
         // Bits that the flow doesn't match on are 0 here. If they matter now, the new mask has them, and the flow goes.
         let key = ukey.flow.key();
         let Some(xlate) = translate(&self.round.config, &key) else { return Again::Delete(DelReason::NoOfproto) };
+        if xlate.error == Some(XlateError::NoRecirculationContext) {
+            return self.without_context(&key, state);
+        }
         let mask = if self.round.limits.megaflows { xlate.mask } else { exact_mask(&key) };
         if !ukey.flow.covers(&mask) {
             return Again::Delete(DelReason::Wildcarded);
@@ -162,5 +176,17 @@ impl Judge<'_> {
             return Again::Same(xlate.effects);
         }
         Again::Differs(actions, xlate.effects)
+    }
+
+    /// A flow for packets with a recirculation id that stands for nothing.
+    fn without_context(&self, key: &FlowKey, state: &State) -> Again {
+        let config = &self.round.config;
+        if !config.recirc.is_inherited(key.recirc_id) {
+            return Again::Delete(DelReason::XlateError);
+        }
+        match sends_to_bridges(config, &state.actions) {
+            true => Again::RunsOn,
+            false => Again::Delete(DelReason::NoOfproto),
+        }
     }
 }

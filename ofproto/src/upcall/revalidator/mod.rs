@@ -186,7 +186,7 @@ pub(crate) fn flush(backer: &Backer) -> dpif::Result<()> {
 /// Makes ukeys of the flows that are in the datapath already, to be translated before anything else.
 pub(crate) fn adopt(backer: &Backer) -> dpif::Result<()> {
     let mut rounds = backer.revalidation.rounds.lock();
-    adopt::adopt_all(backer)?;
+    adopt::adopt_all(backer, !rounds.adopted)?;
     rounds.adopted = true;
     backer.wake_revalidator();
     Ok(())
