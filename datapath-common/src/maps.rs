@@ -4,7 +4,7 @@ use crate::op::DROP_REASONS;
 
 /// Version of everything in this crate that both sides read. It names the folder of the pins, so that a daemon never adopts a
 /// datapath whose memory it would misread. A test fails when a shared type changes and this does not.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Datapath ports, 0 included.
 pub const MAX_PORTS: usize = 4096;
@@ -190,6 +190,14 @@ pub struct DpStats {
     pub cache_hit: u64,
     /// Lookups repeated because a slot was given to another flow meanwhile.
     pub retried: u64,
+    /// Lookups of packets that recirculate.
+    pub recirculated: u64,
+    /// Misses whose upcall was queued.
+    pub queued_misses: u64,
+    /// Userspace actions whose upcall was queued.
+    pub queued_actions: u64,
+    /// Userspace actions whose upcall was lost; they are among `lost`.
+    pub lost_actions: u64,
     /// Packets dropped, by [`crate::op::DropReason`].
     pub dropped: [u64; DROP_REASONS],
 }
@@ -283,12 +291,12 @@ mod tests {
             MAX_HANDLERS,
             OpKind::Psample as usize,
         ];
-        assert_eq!(LAYOUT_VERSION, 3);
+        assert_eq!(LAYOUT_VERSION, 4);
         assert_eq!(
             layout,
             [
                 304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 24, 624, 24, 1128, 56, 360, 8, 64, 32, 488, 56, 56, 8,
-                16, 64, 64, 176, 40, 4096, 256, 64, 16, 27
+                16, 64, 64, 208, 40, 4096, 256, 64, 16, 27
             ]
         );
     }

@@ -211,6 +211,10 @@ extern "C" fn next_pass(_: u32, run: *mut Run) -> i64 {
         stats::drop(s, DropReason::RecircLimit);
         return 1;
     }
+    if let Some(stats) = stats::datapath(s) {
+        // SAFETY: the map's element.
+        unsafe { stats::add(&raw mut (*stats).recirculated, 1) };
+    }
     pass(skb, cpu, s);
     i64::from(s.again == 0)
 }

@@ -34,6 +34,9 @@ pub fn upcall(skb: *mut __sk_buff, s: &mut Scratch, kind: u32, cookie_at: u32, c
         unsafe {
             if let Some(dp) = stats::datapath(s) {
                 stats::add(&raw mut (*dp).lost, 1);
+                if kind == UpcallKind::Action as u32 {
+                    stats::add(&raw mut (*dp).lost_actions, 1);
+                }
             }
             if let Some(port) = stats::port(s, s.in_port) {
                 stats::add(&raw mut (*port).upcall_lost, 1);
@@ -130,6 +133,13 @@ impl Record<'_> {
             stats::atomic_add(&raw mut (*self.credit).produced_bytes, (HEADER + CLASS) as u64);
             if let Some(port) = stats::port(self.s, self.s.in_port) {
                 stats::add(&raw mut (*port).upcalls, 1);
+            }
+            if let Some(dp) = stats::datapath(self.s) {
+                if self.kind == UpcallKind::Action as u32 {
+                    stats::add(&raw mut (*dp).queued_actions, 1);
+                } else {
+                    stats::add(&raw mut (*dp).queued_misses, 1);
+                }
             }
             bpf_ringbuf_submit(memory.cast(), 0);
         }

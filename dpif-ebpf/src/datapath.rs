@@ -9,7 +9,7 @@ use datapath_common::op::DropReason;
 use dpif::program::compile;
 use dpif::{
     DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent,
-    PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch,
+    PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch, UpcallStats,
 };
 use parking_lot::Mutex;
 
@@ -36,6 +36,7 @@ pub struct EbpfDpif {
     maps: Arc<Maps>,
     pins: Arc<Pins>,
     flows: Flows,
+    slots: Arc<Slots>,
     upcalls: Upcalls,
     executor: Executor,
     ports: Arc<Ports>,
@@ -73,7 +74,7 @@ impl EbpfDpif {
 
         // Nobody listens until handlers are set; packets that are going up now are waited for.
         maps.n_handlers().store(0, Ordering::SeqCst);
-        let upcalls = Upcalls::new(Arc::clone(&maps), Arc::clone(&pins));
+        let upcalls = Upcalls::new(Arc::clone(&maps), Arc::clone(&pins), Arc::clone(&grace));
         let masks = Masks::adopt(Arc::clone(&maps), Arc::clone(&grace));
         let adopted = if maps.adopted {
             let adopted = adopt(&maps, &masks)?;
@@ -86,14 +87,14 @@ impl EbpfDpif {
         };
         let slots = Arc::new(Slots::new(Arc::clone(&maps), Arc::clone(&grace), &adopted.slots, &adopted.stats));
         let flows = Flows::new(Arc::clone(&maps), grace, Arc::clone(&slots), masks, adopted.flows, &name);
-        let executor = Executor::new(&pins, options.objects.as_deref(), slots, &name)?;
+        let executor = Executor::new(&pins, options.objects.as_deref(), Arc::clone(&slots), &name)?;
         let ports = Arc::new(Ports::open(Arc::clone(&maps), Arc::clone(&pins), options, &name)?);
         let watcher = events::watch(Arc::clone(&ports)).map_err(|e| io_error("can't watch the ports' devices", e))?;
         let debug = if options.debug { Some(debug::follow(&mut programs)) } else { None };
         let debug =
             debug.transpose().map_err(|error| io_error("can't follow the datapath's debugging output", error))?;
         let (adopted, watcher) = (maps.adopted, Mutex::new(Some(watcher)));
-        Ok(Self { name, maps, pins, flows, upcalls, executor, ports, watcher, adopted, _debug: debug })
+        Ok(Self { name, maps, pins, flows, slots, upcalls, executor, ports, watcher, adopted, _debug: debug })
     }
 
     /// Whether the datapath was there already, with its flows and ports.
@@ -132,8 +133,10 @@ impl Dpif for EbpfDpif {
             masks: self.flows.n_masks() as u64,
             max_flows: (self.maps.n_slots - EXECUTE_SLOTS) as u64,
             drops: DropReason::ALL.iter().map(|(_, name)| (*name, 0)).collect(),
+            slots: Some(self.slots.count()),
             ..DpStats::default()
         };
+        let mut upcalls = UpcallStats { discarded: self.upcalls.discarded(), ..UpcallStats::default() };
         for lane in 0..self.maps.lanes {
             let Some(part) = self.maps.dp_stats.read(lane) else { continue };
             stats.hit += part.hit;
@@ -141,10 +144,16 @@ impl Dpif for EbpfDpif {
             stats.lost += part.lost;
             stats.mask_hit += part.mask_hit;
             stats.cache_hit += part.cache_hit;
+            stats.recirculated += part.recirculated;
+            upcalls.misses += part.queued_misses;
+            upcalls.actions += part.queued_actions;
+            upcalls.lost_actions += part.lost_actions;
             for ((reason, _), (_, count)) in DropReason::ALL.iter().zip(&mut stats.drops) {
                 *count += part.dropped.get(*reason as usize).copied().unwrap_or_default();
             }
         }
+        upcalls.lost_misses = stats.lost.saturating_sub(upcalls.lost_actions);
+        stats.upcalls = Some(upcalls);
         Ok(stats)
     }
 

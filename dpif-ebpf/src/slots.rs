@@ -17,7 +17,7 @@ use datapath_common::maps::EXECUTE_SLOTS;
 use datapath_common::op::SLOT_OPS;
 use datapath_common::slot::SlotUse;
 use datapath_common::{Digest, FlowKey, Op, OpKind, Slot, SlotRef};
-use dpif::{DpifError, FlowStats, Result, Ufid};
+use dpif::{DpifError, FlowStats, Result, SlotStats, Ufid};
 use parking_lot::Mutex;
 
 use crate::grace::{Grace, Ticket};
@@ -164,6 +164,15 @@ impl Slots {
         // Under the lock, so that the tickets in the queue ascend.
         let ticket = self.grace.ticket();
         state.resting.push_back((ticket, chain));
+    }
+
+    /// How many slots are taken.
+    pub(crate) fn count(&self) -> SlotStats {
+        let mut state = self.state.lock();
+        self.reclaim_passed(&mut state);
+        let resting = state.resting.iter().map(|(_, chain)| chain.slots().count()).sum::<usize>();
+        let used = (self.maps.n_slots - EXECUTE_SLOTS).saturating_sub(state.free.len() + resting);
+        SlotStats { used: used as u64, resting: resting as u64 }
     }
 
     /// Frees what has rested for long enough.

@@ -3,19 +3,24 @@
 //! A ring is made when the first handler of its number is asked for, and stays with the datapath. The handler copies each
 //! record into the buffers of the caller's batch, releases it, and only then gives the port its credit back, through the
 //! memory-mapped counters that the datapath checks before it reserves.
+//!
+//! A ring is in the order of arrival. Where more waits in it than a batch takes, it is emptied into an [inbox](Inbox), in which
+//! ports take turns; who waits there keeps the credit that it took.
 
 use std::mem::{offset_of, size_of};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use aya::maps::{MapData, RingBuf};
 use datapath_common::key::{KEY_WORDS, Vlan};
-use datapath_common::maps::{Credit, LAYOUT_VERSION, MAX_HANDLERS, MAX_PORTS};
+use datapath_common::maps::{Credit, LAYOUT_VERSION, MAX_HANDLERS, MAX_PORTS, RING_BYTES};
 use datapath_common::{Be16, FlowKey, UpcallHeader};
+use dpif::turns::Turns;
 use dpif::{DpifError, Result, Upcall, UpcallBatch, UpcallKind};
 use parking_lot::Mutex;
 
+use crate::grace::Grace;
 use crate::kernel::io_error;
 use crate::maps::Maps;
 use crate::offload::is_partial;
@@ -23,23 +28,53 @@ use crate::pins::Pins;
 
 /// Bytes of the two addresses, behind which a VLAN tag stands.
 const ADDRESSES: usize = 12;
+/// Upcalls, and bytes of their records, that an inbox takes; the ring keeps the rest.
+const MOST_WAITING: usize = 8192;
+const MOST_WAITING_BYTES: u64 = 2 * RING_BYTES as u64;
+/// Unused upcalls that an inbox keeps for their memory, none with a larger packet.
+const MOST_SPARE: usize = 1024;
+const MOST_SPARE_BYTES: usize = 4096;
 
 /// The rings of a datapath.
 pub(crate) struct Upcalls {
     maps: Arc<Maps>,
     pins: Arc<Pins>,
+    grace: Arc<Grace>,
     handlers: [OnceLock<Handler>; MAX_HANDLERS],
+    /// Upcalls that were thrown away.
+    discarded: AtomicU64,
 }
 
 struct Handler {
     /// Of the ring's map, beside the lock.
     fd: OwnedFd,
-    ring: Mutex<RingBuf<MapData>>,
+    inbox: Mutex<Inbox>,
+}
+
+/// A ring, and what was taken out of it and waits for its turn.
+struct Inbox {
+    ring: RingBuf<MapData>,
+    waiting: Turns<Waiting>,
+    waiting_bytes: u64,
+    /// The last batch took no more: there may be too many for the next one too.
+    crowded: bool,
+    #[expect(clippy::vec_box, reason = "they move between here and what waits")]
+    spare: Vec<Box<Upcall>>,
+}
+
+struct Waiting {
+    upcall: Box<Upcall>,
+    used: Used,
 }
 
 impl Upcalls {
-    pub(crate) fn new(maps: Arc<Maps>, pins: Arc<Pins>) -> Self {
-        Self { maps, pins, handlers: Default::default() }
+    pub(crate) fn new(maps: Arc<Maps>, pins: Arc<Pins>, grace: Arc<Grace>) -> Self {
+        Self { maps, pins, grace, handlers: Default::default(), discarded: AtomicU64::new(0) }
+    }
+
+    /// Upcalls that were queued and thrown away by this process, other than those that it found.
+    pub(crate) fn discarded(&self) -> u64 {
+        self.discarded.load(Ordering::Relaxed)
     }
 
     /// Throws away what an earlier process left in the rings, and says how many records: nobody waits for an answer to these
@@ -49,7 +84,7 @@ impl Upcalls {
         for number in 0..MAX_HANDLERS as u32 {
             if self.pins.path(&format!("ring{number}")).exists() {
                 self.open(number)?;
-                discarded += self.purge(number)?;
+                discarded += self.throw_away(number)?;
             }
         }
         coverage::add!("dpif_ebpf_upcall_discarded", discarded as u64);
@@ -76,7 +111,11 @@ impl Upcalls {
         for number in 0..n {
             self.open(number)?;
         }
-        self.maps.n_handlers().store(n, Ordering::SeqCst);
+        let before = self.maps.n_handlers().swap(n, Ordering::SeqCst);
+        if before > n {
+            // Programs that have read the number before finish their records.
+            self.grace.wait().map_err(|error| io_error("waiting for a grace period", error))?;
+        }
         // What others had not received is lost with them.
         for number in n..MAX_HANDLERS as u32 {
             if self.handler(number).is_ok() {
@@ -94,7 +133,9 @@ impl Upcalls {
             let fd =
                 ring.as_fd().try_clone_to_owned().map_err(|error| io_error("can't duplicate a descriptor", error))?;
             // Of two who come first at once one's ring is dropped, which is the same ring.
-            let _ = place.set(Handler { fd, ring: Mutex::new(ring) });
+            let (waiting, spare) = (Turns::default(), Vec::new());
+            let inbox = Mutex::new(Inbox { ring, waiting, waiting_bytes: 0, crowded: false, spare });
+            let _ = place.set(Handler { fd, inbox });
         }
         Ok(())
     }
@@ -108,12 +149,23 @@ impl Upcalls {
         Ok(self.handler(handler)?.fd.as_fd())
     }
 
-    /// Receives until the batch is full or the ring is empty.
+    /// Receives until the batch is full or nothing is left.
     pub(crate) fn recv(&self, handler: u32, batch: &mut UpcallBatch) -> Result<usize> {
         batch.clear();
-        let mut ring = self.handler(handler)?.ring.lock();
+        let mut inbox = self.handler(handler)?.inbox.lock();
+        if inbox.crowded {
+            self.sort(handler, &mut inbox, batch);
+            self.take_turns(handler, &mut inbox, batch);
+        } else {
+            self.take_in_order(handler, &mut inbox, batch);
+        }
+        inbox.crowded = batch.is_full() || !inbox.waiting.is_empty();
+        Ok(batch.upcalls().len())
+    }
+
+    fn take_in_order(&self, handler: u32, inbox: &mut Inbox, batch: &mut UpcallBatch) {
         while !batch.is_full() {
-            let Some(record) = ring.next() else { break };
+            let Some(record) = inbox.ring.next() else { break };
             if let Some(upcall) = batch.next_slot()
                 && read(&record, upcall).is_none()
             {
@@ -125,14 +177,59 @@ impl Upcalls {
             drop(record);
             self.give_credit(handler, used);
         }
-        Ok(batch.upcalls().len())
     }
 
-    /// Throws away what is in the ring, and says how many.
+    /// Empties the ring into the inbox.
+    fn sort(&self, handler: u32, inbox: &mut Inbox, batch: &mut UpcallBatch) {
+        while inbox.waiting.len() < MOST_WAITING && inbox.waiting_bytes < MOST_WAITING_BYTES {
+            let Some(record) = inbox.ring.next() else { break };
+            let mut upcall = inbox.spare.pop().unwrap_or_default();
+            let (read, used) = (read(&record, &mut upcall), Used::of(&record));
+            drop(record);
+            match (read, used) {
+                (Some(()), Some(used)) => {
+                    inbox.waiting_bytes += used.bytes;
+                    inbox.waiting.push(used.port, Waiting { upcall, used });
+                }
+                (_, used) => {
+                    coverage::inc!("dpif_ebpf_bad_upcall");
+                    batch.count_bad();
+                    self.give_credit(handler, used);
+                }
+            }
+        }
+    }
+
+    fn take_turns(&self, handler: u32, inbox: &mut Inbox, batch: &mut UpcallBatch) {
+        while !batch.is_full() {
+            let Some((_, Waiting { mut upcall, used })) = inbox.waiting.pop() else { break };
+            inbox.waiting_bytes = inbox.waiting_bytes.saturating_sub(used.bytes);
+            if let Some(slot) = batch.next_slot() {
+                std::mem::swap(slot, &mut *upcall);
+            }
+            if inbox.spare.len() < MOST_SPARE && upcall.packet.data.capacity() <= MOST_SPARE_BYTES {
+                inbox.spare.push(upcall);
+            }
+            self.give_credit(handler, Some(used));
+        }
+    }
+
+    /// Throws away what waits for a handler, and says how many.
     pub(crate) fn purge(&self, handler: u32) -> Result<usize> {
-        let mut ring = self.handler(handler)?.ring.lock();
+        let n = self.throw_away(handler)?;
+        self.discarded.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+
+    fn throw_away(&self, handler: u32) -> Result<usize> {
+        let mut inbox = self.handler(handler)?.inbox.lock();
         let mut n = 0;
-        while let Some(record) = ring.next() {
+        while let Some((_, waiting)) = inbox.waiting.pop() {
+            self.give_credit(handler, Some(waiting.used));
+            n += 1;
+        }
+        (inbox.waiting_bytes, inbox.crowded) = (0, false);
+        while let Some(record) = inbox.ring.next() {
             let used = Used::of(&record);
             drop(record);
             self.give_credit(handler, used);
@@ -151,7 +248,7 @@ impl Upcalls {
     fn give_credit(&self, handler: u32, used: Option<Used>) {
         let Some(used) = used.filter(|used| (used.port as usize) < MAX_PORTS) else { return };
         let index = handler as usize * MAX_PORTS + used.port as usize;
-        // The ring's lock is held: nobody else counts here.
+        // The inbox's lock is held: nobody else counts here.
         for (offset, n) in [(offset_of!(Credit, consumed), 1), (offset_of!(Credit, consumed_bytes), used.bytes)] {
             if let Some(word) = self.maps.credits.word(index, offset / 8) {
                 word.store(word.load(Ordering::Relaxed).wrapping_add(n), Ordering::Release);

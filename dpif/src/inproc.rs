@@ -42,7 +42,7 @@ use crate::Result;
 use crate::error::DpifError;
 use crate::features::Features;
 use crate::flow::{DatapathFlow, FlowPut, FlowStats, Ufid};
-use crate::interface::{DpStats, Dpif, Execute};
+use crate::interface::{DpStats, Dpif, Execute, UpcallStats};
 use crate::meter::{MeterConfig, MeterFeatures, MeterStats};
 use crate::packet::Packet;
 use crate::port::{OdpPort, PortEvent, PortInfo, PortKind, PortSpec, PortStats};
@@ -133,9 +133,19 @@ struct Shared {
 struct Counters {
     hit: AtomicU64,
     missed: AtomicU64,
-    lost: AtomicU64,
     mask_hit: AtomicU64,
+    recirculated: AtomicU64,
+    /// Of misses, and of packets that an action sent up.
+    upcalls: [UpcallCounters; 2],
+    /// Queued and thrown away.
+    discarded: AtomicU64,
     drops: [AtomicU64; DROP_REASONS],
+}
+
+#[derive(Default)]
+struct UpcallCounters {
+    queued: AtomicU64,
+    lost: AtomicU64,
 }
 
 impl Counters {
@@ -295,16 +305,22 @@ impl Dpif for InprocDatapath {
         let Shared { counters, table, options, .. } = &*self.shared;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let table = table.read();
+        let [(misses, lost_misses), (actions, lost_actions)] =
+            counters.upcalls.each_ref().map(|counters| (get(&counters.queued), get(&counters.lost)));
+        let discarded = get(&counters.discarded);
         Ok(DpStats {
             hit: get(&counters.hit),
             missed: get(&counters.missed),
-            lost: get(&counters.lost),
+            lost: lost_misses + lost_actions,
             mask_hit: get(&counters.mask_hit),
             cache_hit: 0,
             flows: table.n_flows() as u64,
             masks: table.n_masks() as u64,
             max_flows: options.max_flows as u64,
             drops: DropReason::ALL.iter().zip(&counters.drops).map(|((_, name), n)| (*name, get(n))).collect(),
+            recirculated: get(&counters.recirculated),
+            upcalls: Some(UpcallStats { misses, actions, lost_misses, lost_actions, discarded }),
+            slots: None,
         })
     }
 
@@ -411,8 +427,8 @@ impl Dpif for InprocDatapath {
     }
 
     fn handlers_set(&self, n_handlers: u32) -> Result<()> {
-        let lost = self.shared.handlers.set_count(n_handlers)?;
-        self.shared.counters.lost.fetch_add(lost as u64, Ordering::Relaxed);
+        let discarded = self.shared.handlers.set_count(n_handlers)?;
+        self.shared.counters.discarded.fetch_add(discarded as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -425,7 +441,9 @@ impl Dpif for InprocDatapath {
     }
 
     fn recv_purge(&self, handler: u32) -> Result<usize> {
-        self.shared.handlers.purge(handler)
+        let discarded = self.shared.handlers.purge(handler)?;
+        self.shared.counters.discarded.fetch_add(discarded as u64, Ordering::Relaxed);
+        Ok(discarded)
     }
 
     fn upcalls_lost(&self) -> Vec<(OdpPort, u32, u64)> {

@@ -36,6 +36,36 @@ pub struct DpStats {
     pub max_flows: u64,
     /// Packets dropped, by reason.
     pub drops: Vec<(&'static str, u64)>,
+    /// Lookups of packets that had been looked up before, or that userspace executed: where no frame came in for one.
+    pub recirculated: u64,
+    /// What became of upcalls; `None` where the engine doesn't tell.
+    pub upcalls: Option<UpcallStats>,
+    /// Memory that flows and executed packets have; `None` where there is no fixed number of places.
+    pub slots: Option<SlotStats>,
+}
+
+/// What became of upcalls. Each miss is queued or lost, and each of the packets that an action sends up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct UpcallStats {
+    /// Misses that were put into a handler's queue.
+    pub misses: u64,
+    /// Packets of actions that were.
+    pub actions: u64,
+    /// Misses that were not.
+    pub lost_misses: u64,
+    /// Packets of actions that were not.
+    pub lost_actions: u64,
+    /// Queued packets that were thrown away unread, by this process: their handler is gone.
+    pub discarded: u64,
+}
+
+/// Places for flows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SlotStats {
+    /// That a flow, or a packet that is being executed, has.
+    pub used: u64,
+    /// That were given back and are not used again before no program can be looking at them.
+    pub resting: u64,
 }
 
 /// A packet to run actions on.
@@ -157,7 +187,8 @@ pub trait Dpif: Send + Sync {
 
     /// Sets how many handlers receive upcalls; 0 = nobody listens and misses count as lost. Handlers must not be receiving.
     fn handlers_set(&self, n_handlers: u32) -> Result<()>;
-    /// Receives upcalls of `handler` into `batch` (cleared first) until it is full or there are no more. Doesn't block.
+    /// Receives upcalls of `handler` into `batch` (cleared first) until it is full or there are no more. Doesn't block. Those of
+    /// one port come in order; where more wait than a batch takes, ports take turns.
     fn recv(&self, handler: u32, batch: &mut UpcallBatch) -> Result<usize>;
     /// Readable when `handler` has upcalls: for epoll, together with whatever else should wake the handler.
     fn recv_fd(&self, handler: u32) -> Result<BorrowedFd<'_>>;

@@ -24,6 +24,7 @@ pub mod offload;
 pub mod packet;
 pub mod port;
 pub mod program;
+pub mod turns;
 pub mod upcall;
 
 pub use action::{Action, CtAction, HashAlg, KeyAttr, NatAction, NatDirection, SetAction, UserspaceAction};
@@ -31,7 +32,7 @@ pub use datapath_common::{Be16, Be32, Be64, FlowKey, Vlan};
 pub use error::DpifError;
 pub use features::{CtKeys, Features};
 pub use flow::{DatapathFlow, FlowPut, FlowStats, PutMode, Ufid};
-pub use interface::{DpStats, Dpif, DpifOp, Execute};
+pub use interface::{DpStats, Dpif, DpifOp, Execute, SlotStats, UpcallStats};
 pub use meter::{BandStats, MeterBand, MeterConfig, MeterFeatures, MeterStats, MeterUnit};
 pub use observed::Observed;
 pub use packet::Packet;

@@ -17,7 +17,7 @@ use crate::bridge::Config;
 use crate::clock::Clock;
 use crate::export::Exporter;
 use crate::packet_in::PacketInSink;
-use crate::upcall::{Caps, Census, FlowLimit, LossWatch, RecentMasks, UkeyTable, Warnings};
+use crate::upcall::{Caps, Census, FlowLimit, HandlerReport, LossWatch, RecentMasks, UkeyTable, Warnings};
 
 /// What the threads of a switch share.
 pub(crate) struct Backer {
@@ -40,6 +40,8 @@ pub(crate) struct Backer {
     /// The revalidator's thread has fallen asleep.
     rest: Condvar,
     pub(crate) revalidation: crate::upcall::Revalidation,
+    /// What handlers have counted that have ended.
+    pub(crate) retired: Mutex<HandlerReport>,
 }
 
 /// Where packets go that come up for somebody else than the switch.
@@ -89,6 +91,7 @@ impl Backer {
             wake: Condvar::new(),
             rest: Condvar::new(),
             revalidation: crate::upcall::Revalidation::default(),
+            retired: Mutex::default(),
         }
     }
 

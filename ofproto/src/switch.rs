@@ -505,8 +505,18 @@ impl Switch {
         self.engine.lock().as_ref().map(Engine::reports).unwrap_or_default()
     }
 
-    /// Upcalls of each port and their rates, as they were when a handler last looked.
+    /// What all handlers have counted together, those included that have ended. Latency and times are not in it.
+    pub fn upcall_totals(&self) -> HandlerReport {
+        // Locked, so that no handler is between being there and having ended.
+        let engine = self.engine.lock();
+        let mut totals = self.backer.retired.lock().clone();
+        engine.as_ref().map(Engine::reports).unwrap_or_default().iter().for_each(|report| totals.add(report));
+        totals
+    }
+
+    /// Upcalls of each port, and their rates over the last second or longer.
     pub fn port_upcalls(&self) -> Vec<PortUpcalls> {
+        self.backer.losses.look(&self.backer);
         self.backer.losses.ports()
     }
 

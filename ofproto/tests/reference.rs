@@ -181,9 +181,12 @@ fn texts(rng: &mut Rng, dialect: &Dialect) -> Vec<String> {
             n => (n == 1 || *word != "pop_vlan") && any.iter().any(|want| text.contains(want)),
         };
         let has_all = dialect.wants.iter().all(can) && !dialect.lacks.iter().any(|word| text.contains(word));
-        if has_all && accepted(&text).is_some() {
-            texts.push(text);
+        if !has_all || accepted(&text).is_none() {
+            continue;
         }
+        let recirculates = text.replacen("actions=", "actions=debug_recirc,", 1);
+        let one_in = env("SLUICE_RECIRC", 12);
+        texts.push(if rng.one_in(one_in) && accepted(&recirculates).is_some() { recirculates } else { text });
     }
     texts
 }

@@ -44,6 +44,7 @@ fn a_switch_shows_its_bridges_and_ports() {
     assert_eq!(
         daemon.ask("dpctl/show"),
         "netdev@ovs-netdev:\n  lookups: hit:0 missed:0 lost:0\n  flows: 0\n  masks: hit:0 total:0 hit/pkt:0.00\n  \
+         upcalls: misses:0 lost:0 actions:0 lost:0 discarded:0 recirculated lookups:0\n  \
          port 1: br0 (internal)\n  port 2: br1 (internal)\n  port 3: b\n  port 4: a\n  port 5: c\n"
     );
     let show = daemon.ask("dpif/show");

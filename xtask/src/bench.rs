@@ -36,7 +36,7 @@ struct Bench {
     ebpf: bool,
 }
 
-const BENCHES: [Bench; 5] = [
+const BENCHES: [Bench; 6] = [
     Bench {
         name: "datapath",
         about: "ns per packet of the eBPF datapath by the kernel's test run, and the verifier's cost",
@@ -56,6 +56,13 @@ const BENCHES: [Bench; 5] = [
         about: "new flows per second, beside the reference's daemon, and what each part of an upcall costs",
         package: "vswitchd",
         example: "bench_upcall",
+        ebpf: true,
+    },
+    Bench {
+        name: "storm",
+        about: "what a storm of misses by one port costs connections of others",
+        package: "vswitchd",
+        example: "bench_storm",
         ebpf: true,
     },
     Bench {
@@ -244,7 +251,7 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let error = choose(&["datapth".into()]).err().map(|error| error.to_string());
-        let known = "no benchmark datapth: datapath, classifier, upcall, crr, revalidate";
+        let known = "no benchmark datapth: datapath, classifier, upcall, storm, crr, revalidate";
         assert_eq!(error.as_deref(), Some(known));
     }
 }

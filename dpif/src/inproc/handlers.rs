@@ -2,9 +2,9 @@
 //!
 //! They behave like the rings of the eBPF datapath: one per handler, chosen by the packet's hash; a limit on what one port may
 //! have outstanding in each, so that its storm leaves room for the others; and a limit in bytes over all. Upcalls are
-//! accounted by the size that their record would have in a ring.
+//! accounted by the size that their record would have in a ring. Ports are served in [turns](Turns).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use crate::Result;
 use crate::error::DpifError;
 use crate::port::OdpPort;
+use crate::turns::Turns;
 use crate::upcall::{Upcall, UpcallBatch};
 
 /// The queues of all handlers that there may be.
@@ -37,7 +38,7 @@ struct Handler {
 
 #[derive(Default)]
 struct Queue {
-    upcalls: VecDeque<Queued>,
+    upcalls: Turns<Queued>,
     bytes: u64,
     outstanding: HashMap<u32, Outstanding>,
     /// Upcalls that found no room, by port.
@@ -91,7 +92,12 @@ impl Handlers {
             .checked_rem(count)
             .and_then(|h| self.queues.get(h as usize))
             .ok_or(DropReason::UpcallNoHandler)?;
-        handler.push(upcall, packet_len, self.credit)
+        let mut queue = handler.queue.lock();
+        // Under the lock, so that whoever makes the handlers fewer finds what is queued.
+        if self.count() != count {
+            return Err(DropReason::UpcallNoHandler);
+        }
+        handler.push(&mut queue, upcall, packet_len, self.credit)
     }
 
     pub(super) fn recv(&self, handler: u32, batch: &mut UpcallBatch) -> Result<usize> {
@@ -126,10 +132,9 @@ impl Handlers {
 }
 
 impl Handler {
-    fn push(&self, upcall: Upcall, packet_len: usize, credit: u64) -> Result<(), DropReason> {
-        let mut queue = self.queue.lock();
+    fn push(&self, queue: &mut Queue, upcall: Upcall, packet_len: usize, credit: u64) -> Result<(), DropReason> {
         let in_port = upcall.key.in_port;
-        let queued = self.queue(&mut queue, upcall, packet_len, credit);
+        let queued = self.queue(queue, upcall, packet_len, credit);
         if queued.is_err() {
             *queue.lost.entry(in_port).or_default() += 1;
         }
@@ -151,7 +156,7 @@ impl Handler {
         if queue.upcalls.is_empty() {
             self.signal();
         }
-        queue.upcalls.push_back(Queued { upcall, record_bytes });
+        queue.upcalls.push(upcall.key.in_port, Queued { upcall, record_bytes });
         Ok(())
     }
 
@@ -211,7 +216,7 @@ impl Handler {
 
 impl Queue {
     fn pop(&mut self) -> Option<Upcall> {
-        let Queued { upcall, record_bytes } = self.upcalls.pop_front()?;
+        let (_, Queued { upcall, record_bytes }) = self.upcalls.pop()?;
         self.bytes -= record_bytes;
         if let Some(port) = self.outstanding.get_mut(&upcall.key.in_port) {
             port.records -= 1;

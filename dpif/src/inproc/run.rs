@@ -95,6 +95,8 @@ struct Work {
     stale: bool,
     /// Lookups done.
     lookups: u32,
+    /// It has come in, and was not looked up yet.
+    arrived: bool,
 }
 
 /// What is run: actions, and the program that they are.
@@ -150,7 +152,7 @@ impl<'a, S: Sink> Run<'a, S> {
             port.counters.rx_dropped.fetch_add(1, Ordering::Relaxed);
             return self.dropped(DropReason::Malformed);
         };
-        self.look_up(Work { frame, key, layers, stale: false, lookups: 0 });
+        self.look_up(Work { frame, key, layers, stale: false, lookups: 0, arrived: true });
     }
 
     /// Userspace executes `actions` on a packet, which are `program`. `false` if the packet is malformed.
@@ -161,7 +163,7 @@ impl<'a, S: Sink> Run<'a, S> {
             self.dropped(DropReason::Malformed);
             return false;
         };
-        let mut work = Work { frame, key, layers, stale: false, lookups: 0 };
+        let mut work = Work { frame, key, layers, stale: false, lookups: 0, arrived: false };
         if let End::Recirc = self.program(&mut work, &List { actions, program }) {
             self.look_up(work);
         }
@@ -175,6 +177,9 @@ impl<'a, S: Sink> Run<'a, S> {
                 return self.dropped(DropReason::RecircLimit);
             }
             work.lookups += 1;
+            if !std::mem::take(&mut work.arrived) {
+                self.dp.counters.recirculated.fetch_add(1, Ordering::Relaxed);
+            }
             let found = self.dp.lookup(&work.key, work.frame.packet.bytes.len() as u64);
             self.sink.looked_up(&work.key, found.masks, found.flow.as_ref().map(|f| f.ufid));
             let Some(flow) = found.flow else { return self.upcall(&work, Why::default(), None) };
@@ -315,14 +320,19 @@ impl<'a, S: Sink> Run<'a, S> {
 
     fn upcall(&mut self, work: &Work, why: Why<'_>, trunc: Option<usize>) {
         let port = self.dp.port(OdpPort(work.key.in_port));
+        let [miss, action] = &self.dp.counters.upcalls;
+        let counters = if why.kind == UpcallKind::Miss { miss } else { action };
         if let Err(reason) = self.try_upcall(work, why, trunc) {
-            self.dp.counters.lost.fetch_add(1, Ordering::Relaxed);
+            counters.lost.fetch_add(1, Ordering::Relaxed);
             if let Some(port) = port {
                 port.counters.upcall_lost.fetch_add(1, Ordering::Relaxed);
             }
             self.dropped(reason);
-        } else if let Some(port) = port {
-            port.counters.upcalls.fetch_add(1, Ordering::Relaxed);
+        } else {
+            counters.queued.fetch_add(1, Ordering::Relaxed);
+            if let Some(port) = port {
+                port.counters.upcalls.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 

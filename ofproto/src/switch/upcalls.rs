@@ -8,8 +8,8 @@ use super::Switch;
 use crate::upcall::{self, DelReason, HandlerReport, PortMegaflows, PortUpcalls, Summary};
 
 impl Switch {
-    /// The upcall engine (`upcall/show`): the field's lines, then ours, about why flows were deleted, what each handler did, and
-    /// which ports lost upcalls.
+    /// The upcall engine (`upcall/show`): the field's lines, then ours, about why flows were deleted, what each handler did, what
+    /// became of all upcalls, and how many each port has and loses.
     pub fn upcall_show(&self) -> String {
         let Summary { current, average, max, limit, dump_ms, .. } = Summary::of(&self.backer);
         let ufid = !self.backer.revalidation.has_whole_dumps();
@@ -37,9 +37,20 @@ impl Switch {
                 "  handler {id}: (upcalls {received}) (flows {installed}) (latency p50 {median}us p99 {late}us)"
             );
         }
-        for PortUpcalls { name, port, upcalls, lost, .. } in self.port_upcalls() {
-            if lost > 0 {
-                let _ = writeln!(text, "  port {port} {name}: (upcalls {upcalls}) (lost {lost})");
+        let totals = self.upcall_totals();
+        let _ = write!(text, "  upcalls: (received {})", totals.received);
+        for (outcome, n) in totals.outcomes().into_iter().chain([("bad records", totals.bad_record)]) {
+            if n > 0 {
+                let _ = write!(text, " ({outcome} {n})");
+            }
+        }
+        text.push('\n');
+        for PortUpcalls { name, port, upcalls, lost, rate, lost_rate } in self.port_upcalls() {
+            if upcalls > 0 || lost > 0 {
+                let _ = writeln!(
+                    text,
+                    "  port {port} {name}: (upcalls {upcalls}) (lost {lost}) (per second {rate}) (lost per second {lost_rate})"
+                );
             }
         }
         self.show_kinds(&mut text);

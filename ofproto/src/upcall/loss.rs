@@ -42,6 +42,11 @@ struct State {
 }
 
 impl LossWatch {
+    /// Looks at all ports if it is time to, and reports new losses.
+    pub(crate) fn look(&self, backer: &Backer) {
+        look(backer);
+    }
+
     /// The ports, by number.
     pub(crate) fn ports(&self) -> Vec<PortUpcalls> {
         let mut ports: Vec<_> = self.state.lock().ports.values().cloned().collect();

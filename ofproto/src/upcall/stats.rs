@@ -27,6 +27,13 @@ macro_rules! counters {
             pub split: Split,
         }
 
+        impl HandlerReport {
+            /// Adds what another handler, or the same one before it was started anew, has counted. Not its latency and its times.
+            pub(crate) fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+        }
+
         impl Counters {
             fn report(&self) -> HandlerReport {
                 HandlerReport { $($name: self.$name.load(Ordering::Relaxed),)* ..HandlerReport::default() }
@@ -98,6 +105,21 @@ counters! {
     lost_in_panic,
     /// Times that it didn't get back to its ring for a second.
     long_polls,
+}
+
+impl HandlerReport {
+    /// What became of the packets received: each is in one of these numbers, as soon as its batch has been answered.
+    pub fn outcomes(&self) -> [(&'static str, u64); 7] {
+        [
+            ("executed", self.executed),
+            ("dropped", self.dropped),
+            ("refused by the datapath", self.execute_failed),
+            ("malformed", self.malformed),
+            ("contradictory key", self.contradictory),
+            ("bad cookie", self.bad_cookie),
+            ("lost in a panic", self.lost_in_panic),
+        ]
+    }
 }
 
 /// Where the time goes, from a sample: nanoseconds in all, for so many packets.

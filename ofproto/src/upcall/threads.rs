@@ -138,6 +138,7 @@ impl Engine {
             } else if thread.join().is_err() {
                 tracing::error!("handler{id} had panicked");
             }
+            backer.retired.lock().add(&handler.stats.report(id as u32));
         }
         for (id, thread) in self.revalidators.into_iter().enumerate() {
             if thread.join().is_err() {

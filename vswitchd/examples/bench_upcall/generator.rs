@@ -57,12 +57,17 @@ pub(crate) struct Generator {
 
 impl Generator {
     pub(crate) fn new(wires: &Wires) -> Self {
+        Self::between(&wires.netns, wires.send, wires.receive)
+    }
+
+    /// One that sends by one device of a namespace and receives by another.
+    pub(crate) fn between(netns: &Netns, send: &str, receive: &str) -> Self {
         pin(CPU);
         let open = |device: &str, protocol: u16| {
             let open = || socket(device, protocol).unwrap_or_else(|error| panic!("{device}: {error}"));
-            wires.netns.run(open).expect("to enter the namespace")
+            netns.run(open).expect("to enter the namespace")
         };
-        let (send, receive) = (open(wires.send, 0), open(wires.receive, libc::ETH_P_IP as u16));
+        let (send, receive) = (open(send, 0), open(receive, libc::ETH_P_IP as u16));
         Self { send, receive, next: 0, frames: vec![frame(); BATCH] }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use dpif::{DpStats, PortInfo, PortKind, PortStats};
+use dpif::{DpStats, PortInfo, PortKind, PortStats, SlotStats, UpcallStats};
 use serde_json::{Value, json};
 
 use super::options::{Options, find};
@@ -60,6 +60,7 @@ fn text(switch: &ofproto::Switch, statistics: bool) -> Result<String, String> {
     if dpif.engine() != "userspace" {
         let _ = writeln!(out, "  cache: hit:{cache_hit} hit-rate:{:.2}%", share(cache_hit) * 100.0);
     }
+    out.push_str(&more(&stats));
     for port in dpif.ports().map_err(say)? {
         let _ = writeln!(out, "  port {}: {}{}", port.port, port.name, remark(&port));
         if statistics {
@@ -72,6 +73,23 @@ fn text(switch: &ofproto::Switch, statistics: bool) -> Result<String, String> {
         }
     }
     Ok(out)
+}
+
+/// What the field's lines don't say, as far as the engine counts it.
+fn more(stats: &DpStats) -> String {
+    let mut out = String::new();
+    if let Some(UpcallStats { misses, actions, lost_misses, lost_actions, discarded }) = stats.upcalls {
+        let _ = writeln!(
+            out,
+            "  upcalls: misses:{misses} lost:{lost_misses} actions:{actions} lost:{lost_actions} discarded:{discarded} \
+             recirculated lookups:{}",
+            stats.recirculated
+        );
+    }
+    if let Some(SlotStats { used, resting }) = stats.slots {
+        let _ = writeln!(out, "  slots: used:{used} resting:{resting}");
+    }
+    out
 }
 
 /// What stands behind a port's name.
@@ -124,6 +142,13 @@ fn value(switch: &ofproto::Switch) -> Result<Value, String> {
         "max-flows": stats.max_flows,
         "masks": {"hit": stats.mask_hit, "total": stats.masks},
         "cache": {"hit": stats.cache_hit},
+        "recirculated-lookups": stats.recirculated,
+        "upcalls": stats.upcalls.map(|upcalls| json!({
+            "misses": upcalls.misses, "misses-lost": upcalls.lost_misses,
+            "actions": upcalls.actions, "actions-lost": upcalls.lost_actions,
+            "discarded": upcalls.discarded,
+        })),
+        "slots": stats.slots.map(|slots| json!({"used": slots.used, "resting": slots.resting})),
         "ports": dpif.ports().map_err(say)?.into_iter().map(port).collect::<Vec<_>>(),
     }))
 }

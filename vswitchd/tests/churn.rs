@@ -1,0 +1,277 @@
+//! Everything changes while packets come (flows, ports, tables, options, numbers of threads), and in the end every packet is
+//! accounted for:
+//!
+//! - lookups are those of the frames that came in and could be parsed, and of those that recirculated;
+//! - each miss, and each packet that an action sent up, was queued or lost, and each loss has its reason;
+//! - what was queued was received, or thrown away with its handler;
+//! - what was received was executed, or dropped for a reason. A super-packet counts as one;
+//! - no ukey, flow, slot, recirculation id or descriptor is left.
+//!
+//! `SLUICE_CHURN_SECONDS` says how long (10 on eBPF, 5 in this process); `SLUICE_CHURN_SEED` another course of events.
+
+mod lab;
+#[path = "churn/senders.rs"]
+mod senders;
+
+use std::fs;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use dpif::{DpStats, UpcallStats};
+use lab::{Datapath, Lab, flows};
+use ofproto::{Options, PortKind, PortVlan, Switch};
+use senders::{Rng, Senders};
+use testkit::wait_until;
+
+/// Wires that always end in a port; those behind come and go.
+const STEADY: usize = 3;
+/// All wires.
+const WIRES: usize = 6;
+/// Most threads of each kind.
+const MOST_THREADS: u32 = 3;
+
+/// Tables between which the bridge changes. The last but one sends packets up that no datapath can handle.
+const TABLES: [&[&str]; 6] = [
+    &["actions=NORMAL"],
+    &["ip,actions=move:NXM_OF_IP_DST[0..7]->NXM_NX_REG0[0..7],output:2,output:3", "actions=FLOOD"],
+    &[
+        "udp,actions=debug_recirc,resubmit(,1)",
+        "table=1,udp,tp_src=0/1,actions=output:2,mod_nw_ttl:9,debug_recirc,output:3",
+        "table=1,udp,actions=move:NXM_OF_UDP_SRC[]->NXM_NX_REG1[0..15],NORMAL",
+        "priority=1,actions=output:3",
+    ],
+    &[
+        "tcp,actions=load:7->NXM_NX_REG3[],debug_recirc,NORMAL",
+        "udp,tp_dst=0x10/0x10,actions=drop",
+        "priority=1,actions=NORMAL",
+    ],
+    &["udp,actions=output(port=2,max_len=64),mod_nw_ttl:9,output:3", "priority=1,actions=debug_recirc,NORMAL"],
+    &[
+        "in_port=1,udp,actions=move:NXM_OF_UDP_SRC[]->NXM_NX_REG0[0..15],move:NXM_OF_UDP_DST[]->NXM_NX_REG1[0..15],output:4",
+        "priority=1,actions=output:2,output:5",
+    ],
+];
+
+#[test]
+fn every_packet_is_accounted_for_on_ebpf() {
+    churn("every_packet_is_accounted_for_on_ebpf", Datapath::Ebpf);
+}
+
+#[test]
+fn every_packet_is_accounted_for_in_this_process() {
+    churn("every_packet_is_accounted_for_in_this_process", Datapath::Userspace);
+}
+
+fn churn(name: &str, datapath: Datapath) {
+    // Descriptors are the process's.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if !testkit::skip::have(name, datapath.needs()) {
+        return;
+    }
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seconds = number("SLUICE_CHURN_SECONDS").unwrap_or(if datapath == Datapath::Ebpf { 10 } else { 5 });
+    let seed = number("SLUICE_CHURN_SEED").unwrap_or(1);
+    let mut rng = Rng(seed);
+
+    let lab = Lab::new(datapath, WIRES, STEADY, options(1, 1));
+    lab.flows(TABLES[0]);
+    lab.start();
+    let senders = Senders::new(&lab, WIRES, seed);
+    let mut operator =
+        Operator { lab: &lab, senders: &senders, attached: [false; WIRES], ended_ports: (0, 0), did: [0; 12] };
+    // What is made once and stays is there before anything is counted.
+    operator.threads(MOST_THREADS, MOST_THREADS);
+    (STEADY..WIRES).for_each(|wire| operator.attach(wire));
+    (STEADY..WIRES).for_each(|wire| operator.detach(wire));
+    operator.threads(1, 1);
+    lab.switch.synchronize();
+    let descriptors = descriptors();
+
+    (1..=STEADY).for_each(|wire| senders.open(wire - 1));
+    let end = Instant::now() + Duration::from_secs(seconds);
+    std::thread::scope(|scope| {
+        (0..2).for_each(|thread| {
+            drop(scope.spawn({
+                let senders = &senders;
+                move || senders.run(thread, end)
+            }))
+        });
+        lab.run(|switch| {
+            while Instant::now() < end {
+                operator.act(switch, &mut rng);
+                std::thread::sleep(Duration::from_millis(rng.below(20)));
+            }
+        });
+    });
+    (STEADY..WIRES).for_each(|wire| operator.detach(wire));
+    operator.threads(1, 1);
+    lab.switch.resume_revalidators();
+
+    let mut before = DpStats::default();
+    let settled = wait_until(Duration::from_secs(10), || {
+        lab.switch.synchronize();
+        let stats = lab.switch.dpif().stats().unwrap();
+        std::mem::replace(&mut before, stats) == before
+    });
+    assert!(settled, "packets go on without senders: {before:?}");
+    println!("{datapath:?}, {seconds} s, seed {seed}: operations {:?}", operator.did);
+    account(&lab, &senders, operator.ended_ports);
+    nothing_is_left(&lab, descriptors);
+    assert!(operator.did.iter().all(|n| *n > 0) || seconds < 8, "not all was done: {:?}", operator.did);
+}
+
+fn options(handlers: u32, revalidators: u32) -> Options {
+    Options { n_handlers: Some(handlers), n_revalidators: Some(revalidators), max_idle_ms: 1_500, ..Options::default() }
+}
+
+/// Who changes things.
+struct Operator<'a> {
+    lab: &'a Lab,
+    senders: &'a Senders,
+    attached: [bool; WIRES],
+    /// Frames that came in by ports that are no more, and those of them that could not be parsed.
+    ended_ports: (u64, u64),
+    /// How often each thing was done.
+    did: [u32; 12],
+}
+
+impl Operator<'_> {
+    fn act(&mut self, switch: &Switch, rng: &mut Rng) {
+        let what = [0, 0, 0, 1, 1, 2, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 11][rng.below(18) as usize];
+        self.did[what] += 1;
+        match what {
+            0 => switch.flows_replace("br0", Some(&flows(TABLES[rng.below(6) as usize]))).unwrap(),
+            1 => {
+                let text = format!("priority=9,udp,tp_src={},actions=output:{}", rng.below(64), 1 + rng.below(3));
+                switch.flow_mods_apply("br0", &flows(&[&text])).unwrap();
+            }
+            2 => {
+                let wire = STEADY + rng.below((WIRES - STEADY) as u64) as usize;
+                if self.attached[wire] { self.detach(wire) } else { self.attach(wire) }
+            }
+            3 => switch.purge_flows(),
+            4 => switch.flush().unwrap(),
+            5 => {
+                let (handlers, revalidators) = (1 + rng.below(3) as u32, 1 + rng.below(3) as u32);
+                let flow_limit = if rng.below(3) == 0 { 300 } else { 200_000 };
+                let megaflows = rng.below(4) > 0;
+                let all = Options { flow_limit, megaflows, ..options(handlers, revalidators) };
+                switch.set_options(&all).unwrap();
+            }
+            6 => switch.fdb_flush(None).unwrap(),
+            7 => switch.revalidate_now(),
+            8 => {
+                switch.pause_revalidators();
+                std::thread::sleep(Duration::from_millis(20));
+                switch.resume_revalidators();
+            }
+            9 => {
+                // Nobody is there for a while.
+                switch.stop();
+                std::thread::sleep(Duration::from_millis(5));
+                switch.start().unwrap();
+            }
+            10 => {
+                let vlan = if rng.below(2) > 0 { PortVlan::Access(7) } else { PortVlan::default() };
+                switch.port_set_vlan("br0", "v3", vlan).unwrap();
+            }
+            _ => {
+                let dump = switch.dump_ukeys(None);
+                assert!(switch.upcall_show().contains("upcalls: (received "), "{dump}");
+            }
+        }
+    }
+
+    fn threads(&self, handlers: u32, revalidators: u32) {
+        self.lab.run(|switch| switch.set_options(&options(handlers, revalidators))).unwrap();
+    }
+
+    fn attach(&mut self, wire: usize) {
+        let name = format!("v{}", wire + 1);
+        self.lab.run(|switch| switch.port_add("br0", &name, PortKind::System, PortVlan::default(), None)).unwrap();
+        self.attached[wire] = true;
+        self.senders.open(wire);
+    }
+
+    /// Nobody sends while the port goes, so that what it has counted is known.
+    fn detach(&mut self, wire: usize) {
+        if !std::mem::take(&mut self.attached[wire]) {
+            return;
+        }
+        let sent = self.senders.close(wire);
+        let (odp, dpif) = (self.lab.odp(wire + 1), self.lab.switch.dpif());
+        let (mut last, mut changed) = (dpif.port_stats(odp).unwrap(), Instant::now());
+        // A datapath that reads its devices itself may be behind, or may not get all.
+        while last.rx_packets < sent && changed.elapsed() < Duration::from_millis(300) {
+            std::thread::sleep(Duration::from_millis(1));
+            let now = dpif.port_stats(odp).unwrap();
+            if std::mem::replace(&mut last, now).rx_packets != now.rx_packets {
+                changed = Instant::now();
+            }
+        }
+        // The last one is counted before it is looked up.
+        std::thread::sleep(Duration::from_millis(1));
+        self.ended_ports = (self.ended_ports.0 + last.rx_packets, self.ended_ports.1 + last.rx_dropped);
+        self.lab.run(|switch| switch.port_del("br0", &format!("v{}", wire + 1))).unwrap();
+    }
+}
+
+/// The equations.
+fn account(lab: &Lab, senders: &Senders, ended_ports: (u64, u64)) {
+    let (switch, dpif) = (&lab.switch, lab.switch.dpif());
+    let stats = dpif.stats().unwrap();
+    let (mut received, mut malformed) = ended_ports;
+    for port in dpif.ports().unwrap() {
+        let port = dpif.port_stats(port.port).unwrap();
+        (received, malformed) = (received + port.rx_packets, malformed + port.rx_dropped);
+    }
+    let totals = switch.upcall_totals();
+    println!("  {} frames sent, {received} came in, {malformed} malformed", senders.sent());
+    println!("  {stats:?}");
+    println!("  {:?}, {} received", totals.outcomes(), totals.received);
+
+    assert_eq!(stats.hit + stats.missed, received - malformed + stats.recirculated, "lookups");
+    let Some(upcalls) = stats.upcalls else { panic!("the datapath doesn't count its upcalls") };
+    let UpcallStats { misses, actions, lost_misses, lost_actions, discarded } = upcalls;
+    assert_eq!(stats.missed, misses + lost_misses, "misses are queued or lost");
+    let reasons: u64 = stats.drops.iter().filter(|(reason, _)| reason.starts_with("upcall-")).map(|(_, n)| n).sum();
+    assert_eq!((stats.lost, stats.lost), (lost_misses + lost_actions, reasons), "losses have reasons");
+    assert_eq!(misses + actions, totals.received + totals.bad_record + discarded, "what is queued is received");
+    let outcomes: u64 = totals.outcomes().iter().map(|(_, n)| n).sum();
+    assert_eq!(totals.received, outcomes, "what is received is answered");
+    assert_eq!((totals.bad_record, totals.lost_in_panic, totals.contradictory, totals.bad_cookie), (0, 0, 0, 0));
+
+    // It was no quiet day.
+    for (what, n) in [
+        ("hits", stats.hit),
+        ("misses", misses),
+        ("packets of actions", actions),
+        ("lost misses", lost_misses),
+        ("recirculations", stats.recirculated),
+        ("malformed frames", malformed),
+        ("executed", totals.executed),
+        ("dropped", totals.dropped),
+        ("answered by a flow", totals.hit_installed),
+        ("super-packets", senders.super_packets()),
+    ] {
+        assert!(n > 0, "no {what}");
+    }
+}
+
+fn nothing_is_left(lab: &Lab, descriptors_before: usize) {
+    let (switch, dpif) = (&lab.switch, lab.switch.dpif());
+    switch.purge_flows();
+    switch.revalidate_now();
+    let stats = dpif.stats().unwrap();
+    assert_eq!((switch.upcall_summary().current, stats.flows, switch.dump_ukeys(None)), (0, 0, String::new()));
+    assert_eq!((switch.n_recirc_ids(), switch.n_inherited_recirc_ids()), (0, 0));
+    let slots_are_free = || dpif.stats().unwrap().slots.is_none_or(|slots| slots.used == 0);
+    assert!(wait_until(Duration::from_secs(5), slots_are_free), "{:?}", dpif.stats().unwrap().slots);
+    let same = || descriptors() == descriptors_before;
+    assert!(wait_until(Duration::from_secs(5), same), "{} descriptors, before {descriptors_before}", descriptors());
+}
+
+fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
