@@ -117,8 +117,35 @@ impl World {
         }
         if put {
             assert!(installation.succeeded().is_some());
-        } else {
-            installation.failed(&self.table);
+            return;
+        }
+        installation.failed(&self.table);
+        assert!(ukey.state.lock().phase() >= Phase::Evicted, "a flow that is not there can't be evicted");
+    }
+
+    /// A flow that somebody else has put into the datapath is found.
+    fn adopt(&self, number: u32, by: usize) {
+        let (ufid, ukey) = new_ukey(number);
+        if !self.datapath.put(ufid, by) {
+            return;
+        }
+        match self.table.adopt(ukey) {
+            Ok(ukey) => {
+                assert!(ukey.state.lock().phase() >= Phase::Operational);
+                self.all.lock().unwrap().push(ukey);
+            }
+            // A handler was quicker with its ukey, but will be refused its flow.
+            Err(_) => assert!(self.datapath.delete(ufid)),
+        }
+    }
+
+    /// A pass of a revalidator that fails to modify all flows.
+    fn fail_to_modify(&self) {
+        for ukey in self.table.all() {
+            let mut state = ukey.state.lock();
+            let was_operational = state.phase() == Phase::Operational;
+            assert_eq!(state.becomes_inconsistent(), was_operational);
+            assert!(!was_operational || !state.phase().is_in_use());
         }
     }
 
@@ -148,13 +175,14 @@ impl World {
         assert_eq!(left.len(), self.table.len());
         for ukey in &left {
             let phase = ukey.state.lock().phase();
-            assert!(matches!(phase, Phase::Operational | Phase::Evicted), "{phase:?} at rest");
+            let is_at_rest = matches!(phase, Phase::Operational | Phase::Inconsistent | Phase::Evicted);
+            assert!(is_at_rest, "{phase:?} at rest");
         }
-        let operational = |ufid: Ufid| {
-            left.iter().filter(|ukey| ukey.ufid == ufid && ukey.state.lock().phase() == Phase::Operational).count()
-        };
+        let has_flow =
+            |ukey: &&Arc<Ukey>| matches!(ukey.state.lock().phase(), Phase::Operational | Phase::Inconsistent);
         for ufid in self.datapath.flows.lock().unwrap().keys() {
-            assert_eq!(operational(*ufid), 1, "a flow without its ukey");
+            let ukeys = left.iter().filter(|ukey| ukey.ufid == *ufid).filter(has_flow).count();
+            assert_eq!(ukeys, 1, "a flow without its ukey");
         }
         drop(left);
         // A last pass leaves nothing behind, and each ukey that ever was went one way.
@@ -243,6 +271,46 @@ fn two_revalidators_evict_a_flow_once() {
         };
         run(&world, vec![handles(1, 1), pass(), pass(), handles(1, 2)]);
     });
+}
+
+#[test]
+fn a_flow_that_can_not_be_modified_is_evicted() {
+    explore(|| {
+        let world = World::new(9);
+        let modifies: Work = Box::new(|world| world.fail_to_modify());
+        let pass: Work = Box::new(|world| {
+            world.evict();
+            world.sweep();
+        });
+        run(&world, vec![handles(1, 1), modifies, pass, handles(1, 2)]);
+    });
+}
+
+#[test]
+fn a_flow_that_is_found_and_installed_at_once_has_one_ukey() {
+    explore(|| {
+        let world = World::new(9);
+        let finds: Work = Box::new(|world| world.adopt(1, 7));
+        let pass: Work = Box::new(|world| {
+            world.evict();
+            world.sweep();
+        });
+        run(&world, vec![finds, handles(1, 1), pass]);
+    });
+}
+
+/// Where nobody else is at it, the ukey of a flow that the datapath refuses is gone at once.
+#[test]
+fn a_refused_ukey_is_gone_with_the_answer() {
+    shuttle::check_random(
+        || {
+            let world = World::new(0);
+            world.handle(1, 1, false);
+            assert_eq!((world.table.len(), world.table.all().len()), (0, 0));
+            world.check();
+        },
+        1,
+    );
 }
 
 #[test]
