@@ -70,7 +70,14 @@ impl Rig {
         let before = lookups(self.stats());
         self.sockets[port - 1].send(frame).unwrap();
         assert!(wait_until(SOON, || lookups(self.stats()) > before), "the frame did not come in");
-        self.switch().await_upcalls();
+        // A miss is counted before it is queued, and its answer may be another one.
+        let is_answered = || {
+            let before = self.stats();
+            self.switch().await_upcalls();
+            let queued = |of: &DpStats| of.upcalls.map(|upcalls| upcalls.misses + upcalls.lost_misses);
+            queued(&before) == Some(before.missed) && self.stats() == before
+        };
+        assert!(wait_until(SOON, is_answered), "upcalls without end");
     }
 
     fn send(&self, frame: &[u8]) {
