@@ -33,7 +33,7 @@ use ofproto::port::{PatchStats, Port};
 use ofproto::table::{TableStats, Tables};
 use ofproto::xlate::{Xlate, translate};
 use ofproto::{PortKind, PortVlan};
-use openflow::OfPort;
+use openflow::{Action, NoPortNames, OfPort};
 use testkit::Need;
 
 use self::rules::{RULES, View};
@@ -184,11 +184,18 @@ fn texts(rng: &mut Rng, dialect: &Dialect) -> Vec<String> {
         if !has_all || accepted(&text).is_none() {
             continue;
         }
-        let recirculates = text.replacen("actions=", "actions=debug_recirc,", 1);
-        let one_in = env("SLUICE_RECIRC", 12);
-        texts.push(if rng.one_in(one_in) && accepted(&recirculates).is_some() { recirculates } else { text });
+        texts.push(if rng.one_in(env("SLUICE_RECIRC", 12)) { recirculating(rng, &text).unwrap_or(text) } else { text });
     }
     texts
+}
+
+/// The flow with a recirculation somewhere among its actions, if it may have one there.
+fn recirculating(rng: &mut Rng, text: &str) -> Option<String> {
+    let mut actions = accepted(text)?.actions;
+    actions.insert(rng.below(actions.len() + 1), Action::DebugRecirc);
+    let (matches, _) = text.split_once("actions=")?;
+    let text = format!("{matches}actions={}", openflow::action::display_actions(&actions, &NoPortNames));
+    accepted(&text).map(|_| text)
 }
 
 fn set_up(server: &Server, tables: &[Vec<String>]) {

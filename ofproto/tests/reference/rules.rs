@@ -27,6 +27,7 @@ pub(crate) struct Rule {
 pub(crate) const RULES: &[Rule] = &[
     Rule { name: "how many tags there are", apply: tag_presence },
     Rule { name: "the types of tags", apply: tag_types },
+    Rule { name: "an inner tag without the outer one", apply: hidden_inner_tag },
     Rule { name: "fields that the packet doesn't have", apply: absent_fields },
     Rule { name: "gratuitous ARP", apply: gratuitous_arp },
     Rule { name: "priority tags out of NORMAL", apply: priority_tags },
@@ -51,6 +52,15 @@ fn tag_presence(view: &mut View) {
 /// Not in the reference's text.
 fn tag_types(view: &mut View) {
     (view.mask.vlan.tpid, view.mask.cvlan.tpid) = (Be16::ZERO, Be16::ZERO);
+}
+
+/// The reference's text ends its tags with the first that was not looked at.
+fn hidden_inner_tag(view: &mut View) {
+    let View { mask, reference, .. } = view;
+    let is_open = |tag: Vlan| tag.tci.get() & !VLAN_PRESENT == 0;
+    if is_open(mask.vlan) && is_open(reference.vlan) && is_open(reference.cvlan) {
+        mask.cvlan.tci = reference.cvlan.tci;
+    }
 }
 
 /// The reference may look at fields which are zero in all packets of the kind.
