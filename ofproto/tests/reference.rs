@@ -101,6 +101,7 @@ fn megaflows_are_the_references_but_for_the_listed_differences() {
     let configs: Vec<Config> = tables.iter().enumerate().map(|(b, texts)| config(b, texts)).collect();
     let mut hits = vec![0; RULES.len()];
     let mut tally = BTreeMap::new();
+    let mut recirculating = 0;
     let (mut compared, mut conjunctive, mut given_up, mut otherwise_read, mut failures) = (0, 0, 0, 0, Vec::new());
     for (packet, answer) in packets.iter().zip(&answers) {
         let Some(key) = key_of(&packet.frame, packet.in_port.into()) else { continue };
@@ -120,6 +121,7 @@ fn megaflows_are_the_references_but_for_the_listed_differences() {
         compared += 1;
         let is_conjunctive = |line: &str| line.contains("conj_id=") && line.contains("priority");
         conjunctive += usize::from(answer.lines().any(is_conjunctive));
+        recirculating += usize::from(xlate.odp_actions.iter().any(|action| matches!(action, dpif::Action::Recirc(_))));
         let text = answer.lines().find_map(|line| line.strip_prefix("Megaflow: ")).expect("a megaflow in the answer");
         let reference = megaflow::parse_mask(text).unwrap();
         let mut view = View { key, mask: xlate.mask, reference };
@@ -138,8 +140,8 @@ fn megaflows_are_the_references_but_for_the_listed_differences() {
         }
     }
     println!(
-        "{compared} pairs compared, {conjunctive} with conjunctive matches; left out: {otherwise_read} frames that the reference \
-         reads otherwise, {given_up} packets that we give up"
+        "{compared} pairs compared, {conjunctive} with conjunctive matches, {recirculating} that recirculate; left out: \
+         {otherwise_read} frames that the reference reads otherwise, {given_up} packets that we give up"
     );
     RULES.iter().zip(&hits).for_each(|(rule, hits)| println!("{hits:6} {}", rule.name));
     for ((word, ours, theirs), n) in tally {
@@ -149,6 +151,7 @@ fn megaflows_are_the_references_but_for_the_listed_differences() {
     assert!(failures.is_empty(), "{} of {compared} differ:\n{}", failures.len(), some.join("\n"));
     assert!(compared * 10 > pairs * 9, "too few pairs could be compared: {compared} of {pairs}");
     assert!(conjunctive > 100, "too few conjunctive matches: {conjunctive}");
+    assert!(recirculating > 100, "too few recirculations: {recirculating}");
     // Other tables may not show the rarest.
     for (rule, hits) in RULES.iter().zip(&hits).filter(|_| env("SLUICE_SEED", SEED) == SEED) {
         assert!(*hits > 0, "no pair shows the difference {:?}", rule.name);
