@@ -124,7 +124,7 @@ fn megaflows_are_the_references_but_for_the_listed_differences() {
         recirculating += usize::from(xlate.odp_actions.iter().any(|action| matches!(action, dpif::Action::Recirc(_))));
         let text = answer.lines().find_map(|line| line.strip_prefix("Megaflow: ")).expect("a megaflow in the answer");
         let reference = megaflow::parse_mask(text).unwrap();
-        let mut view = View { key, mask: xlate.mask, reference };
+        let mut view = View { key, mask: xlate.mask, reference, tags_taken_off: takes_tags_off(answer) };
         for (rule, hits) in RULES.iter().zip(&mut hits) {
             let before = (view.mask, view.reference);
             (rule.apply)(&mut view);
@@ -150,7 +150,7 @@ fn megaflows_are_the_references_but_for_the_listed_differences() {
     let some: Vec<_> = failures.iter().take(env("SLUICE_SHOW", 3)).map(String::as_str).collect();
     assert!(failures.is_empty(), "{} of {compared} differ:\n{}", failures.len(), some.join("\n"));
     assert!(compared * 10 > pairs * 9, "too few pairs could be compared: {compared} of {pairs}");
-    assert!(conjunctive > 100, "too few conjunctive matches: {conjunctive}");
+    assert!(conjunctive > 50, "too few conjunctive matches: {conjunctive}");
     assert!(recirculating > 100, "too few recirculations: {recirculating}");
     // Other tables may not show the rarest.
     for (rule, hits) in RULES.iter().zip(&hits).filter(|_| env("SLUICE_SEED", SEED) == SEED) {
@@ -265,6 +265,11 @@ fn config(b: usize, texts: &[String]) -> Config {
     config.bridges.insert("m".into(), Arc::new(bridge));
     config.index();
     config
+}
+
+/// Whether a tag is taken off on a packet's way, by an action or by NORMAL.
+fn takes_tags_off(answer: &str) -> bool {
+    answer.lines().map(str::trim).any(|line| ["strip_vlan", "pop_vlan", "NORMAL"].contains(&line))
 }
 
 /// Whether the reference found the same key in the frame: where it didn't, `docs/extraction.md` says why.

@@ -1,6 +1,21 @@
 //! The life of ukeys under a model checker: handlers that install, replace and give up, revalidators that evict and sweep, in
 //! every order that the checker thinks of. What is checked is the source of the crate itself, compiled against the checker's
 //! locks and numbers.
+//!
+//! **What it catches.** Each of these, broken on purpose, makes it fail:
+//!
+//! - the table: an install that makes the ukey operational before its flow is put, or leaves it created; a look and an insertion
+//!   under two locks; a new ukey in the place of one that is not evicted, that is not ended, or that has another key; a replacement
+//!   that isn't counted as a deletion, or counts as one ukey more; a removal of a ukey that is not evicted, that is not ended, that
+//!   another has replaced, or that isn't counted;
+//! - what becomes of an installation: success that changes nothing; failure that doesn't evict, doesn't remove, or has no reason; a
+//!   dead handler that leaves the ukey visible, or evicts it; an adopted ukey that stays visible;
+//! - the table of states: each move that is missing; visible to evicting or deleted, operational to evicted or deleted, evicting to
+//!   evicting, inconsistent or deleted, evicted to evicting, created to operational; a move that doesn't look at the table at all; an
+//!   eviction without a reason, or that ends without having begun.
+//!
+//! Moves back that nobody asks for (from inconsistent, evicting, evicted to operational) and moves on the spot can't be seen here:
+//! `a_life_goes_forward_only_and_every_way_ends` fails for them.
 #![allow(dead_code, unused_imports)]
 
 use std::collections::HashMap;
@@ -143,7 +158,11 @@ impl World {
     fn fail_to_modify(&self) {
         for ukey in self.table.all() {
             let mut state = ukey.state.lock();
-            let was_operational = state.phase() == Phase::Operational;
+            let phase = state.phase();
+            let was_operational = phase == Phase::Operational;
+            if phase != Phase::Evicting {
+                assert!(!state.is_evicted() && state.phase() == phase, "nobody has begun to evict it");
+            }
             assert_eq!(state.becomes_inconsistent(), was_operational);
             assert!(!was_operational || !state.phase().is_in_use());
         }

@@ -89,6 +89,27 @@ fn set_text(value: &FlowKey, mask: &FlowKey) -> String {
     words.join(",")
 }
 
+/// The tag that is taken off and the one that comes in its place may be the same: then the packet doesn't change, and that is so only
+/// for packets with that tag.
+#[test]
+fn a_tag_in_the_place_of_one_that_was_taken_off_depends_on_it() {
+    let packet = |tci| udp_frame(MACS[1], MACS[0], &[(0x8100, tci)]);
+    for flow in [
+        "actions=strip_vlan,push_vlan:0x8100,set_field:1->vlan_pcp,output:2",
+        "actions=strip_vlan,mod_vlan_pcp:1,output:2",
+        "actions=strip_vlan,mod_vlan_vid:0,mod_vlan_pcp:1,output:2",
+    ] {
+        let config = config(&[&[flow]]);
+        let of = |tci| translate(&config, &key_of(&packet(tci), 1).unwrap()).unwrap();
+        let (same, other) = (of(0x2000), of(0x2014));
+        assert_eq!(text(&same.odp_actions), "2", "{flow}");
+        assert_eq!(text(&other.odp_actions), "pop,push(8100:3000),2", "{flow}");
+        let (key, mask) = (key_of(&packet(0x2000), 1).unwrap(), same.mask);
+        assert!(!key.masked(&mask).matches(&mask, &key_of(&packet(0x2014), 1).unwrap()), "{flow}: {mask:?}");
+        assert!(!key.masked(&mask).matches(&mask, &key_of(&packet(0x4000), 1).unwrap()), "{flow}: {mask:?}");
+    }
+}
+
 #[test]
 fn actions_become_datapath_actions() {
     let plain = udp_frame(MACS[1], MACS[0], &[]);

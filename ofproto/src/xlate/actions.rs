@@ -119,6 +119,9 @@ impl Context<'_> {
     /// Changes the outer tag, which may make one or remove it.
     fn write_tag(&mut self, field: FieldId, value: u128) {
         let had = self.count_vlans();
+        if had == 0 {
+            self.look_at_vlans_taken_off();
+        }
         self.flow.set(field, value);
         let vlan = &mut self.flow.key.vlan;
         if is_present(*vlan) {

@@ -224,10 +224,19 @@ impl<'a> Context<'a> {
         self.flow.key.vlan = std::mem::take(&mut self.flow.key.cvlan);
     }
 
+    /// A tag comes to be where there is none. Where one was taken off before, it depends on that one whether the packet has
+    /// changed at all.
+    pub(super) fn look_at_vlans_taken_off(&mut self) {
+        self.look_at_vlans(self.base.n_vlans());
+    }
+
     /// Adds a tag; those before change places.
     pub(super) fn push_vlan(&mut self, vlan: Vlan) {
         let n = self.count_vlans();
         self.look_at_vlans(n);
+        if n == 0 {
+            self.look_at_vlans_taken_off();
+        }
         if n > 1 {
             return self.give_up(XlateError::TooManyVlans);
         }

@@ -66,6 +66,9 @@ impl<'a> Context<'a> {
         }
         let before = (self.flow.key.vlan, self.flow.key.cvlan);
         let vid = port.vlan.to_send(vlan);
+        if !is_present(self.flow.key.vlan) && vid != 0 {
+            self.look_at_vlans_taken_off();
+        }
         let tag = &mut self.flow.key.vlan;
         if vid == 0 {
             self.pop_vlan();

@@ -14,6 +14,8 @@ pub(crate) struct View {
     pub(crate) key: FlowKey,
     pub(crate) mask: FlowKey,
     pub(crate) reference: FlowKey,
+    /// A tag is taken off by the rules that the packet met, in the reference's words.
+    pub(crate) tags_taken_off: bool,
 }
 
 /// One difference.
@@ -28,6 +30,7 @@ pub(crate) const RULES: &[Rule] = &[
     Rule { name: "how many tags there are", apply: tag_presence },
     Rule { name: "the types of tags", apply: tag_types },
     Rule { name: "an inner tag without the outer one", apply: hidden_inner_tag },
+    Rule { name: "a tag in the place of one that was taken off", apply: tag_put_back },
     Rule { name: "fields that the packet doesn't have", apply: absent_fields },
     Rule { name: "gratuitous ARP", apply: gratuitous_arp },
     Rule { name: "priority tags out of NORMAL", apply: priority_tags },
@@ -44,7 +47,7 @@ fn tag_presence(view: &mut View) {
             (ours.tci, theirs.tci) = (ours.tci | present, theirs.tci | present);
         }
     };
-    let View { key, mask, reference } = view;
+    let View { key, mask, reference, .. } = view;
     same(key.vlan, &mut mask.vlan, &mut reference.vlan);
     same(key.cvlan, &mut mask.cvlan, &mut reference.cvlan);
 }
@@ -63,6 +66,19 @@ fn hidden_inner_tag(view: &mut View) {
     }
 }
 
+/// Ours looks at the tags that were taken off as soon as another comes; the reference only if they turn out to differ.
+fn tag_put_back(view: &mut View) {
+    let View { key, mask, reference, tags_taken_off } = view;
+    for (tag, ours, theirs) in
+        [(key.vlan, &mut mask.vlan, &mut reference.vlan), (key.cvlan, &mut mask.cvlan, &mut reference.cvlan)]
+    {
+        let is_whole = ours.tci == Be16::MAX && tag.tci.get() & VLAN_PRESENT != 0;
+        if is_whole && *tags_taken_off {
+            theirs.tci = Be16::MAX;
+        }
+    }
+}
+
 /// The reference may look at fields which are zero in all packets of the kind.
 fn absent_fields(view: &mut View) {
     view.reference = view.reference.masked(&Flow::from_key(&view.key, OfPort(1)).present_fields());
@@ -70,7 +86,7 @@ fn absent_fields(view: &mut View) {
 
 /// NORMAL of the reference looks whether a broadcast is a gratuitous ARP, for the sake of bonds.
 fn gratuitous_arp(view: &mut View) {
-    let View { key, mask, reference } = view;
+    let View { key, mask, reference, .. } = view;
     let normal = |mask: &FlowKey| mask.eth_src == [0xff; 6] && mask.eth_dst == [0xff; 6];
     if key.eth_type.get() == eth_type::ARP && key.eth_dst == [0xff; 6] && normal(mask) && normal(reference) {
         for mask in [mask, reference] {
@@ -84,7 +100,7 @@ fn gratuitous_arp(view: &mut View) {
 
 /// NORMAL of ours takes another of the tags of VLAN 0 off than the reference's; who changes tags has looked at all of them.
 fn priority_tags(view: &mut View) {
-    let View { key, mask, reference } = view;
+    let View { key, mask, reference, .. } = view;
     let is_present = |tag: Vlan| tag.tci.get() & VLAN_PRESENT != 0;
     let is_priority = |tag: Vlan| tag.tci.get() & 0x1fff == VLAN_PRESENT;
     let is_whole =
