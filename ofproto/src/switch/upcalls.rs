@@ -60,8 +60,8 @@ impl Switch {
 
     /// What came up, by kind, as far as anything did.
     fn show_kinds(&self, text: &mut String) {
-        let reports = self.handler_reports();
-        let sum = |of: fn(&HandlerReport) -> u64| reports.iter().map(of).sum::<u64>();
+        let totals = self.upcall_totals();
+        let sum = |of: fn(&HandlerReport) -> u64| of(&totals);
         let kinds = [
             ("miss", sum(|report| report.missed)),
             ("slow_path", sum(|report| report.slow_path)),

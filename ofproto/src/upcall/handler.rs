@@ -275,11 +275,13 @@ impl<'a> Desk<'a> {
             UpcallClass::Sample(cookie) => {
                 count(&counters.handed_over);
                 sample::export(self.backer, upcall, cookie, &mut self.words);
+                count(&counters.exported);
                 return None;
             }
             UpcallClass::Controller(cookie) => {
                 count(&counters.handed_over);
                 packet_in::deliver(self.backer, self.stats, upcall, cookie);
+                count(&counters.delivered);
                 return None;
             }
         }

@@ -83,6 +83,10 @@ counters! {
     handed_over,
     /// Packets that the datapath refused to execute.
     execute_failed,
+    /// Samples of all kinds that were told to the exporters, if there are any.
+    exported,
+    /// Packets for the controllers that were dealt with: handed over, or lost.
+    delivered,
     /// Packets handed to whoever has the controllers' connections; of a super-packet each segment.
     packet_in,
     /// Packets for the controllers that could not be handed over: what they are to be told is gone, or they can't be cut.
@@ -109,11 +113,13 @@ counters! {
 
 impl HandlerReport {
     /// What became of the packets received: each is in one of these numbers, as soon as its batch has been answered.
-    pub fn outcomes(&self) -> [(&'static str, u64); 7] {
+    pub fn outcomes(&self) -> [(&'static str, u64); 9] {
         [
             ("executed", self.executed),
             ("dropped", self.dropped),
             ("refused by the datapath", self.execute_failed),
+            ("samples", self.exported),
+            ("for controllers", self.delivered),
             ("malformed", self.malformed),
             ("contradictory key", self.contradictory),
             ("bad cookie", self.bad_cookie),
