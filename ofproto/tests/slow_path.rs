@@ -491,7 +491,7 @@ fn samples_reach_the_exporter_with_flow_tunnel_and_actions() {
         assert_eq!(exported, [(expected, "br0".to_string(), OfPort(1), 72, None, Some(list))]);
     }
     assert_eq!(counter.n.load(Ordering::Relaxed), 3);
-    let kinds = "  kinds: (miss 0) (slow_path 0) (controller 0) (sflow 0) (flow_sample 0) (ipfix 1) (bad 0)\n";
+    let kinds = "  kinds: (miss 0) (slow_path 0) (controller 0) (sflow 1) (flow_sample 1) (ipfix 1) (bad 0)\n";
     assert!(world.switch.upcall_show().contains(kinds), "{}", world.switch.upcall_show());
 }
 

@@ -10,12 +10,12 @@
 //!   another has replaced, or that isn't counted;
 //! - what becomes of an installation: success that changes nothing; failure that doesn't evict, doesn't remove, or has no reason; a
 //!   dead handler that leaves the ukey visible, or evicts it; an adopted ukey that stays visible;
-//! - the table of states: each move that is missing; visible to evicting or deleted, operational to evicted or deleted, evicting to
-//!   evicting, inconsistent or deleted, evicted to evicting, created to operational; a move that doesn't look at the table at all; an
-//!   eviction without a reason, or that ends without having begun.
+//! - the table of states: each move that is missing; visible to evicting or deleted, operational to deleted, evicting to evicting,
+//!   inconsistent or deleted, evicted to evicting, inconsistent twice, created to operational; a move that doesn't look at the table at
+//!   all; an eviction without a reason, or that ends without having begun.
 //!
-//! Moves back that nobody asks for (from inconsistent, evicting, evicted to operational) and moves on the spot can't be seen here:
-//! `a_life_goes_forward_only_and_every_way_ends` fails for them.
+//! Moves that nobody asks for (operational to evicted; back to operational; deleted twice) can't be seen here;
+//! `a_life_goes_forward_only_and_every_way_ends` fails for those that go back or stay where they are.
 #![allow(dead_code, unused_imports)]
 
 use std::collections::HashMap;

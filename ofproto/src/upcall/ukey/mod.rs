@@ -116,9 +116,9 @@ impl State {
         begins
     }
 
-    /// Its flow is gone; who began to evict it says so.
+    /// Its flow is gone; who began to evict it says so. `false`: nobody has begun.
     pub(crate) fn is_evicted(&mut self) -> bool {
-        self.advance(Phase::Evicted)
+        self.phase == Phase::Evicting && self.advance(Phase::Evicted)
     }
 
     fn advance(&mut self, to: Phase) -> bool {
