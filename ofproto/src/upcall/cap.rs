@@ -7,7 +7,7 @@ use datapath_common::FlowKey;
 use dpif::OdpPort;
 
 use super::stats::{Counters, count};
-use super::ukey::{Counted, Over, PortFlows};
+use super::ukey::{Counted, Hints, Over, PortFlows};
 use crate::backer::Backer;
 use crate::xlate::Effect;
 
@@ -32,11 +32,12 @@ pub struct PortMegaflows {
 pub(super) fn enter(
     backer: &Backer,
     counters: &Counters,
+    hints: &mut Hints,
     port: u32,
     mask: &FlowKey,
     effects: &[Effect],
 ) -> Option<Counted> {
-    match backer.census.enter(port, mask, backer.limits().caps) {
+    match backer.census.enter(hints, port, mask, backer.limits().caps) {
         Ok(counted) => Some(counted),
         Err(over) => {
             refuse(backer, counters, port, over, effects);

@@ -20,7 +20,7 @@ use super::fitness::{Fitness, extract_again};
 use super::latch::{Latch, Sleep};
 use super::recent::Recent;
 use super::stats::{HandlerStats, Split, count};
-use super::ukey::{Installation, MaskedWords, Phase, Refused, Ukey};
+use super::ukey::{Hints, Installation, MaskedWords, Phase, Refused, Ukey};
 use super::{cap, packet_in, sample, slow};
 use crate::backer::Backer;
 use crate::xlate::{Effect, Xlate, XlateError, translate};
@@ -154,6 +154,8 @@ struct Desk<'a> {
     /// Of the upcall at hand: the packet's fields, and the masked key of its flow.
     key: FlowKey,
     words: MaskedWords,
+    /// Where flows were counted last.
+    hints: Hints,
     answers: Vec<Answer>,
     installations: Vec<Installation>,
     puts: Vec<FlowPut>,
@@ -194,6 +196,7 @@ impl<'a> Desk<'a> {
             stats,
             key: FlowKey::ZERO,
             words: MaskedWords::default(),
+            hints: Hints::default(),
             answers: Vec::new(),
             installations: Vec::new(),
             puts: Vec::new(),
@@ -405,7 +408,9 @@ impl<'a> Desk<'a> {
             count(&counters.flow_limit);
             return false;
         }
-        let Some(counted) = cap::enter(backer, counters, upcall.key.in_port, mask, &effects) else { return false };
+        let Some(counted) = cap::enter(backer, counters, &mut self.hints, upcall.key.in_port, mask, &effects) else {
+            return false;
+        };
         self.words.set(&upcall.key, mask);
         let ufid = backer.ukeys.ufid(&self.words);
         let ukey = Ukey::new(ufid, self.words.to_key(), now, generation, Arc::clone(actions), effects.into());

@@ -5,9 +5,10 @@
 //! flow, its packets are executed all the same. A ukey is counted as long as there is something of it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use datapath_common::FlowKey;
+use datapath_common::key::KEY_WORDS;
 
 use crate::sync::{AtomicU64, AtomicUsize, Ordering, RwLock};
 
@@ -30,10 +31,13 @@ struct All {
 struct Tables {
     ports: HashMap<u32, Arc<PortCount>, ahash::RandomState>,
     /// By port and mask.
-    uses: HashMap<(u32, FlowKey), Arc<Use>, ahash::RandomState>,
+    uses: HashMap<(u32, Mask), Arc<Use>, ahash::RandomState>,
     /// How many ports use a mask.
-    masks: HashMap<FlowKey, usize, ahash::RandomState>,
+    masks: HashMap<Mask, usize, ahash::RandomState>,
 }
+
+/// A mask as its words, which are hashed in one piece: a handler looks one up for each flow that it installs.
+type Mask = [u64; KEY_WORDS];
 
 struct PortCount {
     flows: AtomicUsize,
@@ -43,8 +47,9 @@ struct PortCount {
 
 /// A mask of a port.
 struct Use {
+    all: Weak<All>,
     port: u32,
-    mask: FlowKey,
+    mask: Mask,
     count: Arc<PortCount>,
     flows: AtomicUsize,
 }
@@ -82,9 +87,29 @@ pub(crate) struct PortFlows {
 }
 
 /// A ukey that is counted; dropped, it isn't any more.
-pub(crate) struct Counted {
-    all: Arc<All>,
-    place: Arc<Use>,
+pub(crate) struct Counted(Arc<Use>);
+
+/// The masks that whoever counts has met last: to look there first costs a tenth of a look into the tables.
+#[derive(Default)]
+pub(crate) struct Hints {
+    places: [Option<Arc<Use>>; 4],
+    next: usize,
+}
+
+impl Hints {
+    fn find(&self, port: u32, mask: &Mask) -> Option<&Arc<Use>> {
+        self.places.iter().flatten().find(|place| place.port == port && place.mask == *mask)
+    }
+
+    fn keep(&mut self, place: &Arc<Use>) {
+        // One that has no flow any more has a successor.
+        let same = |old: &Arc<Use>| old.port == place.port && old.mask == place.mask;
+        let at = self.places.iter().position(|old| old.as_ref().is_some_and(same)).unwrap_or(self.next);
+        if let Some(slot) = self.places.get_mut(at) {
+            *slot = Some(Arc::clone(place));
+        }
+        self.next = (at + 1) % self.places.len();
+    }
 }
 
 impl Census {
@@ -92,10 +117,16 @@ impl Census {
     ///
     /// # Errors
     /// The cap. It is noted for the port.
-    pub(crate) fn enter(&self, port: u32, mask: &FlowKey, caps: Caps) -> Result<Counted, Over> {
+    pub(crate) fn enter(&self, hints: &mut Hints, port: u32, mask: &FlowKey, caps: Caps) -> Result<Counted, Over> {
+        let mask = mask.words();
+        let hinted = hints.find(port, mask).and_then(|place| place.enter(caps).map(|done| done.map(|()| place)));
+        if let Some(done) = hinted {
+            return done.map(|place| Counted(Arc::clone(place))).inspect_err(|_| self.refused(port));
+        }
         let place = self.known(port, mask, caps);
-        let place = place.unwrap_or_else(|| self.new_mask(port, mask, caps));
-        place.map(|place| Counted { all: Arc::clone(&self.all), place }).inspect_err(|_| self.refused(port))
+        let place = place.unwrap_or_else(|| self.new_mask(port, mask, caps)).inspect_err(|_| self.refused(port))?;
+        hints.keep(&place);
+        Ok(Counted(place))
     }
 
     /// As [`Census::enter`], of a flow that is there already. `None`: it is no port's.
@@ -103,29 +134,26 @@ impl Census {
         if mask.in_port != u32::MAX {
             return None;
         }
-        self.enter(port, mask, Caps::default()).ok()
+        self.enter(&mut Hints::default(), port, mask, Caps::default()).ok()
     }
 
-    /// Under the read lock nobody takes a mask out.
-    fn known(&self, port: u32, mask: &FlowKey, caps: Caps) -> Option<Result<Arc<Use>, Over>> {
+    fn known(&self, port: u32, mask: &Mask, caps: Caps) -> Option<Result<Arc<Use>, Over>> {
         let tables = self.all.tables.read();
         let place = tables.uses.get(&(port, *mask))?;
-        if let Err(over) = place.count.one_more_flow(caps) {
-            return Some(Err(over));
-        }
-        place.flows.fetch_add(1, Ordering::Relaxed);
-        Some(Ok(Arc::clone(place)))
+        place.enter(caps).map(|done| done.map(|()| Arc::clone(place)))
     }
 
-    fn new_mask(&self, port: u32, mask: &FlowKey, caps: Caps) -> Result<Arc<Use>, Over> {
+    fn new_mask(&self, port: u32, mask: &Mask, caps: Caps) -> Result<Arc<Use>, Over> {
         let mut tables = self.all.tables.write();
         let tables = &mut *tables;
         let count = Arc::clone(tables.ports.entry(port).or_insert_with(PortCount::new));
+        // Somebody was quicker; or somebody has let the last flow go, and waits for the lock to take the mask out.
         if let Some(place) = tables.uses.get(&(port, *mask)) {
-            // Somebody was quicker.
-            count.one_more_flow(caps)?;
-            place.flows.fetch_add(1, Ordering::Relaxed);
-            return Ok(Arc::clone(place));
+            if let Some(done) = place.enter(caps) {
+                return done.map(|()| Arc::clone(place));
+            }
+            let place = Arc::clone(place);
+            place.leave(tables);
         }
         let is_over = |cap: usize, n: usize| cap != 0 && n >= cap;
         if is_over(caps.port_masks, count.masks.load(Ordering::Relaxed)) {
@@ -137,7 +165,8 @@ impl Census {
         count.one_more_flow(caps)?;
         count.masks.fetch_add(1, Ordering::Relaxed);
         *tables.masks.entry(*mask).or_default() += 1;
-        let place = Arc::new(Use { port, mask: *mask, count, flows: AtomicUsize::new(1) });
+        let all = Arc::downgrade(&self.all);
+        let place = Arc::new(Use { all, port, mask: *mask, count, flows: AtomicUsize::new(1) });
         tables.uses.insert((port, *mask), Arc::clone(&place));
         Ok(place)
     }
@@ -156,7 +185,7 @@ impl Census {
     /// Masks that the flows of a port have.
     pub(crate) fn masks_of(&self, port: u32) -> Vec<FlowKey> {
         let tables = self.all.tables.read();
-        tables.uses.keys().filter(|(of, _)| *of == port).map(|(_, mask)| *mask).collect()
+        tables.uses.keys().filter(|(of, _)| *of == port).map(|(_, mask)| FlowKey::from_words(mask)).collect()
     }
 
     /// What each port has that has or had flows, by number.
@@ -198,27 +227,49 @@ impl PortCount {
     }
 }
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let place = &self.place;
-        place.count.flows.fetch_sub(1, Ordering::Relaxed);
-        if place.flows.fetch_sub(1, Ordering::Relaxed) > 1 {
+impl Use {
+    /// One more flow, unless its port has as many as it may have. `None`: it has no flow any more, and is about to be taken out.
+    fn enter(&self, caps: Caps) -> Option<Result<(), Over>> {
+        if let Err(over) = self.count.one_more_flow(caps) {
+            return Some(Err(over));
+        }
+        let mut flows = self.flows.load(Ordering::Relaxed);
+        while flows > 0 {
+            match self.flows.compare_exchange(flows, flows + 1, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(Ok(())),
+                Err(now) => flows = now,
+            }
+        }
+        self.count.flows.fetch_sub(1, Ordering::Relaxed);
+        None
+    }
+
+    /// Takes it out, if it is there.
+    fn leave(&self, tables: &mut Tables) {
+        let key = (self.port, self.mask);
+        if !tables.uses.get(&key).is_some_and(|there| std::ptr::eq(&**there, self)) {
             return;
         }
-        // Nobody counts in it now; under the write lock that stays so, unless somebody has begun to before.
-        let mut tables = self.all.tables.write();
-        let key = (place.port, place.mask);
-        let is_gone = place.flows.load(Ordering::Relaxed) == 0
-            && tables.uses.get(&key).is_some_and(|there| Arc::ptr_eq(there, place));
-        if is_gone {
-            tables.uses.remove(&key);
-            place.count.masks.fetch_sub(1, Ordering::Relaxed);
-            if let Some(n) = tables.masks.get_mut(&place.mask) {
-                *n -= 1;
-                if *n == 0 {
-                    tables.masks.remove(&place.mask);
-                }
+        tables.uses.remove(&key);
+        self.count.masks.fetch_sub(1, Ordering::Relaxed);
+        if let Some(n) = tables.masks.get_mut(&self.mask) {
+            *n -= 1;
+            if *n == 0 {
+                tables.masks.remove(&self.mask);
             }
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.count.flows.fetch_sub(1, Ordering::Relaxed);
+        if self.0.flows.fetch_sub(1, Ordering::Relaxed) > 1 {
+            return;
+        }
+        // From none there is no way back, so nobody else comes here; but whoever needs the mask may have taken it out.
+        if let Some(all) = self.0.all.upgrade() {
+            self.0.leave(&mut all.tables.write());
         }
     }
 }

@@ -30,7 +30,7 @@ mod masked;
 mod table;
 
 #[allow(unused_imports)]
-pub(crate) use census::{Caps, Census, Counted, Over, PortFlows};
+pub(crate) use census::{Caps, Census, Counted, Hints, Over, PortFlows};
 pub(crate) use life::{DelReason, Phase};
 pub(crate) use masked::{MaskedKey, MaskedWords};
 pub(crate) use table::{Installation, Refused, UkeyTable};
