@@ -11,7 +11,7 @@ mod segment;
 
 use datapath_common::FlowKey;
 use datapath_common::extract::{eth_type, extract, ip_proto};
-use datapath_common::packet::SlicePacket;
+use datapath_common::packet::Frame;
 
 use crate::packet::Packet;
 
@@ -77,8 +77,7 @@ impl Headers {
     fn of(packet: &Packet) -> Result<Self, OffloadError> {
         let bytes = &packet.data;
         let mut key = FlowKey::ZERO;
-        // Extraction reads a packet of this type; the copy is of what a controller gets only.
-        let layers = extract(&SlicePacket::new(bytes.as_slice()), &mut key).map_err(|_| OffloadError::Malformed)?;
+        let layers = extract(&Frame(bytes), &mut key).map_err(|_| OffloadError::Malformed)?;
         let ipv6 = match key.eth_type.get() {
             eth_type::IPV4 => false,
             eth_type::IPV6 => true,

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use datapath_common::FlowKey;
-use datapath_common::key::KEY_WORDS;
 
 use crate::sync::{AtomicU64, AtomicUsize, Ordering, RwLock};
 
@@ -31,13 +30,10 @@ struct All {
 struct Tables {
     ports: HashMap<u32, Arc<PortCount>, ahash::RandomState>,
     /// By port and mask.
-    uses: HashMap<(u32, Mask), Arc<Use>, ahash::RandomState>,
+    uses: HashMap<(u32, FlowKey), Arc<Use>, ahash::RandomState>,
     /// How many ports use a mask.
-    masks: HashMap<Mask, usize, ahash::RandomState>,
+    masks: HashMap<FlowKey, usize, ahash::RandomState>,
 }
-
-/// A mask as its words, which are hashed in one piece: a handler looks one up for each flow that it installs.
-type Mask = [u64; KEY_WORDS];
 
 struct PortCount {
     flows: AtomicUsize,
@@ -49,7 +45,7 @@ struct PortCount {
 struct Use {
     all: Weak<All>,
     port: u32,
-    mask: Mask,
+    mask: FlowKey,
     count: Arc<PortCount>,
     flows: AtomicUsize,
 }
@@ -97,7 +93,7 @@ pub(crate) struct Hints {
 }
 
 impl Hints {
-    fn find(&self, port: u32, mask: &Mask) -> Option<&Arc<Use>> {
+    fn find(&self, port: u32, mask: &FlowKey) -> Option<&Arc<Use>> {
         self.places.iter().flatten().find(|place| place.port == port && place.mask == *mask)
     }
 
@@ -118,7 +114,6 @@ impl Census {
     /// # Errors
     /// The cap. It is noted for the port.
     pub(crate) fn enter(&self, hints: &mut Hints, port: u32, mask: &FlowKey, caps: Caps) -> Result<Counted, Over> {
-        let mask = mask.words();
         let hinted = hints.find(port, mask).and_then(|place| place.enter(caps).map(|done| done.map(|()| place)));
         if let Some(done) = hinted {
             return done.map(|place| Counted(Arc::clone(place))).inspect_err(|_| self.refused(port));
@@ -137,13 +132,13 @@ impl Census {
         self.enter(&mut Hints::default(), port, mask, Caps::default()).ok()
     }
 
-    fn known(&self, port: u32, mask: &Mask, caps: Caps) -> Option<Result<Arc<Use>, Over>> {
+    fn known(&self, port: u32, mask: &FlowKey, caps: Caps) -> Option<Result<Arc<Use>, Over>> {
         let tables = self.all.tables.read();
         let place = tables.uses.get(&(port, *mask))?;
         place.enter(caps).map(|done| done.map(|()| Arc::clone(place)))
     }
 
-    fn new_mask(&self, port: u32, mask: &Mask, caps: Caps) -> Result<Arc<Use>, Over> {
+    fn new_mask(&self, port: u32, mask: &FlowKey, caps: Caps) -> Result<Arc<Use>, Over> {
         let mut tables = self.all.tables.write();
         let tables = &mut *tables;
         let count = Arc::clone(tables.ports.entry(port).or_insert_with(PortCount::new));
@@ -185,7 +180,7 @@ impl Census {
     /// Masks that the flows of a port have.
     pub(crate) fn masks_of(&self, port: u32) -> Vec<FlowKey> {
         let tables = self.all.tables.read();
-        tables.uses.keys().filter(|(of, _)| *of == port).map(|(_, mask)| FlowKey::from_words(mask)).collect()
+        tables.uses.keys().filter(|(of, _)| *of == port).map(|(_, mask)| *mask).collect()
     }
 
     /// What each port has that has or had flows, by number.
