@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 
+use dpif::ct::{CtEntry, CtLimits};
 use dpif::{
-    DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent,
-    PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch,
+    DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, MeterConfig, MeterFeatures,
+    MeterStats, OdpPort, PortEvent, PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch,
 };
 use netdev::device::Namespace;
 use nix::errno::Errno;
@@ -13,6 +14,7 @@ use parking_lot::Mutex;
 
 use crate::attr::Writer;
 use crate::codec;
+use crate::conntrack::Conntrack;
 use crate::devices::Devices;
 use crate::dispatch::{Dispatch, DispatchMode, MAX_HANDLERS, NOBODY, Overflow, possible_cpus};
 use crate::error::{self, ENGINE};
@@ -40,6 +42,7 @@ pub struct Options {
 /// in: sockets are made as they are needed.
 pub struct NetlinkDpif {
     kernel: Kernel,
+    conntrack: Conntrack,
     name: String,
     ifindex: i32,
     probed: Features,
@@ -75,6 +78,7 @@ impl NetlinkDpif {
         Ok(Self {
             dispatch: Dispatch::new(mode, info.ifindex),
             kernel,
+            conntrack: Conntrack::new(),
             name: options.name.clone(),
             ifindex: info.ifindex,
             probed: features,
@@ -383,6 +387,42 @@ impl Dpif for NetlinkDpif {
 
     fn recv_purge(&self, handler: u32) -> Result<usize> {
         self.dispatch.purge(handler)
+    }
+
+    fn meter_features(&self) -> MeterFeatures {
+        self.kernel.meter_features(self.ifindex)
+    }
+
+    fn meter_set(&self, id: u32, config: &MeterConfig) -> Result<()> {
+        self.kernel.meter_set(self.ifindex, id, config)
+    }
+
+    fn meter_get(&self, id: u32) -> Result<MeterStats> {
+        self.kernel.meter_stats(self.ifindex, id, false)
+    }
+
+    fn meter_del(&self, id: u32) -> Result<MeterStats> {
+        self.kernel.meter_stats(self.ifindex, id, true)
+    }
+
+    fn ct_dump(&self, zone: Option<u16>) -> Result<Vec<CtEntry>> {
+        self.conntrack.dump(zone)
+    }
+
+    fn ct_flush(&self, zone: Option<u16>) -> Result<()> {
+        self.conntrack.flush(zone)
+    }
+
+    fn ct_limits(&self, zones: &[u16]) -> Result<CtLimits> {
+        self.kernel.ct_limits(zones)
+    }
+
+    fn ct_limits_set(&self, default: Option<u32>, zones: &[(u16, u32)]) -> Result<()> {
+        self.kernel.ct_limits_set(default, zones)
+    }
+
+    fn ct_limits_del(&self, default: bool, zones: &[u16]) -> Result<()> {
+        self.kernel.ct_limits_del(default, zones)
     }
 
     fn caches(&self) -> Result<Vec<(&'static str, u32)>> {

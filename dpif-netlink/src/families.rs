@@ -2,6 +2,7 @@
 
 use std::io;
 
+use neli::consts::socket::NlFamily;
 use nix::errno::Errno;
 
 use crate::attr::{Attrs, str_of, u16_of, u32_of};
@@ -38,6 +39,10 @@ pub(crate) struct Families {
     pub(crate) vport: Family,
     pub(crate) flow: Family,
     pub(crate) packet: Family,
+    /// Meters (4.15).
+    pub(crate) meter: Option<Family>,
+    /// Limits of tracked connections (4.18).
+    pub(crate) ct_limit: Option<Family>,
 }
 
 impl Families {
@@ -48,6 +53,8 @@ impl Families {
             vport: resolve(pool, family::VPORT)?,
             flow: resolve(pool, family::FLOW)?,
             packet: resolve(pool, family::PACKET)?,
+            meter: resolve(pool, family::METER).ok(),
+            ct_limit: resolve(pool, family::CT_LIMIT).ok(),
         })
     }
 }
@@ -86,7 +93,7 @@ fn read(attrs: &[u8], name: &str) -> Option<Family> {
 
 /// Whether the module is there.
 pub fn module_is_loaded() -> bool {
-    resolve(&Pool::default(), family::DATAPATH).is_ok()
+    resolve(&Pool::of(NlFamily::Generic), family::DATAPATH).is_ok()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::io;
 
 use dpif::{DpStats, DpifError, Result};
+use neli::consts::socket::NlFamily;
 use nix::errno::Errno;
 
 use crate::attr::{Attrs, Writer, u32_of};
@@ -46,7 +47,7 @@ pub(crate) struct Request<'a> {
 
 impl Kernel {
     pub(crate) fn open() -> Result<Self> {
-        let pool = Pool::default();
+        let pool = Pool::of(NlFamily::Generic);
         let families = Families::resolve(&pool).map_err(|error| match error.raw_os_error() {
             Some(errno) if errno == Errno::ENOENT as i32 => {
                 DpifError::Kernel("the openvswitch module is not loaded: run `modprobe openvswitch`".into())

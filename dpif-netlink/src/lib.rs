@@ -11,6 +11,7 @@
 //! | `kernel`, [`vport`], `flow`, [`packet`], `operate` | requests about each kind of thing, batches |
 //! | `devices`, `owner` | devices that come and go; who has the datapath already |
 //! | [`dispatch`] | which socket an upcall goes to, and how handlers read it |
+//! | `meter`, `conntrack` | meters; tracked connections and their limits |
 //! | `probe` | what the kernel can do |
 //! | [`NetlinkDpif`] | all of it as a [`dpif::Dpif`] |
 //!
@@ -21,6 +22,7 @@
 
 pub mod attr;
 pub mod codec;
+mod conntrack;
 mod datapath;
 mod devices;
 pub mod dispatch;
@@ -29,6 +31,7 @@ mod families;
 mod flow;
 mod kernel;
 mod message;
+mod meter;
 mod operate;
 mod owner;
 pub mod packet;

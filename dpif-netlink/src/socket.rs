@@ -21,16 +21,20 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// Longest datagram: a packet of 64 KiB with its attributes, or a page of a dump.
 pub(crate) const MAX_DATAGRAM: usize = (64 << 10) + (16 << 10);
 
-/// A generic netlink socket.
+/// A netlink socket.
 pub(crate) struct Socket {
     inner: NlSocket,
     pid: u32,
 }
 
 impl Socket {
-    /// A socket that no multicast reaches.
+    /// A socket of generic netlink that no multicast reaches.
     pub(crate) fn new() -> io::Result<Self> {
-        let inner = NlSocket::connect(NlFamily::Generic, None, Groups::empty())?;
+        Self::of(NlFamily::Generic)
+    }
+
+    fn of(family: NlFamily) -> io::Result<Self> {
+        let inner = NlSocket::connect(family, None, Groups::empty())?;
         let pid = inner.pid()?;
         let socket = Self { inner, pid };
         // Past the system's limit where that is allowed.
@@ -90,8 +94,8 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    fn new() -> io::Result<Self> {
-        Ok(Self { socket: Socket::new()?, seq: 0, out: Writer::default(), buffer: vec![0; MAX_DATAGRAM] })
+    fn new(family: NlFamily) -> io::Result<Self> {
+        Ok(Self { socket: Socket::of(family)?, seq: 0, out: Writer::default(), buffer: vec![0; MAX_DATAGRAM] })
     }
 
     /// A sequence number for the next request.
@@ -182,12 +186,17 @@ fn result(errno: i32) -> Result<(), Errno> {
 
 /// Channels that are not in use. Each request takes one, so that requests of many threads, and those from within a dump, don't
 /// wait for each other.
-#[derive(Default)]
 pub(crate) struct Pool {
+    family: NlFamily,
     free: Mutex<Vec<Channel>>,
 }
 
 impl Pool {
+    /// No channels yet of this protocol.
+    pub(crate) fn of(family: NlFamily) -> Self {
+        Self { family, free: Mutex::default() }
+    }
+
     /// Runs `work` with a channel whose `out` is empty. One that failed may still get answers: it is not used again.
     pub(crate) fn with<T, E: From<io::Error>>(
         &self,
@@ -196,7 +205,7 @@ impl Pool {
         let free = self.free.lock().pop();
         let mut channel = match free {
             Some(channel) => channel,
-            None => Channel::new()?,
+            None => Channel::new(self.family)?,
         };
         channel.out.clear();
         let (value, clean) = work(&mut channel)?;

@@ -7,6 +7,8 @@ pub mod family {
     pub const VPORT: &str = "ovs_vport";
     pub const FLOW: &str = "ovs_flow";
     pub const PACKET: &str = "ovs_packet";
+    pub const METER: &str = "ovs_meter";
+    pub const CT_LIMIT: &str = "ovs_ct_limit";
 }
 
 /// `OVS_*_CMD_*`: datapaths, vports and flows number them alike.
@@ -266,4 +268,71 @@ pub mod tun_flag {
     pub const GENEVE_OPT: u16 = 0x0800;
     pub const VXLAN_OPT: u16 = 0x1000;
     pub const ERSPAN_OPT: u16 = 0x4000;
+}
+
+/// `OVS_METER_CMD_*`, `OVS_METER_ATTR_*`, `OVS_BAND_ATTR_*`.
+pub mod meter {
+    pub const FEATURES: u8 = 1;
+    pub const SET: u8 = 2;
+    pub const DEL: u8 = 3;
+    pub const GET: u8 = 4;
+    pub const ID: u16 = 1;
+    pub const KBPS: u16 = 2;
+    pub const STATS: u16 = 3;
+    pub const BANDS: u16 = 4;
+    pub const MAX_METERS: u16 = 7;
+    pub const MAX_BANDS: u16 = 8;
+    pub const BAND_TYPE: u16 = 1;
+    pub const BAND_RATE: u16 = 2;
+    pub const BAND_BURST: u16 = 3;
+    pub const BAND_STATS: u16 = 4;
+    /// `OVS_METER_BAND_TYPE_DROP`.
+    pub const BAND_DROP: u32 = 1;
+}
+
+/// `OVS_CT_LIMIT_CMD_*`, `OVS_CT_LIMIT_ATTR_*`.
+pub mod ct_limit {
+    pub const SET: u8 = 1;
+    pub const DEL: u8 = 2;
+    pub const GET: u8 = 3;
+    pub const ZONE_LIMIT: u16 = 1;
+}
+
+/// `IPCTNL_MSG_CT_*`, `CTA_*` (`linux/netfilter/nfnetlink_conntrack.h`).
+pub mod ctnl {
+    /// `NFNL_SUBSYS_CTNETLINK`.
+    pub const SUBSYSTEM: u8 = 1;
+    pub const GET: u8 = 1;
+    pub const DELETE: u8 = 2;
+    pub const TUPLE_ORIG: u16 = 1;
+    pub const TUPLE_REPLY: u16 = 2;
+    pub const PROTOINFO: u16 = 4;
+    pub const HELP: u16 = 5;
+    pub const TIMEOUT: u16 = 7;
+    pub const MARK: u16 = 8;
+    pub const COUNTERS_ORIG: u16 = 9;
+    pub const COUNTERS_REPLY: u16 = 10;
+    pub const ID: u16 = 12;
+    pub const ZONE: u16 = 18;
+    pub const LABELS: u16 = 22;
+    pub const TUPLE_IP: u16 = 1;
+    pub const TUPLE_PROTO: u16 = 2;
+    pub const V4_SRC: u16 = 1;
+    pub const V4_DST: u16 = 2;
+    pub const V6_SRC: u16 = 3;
+    pub const V6_DST: u16 = 4;
+    pub const PROTO_NUM: u16 = 1;
+    pub const SRC_PORT: u16 = 2;
+    pub const DST_PORT: u16 = 3;
+    pub const ICMP_ID: u16 = 4;
+    pub const ICMP_TYPE: u16 = 5;
+    pub const ICMP_CODE: u16 = 6;
+    pub const ICMPV6_ID: u16 = 7;
+    pub const ICMPV6_TYPE: u16 = 8;
+    pub const ICMPV6_CODE: u16 = 9;
+    pub const PROTOINFO_TCP: u16 = 1;
+    pub const TCP_STATE: u16 = 1;
+    pub const PACKETS: u16 = 1;
+    pub const BYTES: u16 = 2;
+    pub const HELP_NAME: u16 = 1;
 }

@@ -7,6 +7,7 @@ use datapath_common::FlowKey;
 
 use crate::Result;
 use crate::action::Action;
+use crate::ct::{CtEntry, CtLimits};
 use crate::error::DpifError;
 use crate::features::Features;
 use crate::flow::{DatapathFlow, FlowPut, FlowStats, Ufid};
@@ -220,6 +221,23 @@ pub trait Dpif: Send + Sync {
     /// Deletes tracked connections, of all zones or of one.
     fn ct_flush(&self, _zone: Option<u16>) -> Result<()> {
         Err(DpifError::Unsupported("connection tracking".into(), self.engine().into()))
+    }
+
+    /// Tracked connections, of all zones or of one.
+    fn ct_dump(&self, _zone: Option<u16>) -> Result<Vec<CtEntry>> {
+        Err(DpifError::Unsupported("connection tracking".into(), self.engine().into()))
+    }
+    /// Limits of these zones, or of all that have one.
+    fn ct_limits(&self, _zones: &[u16]) -> Result<CtLimits> {
+        Err(DpifError::Unsupported("limiting connections".into(), self.engine().into()))
+    }
+    /// Sets how many connections zones may have: those without a limit of their own, and each of these.
+    fn ct_limits_set(&self, _default: Option<u32>, _zones: &[(u16, u32)]) -> Result<()> {
+        Err(DpifError::Unsupported("limiting connections".into(), self.engine().into()))
+    }
+    /// Takes limits away.
+    fn ct_limits_del(&self, _default: bool, _zones: &[u16]) -> Result<()> {
+        Err(DpifError::Unsupported("limiting connections".into(), self.engine().into()))
     }
 
     /// The caches that an operator may size, by the field's names, with their places.

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod action;
+pub mod ct;
 pub mod error;
 pub mod features;
 pub mod flow;

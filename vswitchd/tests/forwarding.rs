@@ -198,7 +198,8 @@ fn flows_of_a_file_decide_and_can_be_changed_while_packets_flow() {
 fn established_flows_go_on_without_the_daemon_and_the_next_one_adopts_them() {
     on_each_kernel_datapath("established_flows_go_on_without_the_daemon_and_the_next_one_adopts_them", |datapath| {
         let network = Network::new(2);
-        let line = &format!("--datapath {datapath} --bridge br0 --port br0:v1 --port br0:v2");
+        // A slow machine leaves flows idle for a while.
+        let line = &format!("--datapath {datapath} --bridge br0 --port br0:v1 --port br0:v2 --max-idle 60000");
         let mut first = network.start(line);
         network.join("br0");
         assert!(network.pings(1, 2, 3) && network.pings(1, 0, 3));
