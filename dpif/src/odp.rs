@@ -22,7 +22,9 @@ mod cursor;
 mod flags;
 mod key;
 mod parse_action;
+mod parse_ct;
 mod parse_key;
+mod parse_nsh;
 
 use std::fmt::Write;
 

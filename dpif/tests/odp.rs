@@ -133,6 +133,10 @@ fn actions_read_as_the_references() {
         "set(mpls(label=1,tc=2,ttl=3,bos=1)),set(nsh(ttl=3)),set(tunnel(tun_id=0x5,dst=1.1.1.1,tos=0x1,ttl=64,flags(df|key)))",
         "push_vlan(vid=12,pcp=0),push_vlan(tpid=0x88a8,vid=13,pcp=5,cfi=0),pop_vlan",
         "sample(sample=50.0%,actions(1,clone(2,trunc(100),3))),clone(drop),meter(3)",
+        "ct(force_commit,zone=5,mark=0x1/0xff,label=0x10/0xff,helper=ftp,timeout=quick,nat(src=10.0.0.1-10.0.0.9:5-7,random))",
+        "ct(commit,nat(dst=[fd00::1]:80,persistent,hash)),ct(nat),ct(commit,nat(src=fd00::1-fd00::9))",
+        "push_nsh(flags=0,ttl=63,mdtype=1,np=3,spi=0x1234,si=255,c1=0x11,c2=0x0,c3=0x0,c4=0x44)",
+        "push_nsh(flags=2,ttl=1,mdtype=2,np=1,spi=0x0,si=1,md2=0x1020304)",
         "ct,ct(commit,zone=5),ct(zone=1),ct_clear,recirc(0x1),hash(l4(7)),hash(sym_l4(0))",
         "push_mpls(label=5,tc=1,ttl=64,bos=1,eth_type=0x8847),pop_mpls(eth_type=0x800),add_mpls(label=200,tc=7,ttl=64,bos=1,eth_type=0x8847)",
         "push_eth(src=00:00:00:00:00:01,dst=00:00:00:00:00:02),pop_eth,pop_nsh(),dec_ttl(le_1(1)),psample(group=1,cookie=0x01ff),psample(group=2)",
@@ -196,7 +200,15 @@ fn errors_say_where_and_what() {
             "column 5: expected what can be set: eth, ipv4, ipv6, tcp, udp, icmp, arp, skb_mark, …, found \"foo(1))\"",
         ),
         ("push_vlan(vid=4096,pcp=0)", "column 15: expected a number up to 4095, found \"4096,pcp=0)\""),
-        ("ct(commit,nat)", "column 11: expected commit or zone=…, all of ct(…) that there is yet, found \"nat)\""),
+        (
+            "ct(comit)",
+            "column 4: expected commit, force_commit, zone, mark, label, helper, timeout or nat, found \"comit)\"",
+        ),
+        (
+            "ct(commit,nat(src=10.0.0.9-10.0.0.1))",
+            "column 19: expected an address or two, and :PORT or :FIRST-LAST, found \"10.0.0.9-10.0.0.1))\"",
+        ),
+        ("push_nsh(mdtype=0)", "column 17: expected metadata type 1 or 2, found \"0)\""),
         (
             "tnl_pop(1)",
             "column 1: expected an action of this datapath, which has no tnl_pop in text, found \"tnl_pop(1)\"",

@@ -8,7 +8,8 @@ use super::attr;
 use super::cookie::Cookie;
 use super::cursor::{Cursor, ParseError};
 use super::parse_key::{parse_lse, parse_port, parse_settable};
-use crate::action::{Action, CtAction, HashAlg, KeyAttr, SetAction, UserspaceAction};
+use super::{parse_ct, parse_nsh};
+use crate::action::{Action, HashAlg, KeyAttr, SetAction, UserspaceAction};
 
 /// How deep lists may lie in lists.
 const MAX_NESTING: usize = 32;
@@ -69,7 +70,7 @@ fn action(text: &mut Cursor<'_>, numbers: PortNumbers<'_>, depth: usize) -> Resu
         ("trunc", true) => Action::Trunc(single(text)?),
         ("drop", false) => Action::Drop(DROP_REASON),
         ("sample", true) => sample(text, numbers, depth)?,
-        ("ct", _) => Action::Ct(ct(text)?),
+        ("ct", _) => Action::Ct(parse_ct::parse(text)?),
         ("ct_clear", false) => Action::CtClear,
         ("push_mpls" | "add_mpls", true) => {
             text.expect("(")?;
@@ -125,7 +126,8 @@ fn action(text: &mut Cursor<'_>, numbers: PortNumbers<'_>, depth: usize) -> Resu
             text.expect(")")?;
             Action::Psample { group, cookie }
         }
-        ("lb_output" | "tnl_push" | "tnl_pop" | "push_nsh", true) => {
+        ("push_nsh", true) => Action::PushNsh(parse_nsh::parse(text)?),
+        ("lb_output" | "tnl_push" | "tnl_pop", true) => {
             return Err(start.expected(&format!("an action of this datapath, which has no {name} in text")));
         }
         _ => {
@@ -270,29 +272,6 @@ fn sample(text: &mut Cursor<'_>, numbers: PortNumbers<'_>, depth: usize) -> Resu
     // The conversion saturates.
     let probability = (f64::from(u32::MAX) * percent / 100.0 + 0.5).floor() as u32;
     Ok(Action::Sample { probability, actions })
-}
-
-fn ct(text: &mut Cursor<'_>) -> Result<CtAction, ParseError> {
-    let mut ct = CtAction::default();
-    if !text.eat("(") {
-        return Ok(ct);
-    }
-    let mut first = true;
-    while !text.eat(")") {
-        if !std::mem::take(&mut first) {
-            text.expect(",")?;
-        }
-        let start = text.clone();
-        match text.name() {
-            "commit" => ct.commit = true,
-            "zone" => {
-                text.expect("=")?;
-                ct.zone = text.number(u16::MAX.into())? as u16;
-            }
-            _ => return Err(start.expected("commit or zone=…, all of ct(…) that there is yet")),
-        }
-    }
-    Ok(ct)
 }
 
 /// Bytes in hexadecimal.

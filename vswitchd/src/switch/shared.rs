@@ -16,6 +16,8 @@ pub(super) struct Shared {
     pub(super) exact_flows: AtomicBool,
     /// An operator wants the revalidators to dump whole flows, on datapaths to come too.
     pub(super) whole_dumps: AtomicBool,
+    /// The commands `dpctl/…` with their usage, for the one that lists them.
+    pub(super) dpctl_commands: RwLock<Vec<(String, String)>>,
 }
 
 impl Shared {

@@ -94,6 +94,13 @@ impl Registry {
         registry
     }
 
+    /// Names and usages of the commands whose name begins so, in their order.
+    pub(crate) fn usages(&self, prefix: &str) -> Vec<(String, String)> {
+        let commands = self.0.read();
+        let shown = commands.iter().filter(|(name, _)| name.starts_with(prefix));
+        shown.filter_map(|(name, command)| Some((name.clone(), command.usage.clone()?))).collect()
+    }
+
     /// Registers the command `name`. `usage` shows in lists what its arguments look like; it takes `min_args` to
     /// `max_args` of them (`usize::MAX` is any number). `handler` gets the arguments on the server's thread and gives
     /// the text of the result or of the error; others wait meanwhile. A second registration of a name replaces the

@@ -3,6 +3,8 @@
 //! `dpctl/…` is about datapaths as such; the rest about bridges, what they learned, and the upcall engine between both.
 
 mod bridges;
+mod conntrack;
+mod datapaths;
 mod drops;
 mod filter;
 mod flows;
@@ -18,10 +20,13 @@ use crate::unixctl::Registry;
 /// Registers all of them.
 pub(super) fn register(registry: &Registry, shared: &Arc<Shared>) {
     show::register(registry, shared);
+    datapaths::register(registry, shared);
+    conntrack::register(registry, shared);
     flows::register(registry, shared);
     drops::register(registry, shared);
     bridges::register(registry, shared);
     upcalls::register(registry, shared);
+    *shared.dpctl_commands.write() = registry.usages("dpctl/");
 }
 
 /// An error of many layers as a command's one line.

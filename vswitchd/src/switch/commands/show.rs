@@ -60,6 +60,7 @@ fn text(switch: &ofproto::Switch, statistics: bool) -> Result<String, String> {
     if dpif.engine() != "userspace" {
         let _ = writeln!(out, "  cache: hit:{cache_hit} hit-rate:{:.2}%", share(cache_hit) * 100.0);
     }
+    out.push_str(&super::datapaths::caches(switch));
     out.push_str(&more(&stats));
     for port in dpif.ports().map_err(say)? {
         let _ = writeln!(out, "  port {}: {}{}", port.port, port.name, remark(&port));
