@@ -3,6 +3,8 @@
 #[path = "kernel/allocations.rs"]
 mod allocations;
 mod generate;
+#[path = "kernel/oracle.rs"]
+mod oracle;
 #[path = "kernel/rig.rs"]
 mod rig;
 
@@ -318,6 +320,83 @@ fn a_packet_that_is_executed_goes_out() {
         let unfinished = Packet { gso_size: 1000, ..packet.clone() };
         let refused = dpif.execute(Execute { packet: &unfinished, key: &key, actions: &actions });
         assert!(matches!(refused, Err(DpifError::Unsupported(..))), "{refused:?}");
+    });
+}
+
+/// What the module makes of a frame is what the shared extraction makes of it, which is the source of the eBPF programs'.
+#[test]
+fn the_module_and_our_extraction_agree_about_generated_frames() {
+    require!("the_module_and_our_extraction_agree_about_generated_frames"; Need::OvsModule, Need::Namespaces);
+    const FRAMES: usize = 12_000;
+    let rig = Rig::new("oracle");
+    rig.run(|| {
+        let dpif = rig.open(None);
+        dpif.handlers_set(1).unwrap();
+        let a = dpif.port_add(&spec("a0", PortKind::System)).unwrap();
+        let wire = RawSocket::open(&rig.ns, "a1").unwrap();
+        let mut rng = Rng::with_seed(7);
+        let (kinds, mut batch) = (rig::frames(), UpcallBatch::default());
+        let (mut agreed, mut refused, mut differ) = (0, 0, Vec::new());
+        for _ in 0..FRAMES {
+            let frame = oracle::frame(&mut rng, &kinds);
+            let mut key = FlowKey { in_port: a.0, ..FlowKey::ZERO };
+            let ours = datapath_common::extract::extract(&datapath_common::packet::SlicePacket::new(&frame), &mut key);
+            let ours = ours.ok().map(|_| key);
+            wire.send(&frame).unwrap();
+            // It came up before the sender went on, or it doesn't.
+            let mut received = dpif.recv(0, &mut batch).unwrap();
+            if received == 0 && ours.is_some() {
+                std::thread::sleep(Duration::from_millis(20));
+                received = dpif.recv(0, &mut batch).unwrap();
+            }
+            let theirs = batch.upcalls().first().filter(|_| received == 1);
+            match (ours, theirs) {
+                (Some(ours), Some(theirs)) if ours == theirs.key && frame == theirs.packet.data => agreed += 1,
+                (None, None) => refused += 1,
+                (ours, theirs) => {
+                    let shown = |key: &FlowKey| dpif::odp::Style { verbose: true, ..Default::default() }.key(key, None);
+                    let ours = ours.as_ref().map_or_else(|| "refused".into(), shown);
+                    let theirs = theirs.map_or_else(|| "refused".into(), |upcall| shown(&upcall.key));
+                    differ.push(format!("{frame:02x?}\n  ours   {ours}\n  theirs {theirs}"));
+                }
+            }
+        }
+        println!("{agreed} keys equal, {refused} frames refused by both, {} differ", differ.len());
+        assert!(differ.is_empty(), "{}", differ[..differ.len().min(10)].join("\n"));
+        assert!(agreed >= 10_000, "{agreed}");
+        assert_eq!(dpif.unreadable_upcalls(), 0);
+    });
+}
+
+#[test]
+fn meters_limit_what_passes() {
+    require!("meters_limit_what_passes"; Need::OvsModule, Need::Namespaces);
+    let rig = Rig::new("meters");
+    rig.run(|| {
+        let dpif = rig.open(None);
+        let features = dpif.meter_features();
+        assert!(features.max_meters > 0 && features.max_bands > 0, "{features:?}");
+        let (a, b) = (dpif.port_add(&spec("a0", PortKind::System)), dpif.port_add(&spec("b0", PortKind::System)));
+        let (a, b) = (a.unwrap(), b.unwrap());
+        let band = dpif::MeterBand { rate: 1, burst: 3 };
+        let config = dpif::MeterConfig { unit: dpif::MeterUnit::Pktps, bands: vec![band] };
+        dpif.meter_set(5, &config).unwrap();
+        let key = extracted(&udp_frame(5), a);
+        let mask = normalize(&key, &FlowKey { in_port: u32::MAX, eth_type: Be16::MAX, ..FlowKey::ZERO }, true);
+        let actions = [Action::Meter(5), Action::Output(b)].into();
+        dpif.flow_put(&FlowPut { mode: PutMode::Create, ufid: Ufid(9), key, mask, actions }).unwrap();
+        let wire = RawSocket::open(&rig.ns, "a1").unwrap();
+        const SENT: u64 = 50;
+        (0..SENT).for_each(|_| drop(wire.send(&udp_frame(5)).unwrap()));
+        let passed = rig::wait(SOON, || {
+            let stats = dpif.meter_get(5).unwrap();
+            let passed = dpif.port_stats(b).unwrap().tx_packets;
+            (stats.packets == SENT && stats.bands[0].packets + passed == SENT).then_some(passed)
+        });
+        // One a second, and no more than a few in what this takes.
+        assert!((1..SENT / 2).contains(&passed), "{passed}");
+        assert_eq!(dpif.meter_del(5).unwrap().packets, SENT);
+        assert!(dpif.meter_get(5).is_err() && dpif.meter_del(5).is_err());
     });
 }
 

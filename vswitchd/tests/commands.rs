@@ -70,6 +70,43 @@ fn a_switch_shows_its_bridges_and_ports() {
 }
 
 #[test]
+fn what_a_datapath_lacks_is_refused_by_name_and_listed_all_the_same() {
+    let (_directory, daemon) = start(SWITCH);
+    let list = daemon.ask("dpctl/list-commands");
+    assert!(list.starts_with("The available commands are:\n"), "{list}");
+    for name in ["add-if", "dump-flows", "cache-get-size", "dump-conntrack", "ct-set-limits", "ipf-get-status"] {
+        assert!(list.contains(&format!("\n  dpctl/{name:<23} ")), "{list}");
+    }
+    let by = "is not supported by datapath";
+    for (line, error) in [
+        ("dpctl/dump-conntrack", format!("starting conntrack dump (connection tracking {by} userspace)")),
+        ("dpctl/flush-conntrack", format!("failed to flush conntrack (connection tracking {by} userspace)")),
+        (
+            "dpctl/ct-set-limits default=3",
+            format!("failed to set conntrack limit (limiting connections {by} userspace)"),
+        ),
+        ("dpctl/ct-get-maxconns", format!("a limit of all connections {by} netdev@ovs-netdev")),
+        ("dpctl/ipf-set-enabled v4", format!("putting fragments together {by} netdev@ovs-netdev")),
+        (
+            "dpctl/cache-set-size netdev@ovs-netdev x 1",
+            format!("Setting caches not supported (sizing a cache {by} userspace)"),
+        ),
+        ("dpctl/ct-set-limits zone=x,limit=1", "invalid zone \"x\"".to_owned()),
+        (
+            "dpctl/flush-conntrack mark=1",
+            "flushing connections by mark=1 is not supported: say a zone, or nothing for all".to_owned(),
+        ),
+    ] {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(daemon.call(words[0], &words[1..]), Err(error + "\n"), "{line}");
+    }
+    assert_eq!(daemon.ask("dpctl/add-if netdev@ovs-netdev x,port_no=40"), "");
+    assert!(daemon.ask("dpctl/show").contains("  port 40: x\n"));
+    assert_eq!(daemon.ask("dpctl/del-if netdev@ovs-netdev x"), "");
+    assert!(!daemon.ask("dpctl/show").contains(": x\n"));
+}
+
+#[test]
 fn datapath_flows_are_added_changed_shown_and_deleted_by_hand() {
     // The revalidator deletes flows that nothing in the tables asks for: not during this test.
     let (_directory, daemon) = start(&format!("{SWITCH} --max-revalidator 600000"));

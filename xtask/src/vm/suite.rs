@@ -16,8 +16,12 @@ use crate::cmd;
 use testkit::tools;
 
 /// Programs of tests that run in the machine: package and test, and what in them is not for it (`--skip`).
-const TESTS: [(&str, &str, &[&str]); 3] =
-    [("dpif-netlink", "kernel", &[]), ("vswitchd", "netlink", &[]), ("vswitchd", "forwarding", &[])];
+const TESTS: [(&str, &str, &[&str]); 4] = [
+    ("dpif-netlink", "kernel", &[]),
+    ("vswitchd", "netlink", &[]),
+    ("vswitchd", "netlink_actions", &[]),
+    ("vswitchd", "forwarding", &[]),
+];
 /// Programs and files that the tests look for.
 const FILES: [&str; 3] = ["rust-toolchain.toml", "target/bpf/port-entry.o", "target/bpf/tc.o"];
 /// The reference switch's tools, where they are unpacked.
