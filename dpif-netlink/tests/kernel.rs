@@ -340,7 +340,10 @@ fn the_module_and_our_extraction_agree_about_generated_frames() {
         for _ in 0..FRAMES {
             let frame = oracle::frame(&mut rng, &kinds);
             let mut key = FlowKey { in_port: a.0, ..FlowKey::ZERO };
-            let ours = datapath_common::extract::extract(&datapath_common::packet::SlicePacket::new(&frame), &mut key);
+            let ours = datapath_common::extract::extract(
+                &datapath_common::packet::SlicePacket::new(frame.as_slice()),
+                &mut key,
+            );
             let ours = ours.ok().map(|_| key);
             wire.send(&frame).unwrap();
             // It came up before the sender went on, or it doesn't.
@@ -387,7 +390,7 @@ fn meters_limit_what_passes() {
         dpif.flow_put(&FlowPut { mode: PutMode::Create, ufid: Ufid(9), key, mask, actions }).unwrap();
         let wire = RawSocket::open(&rig.ns, "a1").unwrap();
         const SENT: u64 = 50;
-        (0..SENT).for_each(|_| drop(wire.send(&udp_frame(5)).unwrap()));
+        (0..SENT).for_each(|_| wire.send(&udp_frame(5)).unwrap());
         let passed = rig::wait(SOON, || {
             let stats = dpif.meter_get(5).unwrap();
             let passed = dpif.port_stats(b).unwrap().tx_packets;
