@@ -403,6 +403,35 @@ fn a_controller_meter_holds_for_the_controllers_only() {
 }
 
 #[test]
+fn a_flow_of_an_earlier_process_tells_the_controllers_nothing_that_is_not_so() {
+    let flows = ["actions=set_field:7->metadata,controller,2"];
+    let world = World::new(&flows);
+    world.ports[0].send(udp_frame(B, A, &[])).unwrap();
+    assert_eq!(world.out(2).len(), 1);
+    world.switch.stop();
+    // Another process takes the datapath over, and nobody looks at the flows for a while.
+    let next = world.another(&flows);
+    let recorder = Arc::new(Recorder::default());
+    next.set_packet_in_sink(Some(Arc::clone(&recorder) as Arc<dyn PacketInSink>));
+    next.pause_revalidators();
+    next.start().unwrap();
+    world.ports[0].send(udp_frame(B, A, &[])).unwrap();
+    next.await_upcalls();
+    // Another flow gets an id, which is not the old one.
+    world.ports[2].send(udp_frame(B, A, &[])).unwrap();
+    next.await_upcalls();
+    assert_eq!(recorder.0.lock().iter().map(|p| (p.in_port, p.metadata)).collect::<Vec<_>>(), [(OfPort(3), 7)]);
+    world.ports[0].send(udp_frame(B, A, &[])).unwrap();
+    next.await_upcalls();
+    assert_eq!((recorder.0.lock().len(), next.handler_reports()[0].packet_in_lost), (1, 2));
+    // Translated again, it says what is so.
+    next.revalidate_now();
+    world.ports[0].send(udp_frame(B, A, &[])).unwrap();
+    next.synchronize();
+    assert_eq!(recorder.0.lock().last().map(|p| (p.in_port, p.metadata)), Some((OfPort(1), 7)));
+}
+
+#[test]
 fn a_packet_for_controllers_whose_state_is_gone_is_counted() {
     let world = World::new(&["actions=2"]);
     let recorder = Recorder::on(&world);
@@ -415,9 +444,15 @@ fn a_packet_for_controllers_whose_state_is_gone_is_counted() {
         controller_id: 0,
         max_len: 0,
     };
-    let cookies = [controller(99, 1), controller(0, 1)].map(|kind| Cookie::new(kind).encode());
-    world.put(7, cookies.map(|cookie| Action::Userspace(UserspaceAction { cookie, ..Default::default() })).to_vec());
-    world.ports[0].send(udp_frame(B, A, &[])).unwrap();
+    let frame = udp_frame(B, A, &[]);
+    let upcall = |kind| Upcall {
+        kind: UpcallKind::Action,
+        cookie: Cookie::new(kind).encode(),
+        key: common::key_of(&frame, 2).unwrap(),
+        packet: Packet::new(frame.clone()),
+        ..Upcall::default()
+    };
+    world.faulty.inject.lock().extend([controller(99, 1), controller(0, 1)].map(upcall));
     assert!(recorder.take(&world).is_empty());
     assert_eq!((world.report().controller, world.report().packet_in_lost), (2, 2));
 }

@@ -39,7 +39,11 @@ impl Switch {
         }
         let totals = self.upcall_totals();
         let _ = write!(text, "  upcalls: (received {})", totals.received);
-        for (outcome, n) in totals.outcomes().into_iter().chain([("bad records", totals.bad_record)]) {
+        for (outcome, n) in totals
+            .outcomes()
+            .into_iter()
+            .chain([("bad records", totals.bad_record), ("lost for controllers", totals.packet_in_lost)])
+        {
             if n > 0 {
                 let _ = write!(text, " ({outcome} {n})");
             }
@@ -61,15 +65,14 @@ impl Switch {
     /// What came up, by kind, as far as anything did.
     fn show_kinds(&self, text: &mut String) {
         let totals = self.upcall_totals();
-        let sum = |of: fn(&HandlerReport) -> u64| of(&totals);
         let kinds = [
-            ("miss", sum(|report| report.missed)),
-            ("slow_path", sum(|report| report.slow_path)),
-            ("controller", sum(|report| report.controller)),
-            ("sflow", sum(|report| report.sflow)),
-            ("flow_sample", sum(|report| report.flow_sample)),
-            ("ipfix", sum(|report| report.ipfix)),
-            ("bad", sum(|report| report.bad_cookie)),
+            ("miss", totals.missed),
+            ("slow_path", totals.slow_path),
+            ("controller", totals.controller),
+            ("sflow", totals.sflow),
+            ("flow_sample", totals.flow_sample),
+            ("ipfix", totals.ipfix),
+            ("bad", totals.bad_cookie),
         ];
         if kinds.iter().any(|(_, n)| *n > 0) {
             text.push_str("  kinds:");

@@ -276,13 +276,11 @@ impl<'a> Desk<'a> {
         match &class {
             UpcallClass::Miss | UpcallClass::SlowPath(_) | UpcallClass::Bad => {}
             UpcallClass::Sample(cookie) => {
-                count(&counters.handed_over);
                 sample::export(self.backer, upcall, cookie, &mut self.words);
                 count(&counters.exported);
                 return None;
             }
             UpcallClass::Controller(cookie) => {
-                count(&counters.handed_over);
                 packet_in::deliver(self.backer, self.stats, upcall, cookie);
                 count(&counters.delivered);
                 return None;

@@ -79,8 +79,6 @@ counters! {
     executed,
     /// Packets that were dropped because translation said so.
     dropped,
-    /// Packets that came up for exporters and controllers, which end there.
-    handed_over,
     /// Packets that the datapath refused to execute.
     execute_failed,
     /// Samples of all kinds that were told to the exporters, if there are any.

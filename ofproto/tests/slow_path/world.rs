@@ -51,6 +51,20 @@ impl World {
         Self { dp, faulty, switch, ports: ports.into(), clock }
     }
 
+    /// Another switch over the same datapath, as another process has one. Not started.
+    pub(crate) fn another(&self, flows: &[&str]) -> Switch {
+        let options = Options { n_handlers: Some(1), n_revalidators: Some(1), ..Options::default() };
+        let options = Options { clock: Arc::new(self.clock.clone()), ..options };
+        let switch = Switch::new(Arc::new(self.dp.clone()), options);
+        switch.bridge_add("br0", BridgeSettings::default()).unwrap();
+        for name in ["p1", "p2", "p3"] {
+            switch.port_add("br0", name, PortKind::System, PortVlan::default(), None).unwrap();
+        }
+        let mods: Vec<_> = flows.iter().map(|text| FlowMod::parse(text, &NoPortNames).unwrap()).collect();
+        switch.flows_replace("br0", Some(&mods)).unwrap();
+        switch
+    }
+
     pub(crate) fn add_flow(&self, text: &str) {
         self.switch.flow_mods_apply("br0", &[FlowMod::parse(text, &NoPortNames).unwrap()]).unwrap();
     }

@@ -10,7 +10,8 @@
 
 use std::sync::Arc;
 
-use dpif::{Action, DatapathFlow, DpifError, Ufid};
+use dpif::odp::{Cookie, CookieKind};
+use dpif::{Action, DatapathFlow, DpifError, Ufid, UserspaceAction};
 
 use crate::backer::Backer;
 use crate::bridge::Config;
@@ -78,12 +79,16 @@ fn delete(backer: &Backer, ufid: Ufid) {
     }
 }
 
-/// Recirculation ids that actions lead to.
+/// Recirculation ids that actions lead to, or under which they say what the controllers are told.
 fn recirculations(actions: &[Action], ids: &mut Vec<u32>) {
-    for_each(actions, &mut |action| {
-        if let Action::Recirc(id) = action {
-            ids.push(*id);
+    for_each(actions, &mut |action| match action {
+        Action::Recirc(id) => ids.push(*id),
+        Action::Userspace(UserspaceAction { cookie, .. }) => {
+            if let Some(CookieKind::Controller { recirc_id, .. }) = Cookie::decode(cookie).map(|cookie| cookie.kind) {
+                ids.extend((recirc_id != 0).then_some(recirc_id));
+            }
         }
+        _ => {}
     });
 }
 
