@@ -14,9 +14,9 @@ use crate::xlate::Effect;
 /// What a datapath port has of the megaflows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortMegaflows {
-    /// The port's name, and the bridge that it is on; empty where it is on none.
+    /// Its name; empty where it is on no bridge.
     pub name: String,
-    /// See `name`.
+    /// The bridge that it is on; empty where it is on none.
     pub bridge: String,
     /// Its number in the datapath.
     pub port: u32,

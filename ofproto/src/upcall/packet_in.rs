@@ -1,5 +1,7 @@
 //! Upcalls for the controllers: what the cookie says and what was frozen for it make a packet-in of each.
 
+use std::sync::Arc;
+
 use dpif::Upcall;
 use dpif::odp::{Cookie, CookieKind};
 use dpif::offload::Segments;
@@ -53,7 +55,7 @@ pub(super) fn deliver(backer: &Backer, stats: &HandlerStats, upcall: &Upcall, co
             data.truncate(max_len.into());
         }
         sink.packet_in(PacketIn {
-            bridge: std::sync::Arc::clone(&state.bridge),
+            bridge: Arc::clone(&state.bridge),
             reason,
             is_table_miss,
             table: frozen.table,

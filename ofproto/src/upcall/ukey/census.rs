@@ -134,7 +134,10 @@ impl Census {
 
     fn known(&self, port: u32, mask: &FlowKey, caps: Caps) -> Option<Result<Arc<Use>, Over>> {
         let tables = self.all.tables.read();
-        let place = tables.uses.get(&(port, *mask))?;
+        let Some(place) = tables.uses.get(&(port, *mask)) else {
+            // So that a storm of refused packets keeps nobody else out.
+            return tables.ports.get(&port).and_then(|count| tables.over(count, mask, caps)).map(Err);
+        };
         place.enter(caps).map(|done| done.map(|()| Arc::clone(place)))
     }
 
@@ -150,12 +153,8 @@ impl Census {
             let place = Arc::clone(place);
             place.leave(tables);
         }
-        let is_over = |cap: usize, n: usize| cap != 0 && n >= cap;
-        if is_over(caps.port_masks, count.masks.load(Ordering::Relaxed)) {
-            return Err(Over::PortMasks);
-        }
-        if is_over(caps.masks, tables.masks.len()) && !tables.masks.contains_key(mask) {
-            return Err(Over::Masks);
+        if let Some(over) = tables.over(&count, mask, caps) {
+            return Err(over);
         }
         count.one_more_flow(caps)?;
         count.masks.fetch_add(1, Ordering::Relaxed);
@@ -195,6 +194,17 @@ impl Census {
     pub(crate) fn port(&self, port: u32) -> PortFlows {
         let nothing = PortFlows { port, flows: 0, masks: 0, refused: 0 };
         self.all.tables.read().ports.get(&port).map_or(nothing, |count| count.report(port))
+    }
+}
+
+impl Tables {
+    /// The cap on masks that a port would be over with another one.
+    fn over(&self, count: &PortCount, mask: &FlowKey, caps: Caps) -> Option<Over> {
+        let is_over = |cap: usize, n: usize| cap != 0 && n >= cap;
+        if is_over(caps.port_masks, count.masks.load(Ordering::Relaxed)) {
+            return Some(Over::PortMasks);
+        }
+        (is_over(caps.masks, self.masks.len()) && !self.masks.contains_key(mask)).then_some(Over::Masks)
     }
 }
 
