@@ -336,15 +336,23 @@ fn the_module_and_our_extraction_agree_about_generated_frames() {
         let wire = RawSocket::open(&rig.ns, "a1").unwrap();
         let mut rng = Rng::with_seed(7);
         let (kinds, mut batch) = (rig::frames(), UpcallBatch::default());
-        let (mut agreed, mut refused, mut differ) = (0, 0, Vec::new());
+        let (mut agreed, mut refused, mut chains, mut differ) = (0, 0, 0, Vec::new());
+        let old = !dpif.probed().hash_sym_l4;
         for _ in 0..FRAMES {
             let frame = oracle::frame(&mut rng, &kinds);
+            if oracle::has_a_known_difference(&frame) {
+                continue;
+            }
             let mut key = FlowKey { in_port: a.0, ..FlowKey::ZERO };
             let ours = datapath_common::extract::extract(
                 &datapath_common::packet::SlicePacket::new(frame.as_slice()),
                 &mut key,
             );
-            let ours = ours.ok().map(|_| key);
+            if key.mpls_labels == 0 {
+                // Of a stack without an end the module's key has labels too, but an upcall can't say them.
+                key.mpls_lse = Default::default();
+            }
+            let ours = ours.ok().map(|_| key).filter(|_| !oracle::ends_before_the_switch(&frame));
             wire.send(&frame).unwrap();
             // It came up before the sender went on, or it doesn't.
             let mut received = dpif.recv(0, &mut batch).unwrap();
@@ -356,6 +364,10 @@ fn the_module_and_our_extraction_agree_about_generated_frames() {
             match (ours, theirs) {
                 (Some(ours), Some(theirs)) if ours == theirs.key && frame == theirs.packet.data => agreed += 1,
                 (None, None) => refused += 1,
+                // Older kernels say of a broken chain of extension headers that nothing follows, newer ones what we say.
+                (Some(ours), Some(theirs)) if old && oracle::differ_in_a_broken_chain(&ours, &theirs.key) => {
+                    chains += 1
+                }
                 (ours, theirs) => {
                     let shown = |key: &FlowKey| dpif::odp::Style { verbose: true, ..Default::default() }.key(key, None);
                     let ours = ours.as_ref().map_or_else(|| "refused".into(), shown);
@@ -364,7 +376,10 @@ fn the_module_and_our_extraction_agree_about_generated_frames() {
                 }
             }
         }
-        println!("{agreed} keys equal, {refused} frames refused by both, {} differ", differ.len());
+        println!(
+            "{agreed} keys equal, {refused} frames refused by both, {chains} broken chains, {} differ",
+            differ.len()
+        );
         assert!(differ.is_empty(), "{}", differ[..differ.len().min(10)].join("\n"));
         assert!(agreed >= 10_000, "{agreed}");
         assert_eq!(dpif.unreadable_upcalls(), 0);

@@ -15,13 +15,26 @@ use super::{Run, prepare};
 use crate::cmd;
 use testkit::tools;
 
-/// Programs of tests that run in the machine: package and test, and what in them is not for it (`--skip`).
-const TESTS: [(&str, &str, &[&str]); 4] = [
-    ("dpif-netlink", "kernel", &[]),
-    ("vswitchd", "netlink", &[]),
-    ("vswitchd", "netlink_actions", &[]),
-    ("vswitchd", "forwarding", &[]),
+/// What runs in the machine: all that is about the module, and of the eBPF datapath's tests those that show that its programs are
+/// taken and work, because loading them takes an emulated machine long.
+const TESTS: [Test; 6] = [
+    Test { package: "dpif-netlink", test: "kernel", datapath: "netlink", only: &[] },
+    Test { package: "vswitchd", test: "netlink", datapath: "netlink", only: &[] },
+    Test { package: "vswitchd", test: "netlink_actions", datapath: "netlink", only: &[] },
+    Test { package: "vswitchd", test: "forwarding", datapath: "netlink", only: &[] },
+    Test { package: "vswitchd", test: "forwarding", datapath: "ebpf", only: &["hosts_on_a_bridge"] },
+    Test { package: "dpif-ebpf", test: "actions_on_the_wire", datapath: "ebpf", only: &["a_hash_chooses"] },
 ];
+
+/// A program of tests.
+struct Test {
+    package: &'static str,
+    test: &'static str,
+    /// For tests that run on several.
+    datapath: &'static str,
+    /// Words in the names of tests that are wanted; none wants all.
+    only: &'static [&'static str],
+}
 /// Programs and files that the tests look for.
 const FILES: [&str; 3] = ["rust-toolchain.toml", "target/bpf/port-entry.o", "target/bpf/tc.o"];
 /// The reference switch's tools, where they are unpacked.
@@ -56,14 +69,11 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut failed = Vec::new();
     let script = script(&programs, &options.args);
     let command = ["sh".to_owned(), "-c".into(), script];
-    let datapaths = std::env::var("SLUICE_DATAPATHS").unwrap_or_else(|_| "netlink,ebpf".into());
-    let env = [format!("SLUICE_DATAPATHS={datapaths}")];
     let files: Vec<PathBuf> = files(&programs)?;
     for kernel in &kernels {
         let step = cmd::step(format!("tests on {kernel}"));
         let timeout = Duration::from_secs(options.timeout);
-        let run =
-            Run { kernel, command: &command, files: &files, env: &env, timeout, memory: MEMORY, ..Run::default() };
+        let run = Run { kernel, command: &command, files: &files, timeout, memory: MEMORY, ..Run::default() };
         match prepare(&run)?.boot()? {
             0 => step.done("passed"),
             code => {
@@ -80,10 +90,11 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
 /// What the shell in the machine is to do: all programs one after the other, and fail if one did.
 fn script(programs: &[Program], args: &[String]) -> String {
     let mut script = String::from("code=0\n");
-    for Program { file, skip, .. } in programs {
-        let quoted = args.iter().map(|arg| format!(" '{}'", arg.replace('\'', r"'\''"))).collect::<String>();
-        let skip = skip.iter().map(|name| format!(" --skip {name}")).collect::<String>();
-        script += &format!("'{}' --test-threads=1 --nocapture{skip}{quoted} || code=1\n", file.display());
+    for Program { file, test, .. } in programs {
+        let only = if args.is_empty() { test.only.iter().map(ToString::to_string).collect() } else { args.to_vec() };
+        let only = only.iter().map(|arg| format!(" '{}'", arg.replace('\'', r"'\''"))).collect::<String>();
+        let (datapath, file) = (test.datapath, file.display());
+        script += &format!("SLUICE_DATAPATHS={datapath} '{file}' --test-threads=1 --nocapture{only} || code=1\n");
     }
     script + "exit $code\n"
 }
@@ -98,18 +109,19 @@ fn files(programs: &[Program]) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A program of tests.
+/// A program of tests that is built.
 struct Program {
     file: PathBuf,
     /// The daemon beside it, where there is one.
     daemon: Option<PathBuf>,
-    skip: &'static [&'static str],
+    test: &'static Test,
 }
 
 /// Builds the test programs, and finds out where they are.
 fn build() -> Result<Vec<Program>> {
     let mut programs = Vec::new();
-    for (package, test, skip) in TESTS {
+    for of in &TESTS {
+        let Test { package, test, .. } = of;
         let mut cargo = cmd::cargo();
         cargo.args(["test", "--no-run", "--quiet", "--package", package, "--test", test, "--message-format", "json"]);
         let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("can't run cargo")?;
@@ -119,7 +131,7 @@ fn build() -> Result<Vec<Program>> {
         let messages = String::from_utf8_lossy(&output.stdout);
         let file = executable(&messages, test)
             .with_context(|| format!("cargo does not say where test {test} of {package} is"))?;
-        programs.push(Program { file, daemon: executable(&messages, package), skip });
+        programs.push(Program { file, daemon: executable(&messages, package), test: of });
     }
     Ok(programs)
 }
