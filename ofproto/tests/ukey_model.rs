@@ -11,10 +11,10 @@
 //! - what becomes of an installation: success that changes nothing; failure that doesn't evict, doesn't remove, or has no reason; a
 //!   dead handler that leaves the ukey visible, or evicts it; an adopted ukey that stays visible;
 //! - the table of states: each move that is missing; visible to evicting or deleted, operational to deleted, evicting to evicting,
-//!   inconsistent or deleted, evicted to evicting, inconsistent twice, created to operational; a move that doesn't look at the table at
+//!   inconsistent or deleted, evicted to evicting, created to operational; a move that doesn't look at the table at
 //!   all; an eviction without a reason, or that ends without having begun.
 //!
-//! Moves that nobody asks for (operational to evicted; back to operational; deleted twice) can't be seen here;
+//! Moves that nobody asks for (operational to evicted; back to operational; inconsistent or deleted twice) can't be seen here;
 //! `a_life_goes_forward_only_and_every_way_ends` fails for those that go back or stay where they are.
 #![allow(dead_code, unused_imports)]
 

@@ -210,8 +210,9 @@ impl Operator<'_> {
                 changed = Instant::now();
             }
         }
-        // The last one is counted before it is looked up.
-        std::thread::sleep(Duration::from_millis(1));
+        // The last one is counted before it is read and looked up.
+        std::thread::sleep(Duration::from_millis(30));
+        last = dpif.port_stats(odp).unwrap();
         self.ended_ports = (self.ended_ports.0 + last.rx_packets, self.ended_ports.1 + last.rx_dropped);
         self.lab.run(|switch| switch.port_del("br0", &format!("v{}", wire + 1))).unwrap();
     }
