@@ -402,7 +402,7 @@ mod tests {
             ("\n[[bridge]]\nname = \"br0\"\n[[bridge.port]]\nname = \"a\"\n  vlan = 3\n", "6:3: unknown field `vlan`"),
             ("[options]\nfoo = 1\n", "2:1: unknown field `foo`"),
             ("[[bridge]]\nflows = \"x\"\n", "1:1: missing field `name`"),
-            ("datapath = \"dpdk\"\n", "1:12: \"dpdk\" is not a datapath: expected ebpf or userspace"),
+            ("datapath = \"dpdk\"\n", "1:12: \"dpdk\" is not a datapath: expected ebpf, userspace or netlink"),
             ("[[bridge]]\nname = \"b\"\nport = [{name = \"p\", tag = 4096}]\n", "3:28: VLAN 4096 is out of range"),
             ("[[bridge]]\nname = \"b\"\nport = [{name = \"p\", trunks = [1, 5000]}]\n", "VLAN 5000 is out of range"),
             ("[[bridge]]\nname = \"b\"\nport = [{name = \"p\", trunks = \"3-1\"}]\n", "VLAN range 3-1 is backwards"),
