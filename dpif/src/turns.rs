@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 /// Things that wait, by port.
 #[derive(Debug)]
 pub struct Turns<T> {
-    ports: HashMap<u32, VecDeque<T>>,
+    ports: HashMap<u32, VecDeque<T>, ahash::RandomState>,
     /// Ports that have something waiting, each once; the next is in front.
     next: VecDeque<u32>,
     len: usize,
@@ -16,7 +16,7 @@ pub struct Turns<T> {
 
 impl<T> Default for Turns<T> {
     fn default() -> Self {
-        Self { ports: HashMap::new(), next: VecDeque::new(), len: 0 }
+        Self { ports: HashMap::default(), next: VecDeque::new(), len: 0 }
     }
 }
 
