@@ -88,8 +88,8 @@ impl Executor {
         Ok(Self { queues: queues.into(), slots, datapath: datapath.into(), _link: link })
     }
 
-    /// Runs the actions, whose program this is, on the packet; returns when they have run. What they can't do (no such port, larger than the MTU)
-    /// is counted as a drop of the datapath.
+    /// Runs the actions, whose program this is, on the packet; returns when they have run. What they can't do (no such port,
+    /// larger than the MTU) is counted as a drop of the datapath.
     pub(crate) fn execute(&self, execute: Execute<'_>, program: &Program) -> Result<()> {
         if execute.packet.data.len() < SHORTEST {
             let len = execute.packet.data.len();

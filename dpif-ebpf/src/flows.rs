@@ -87,7 +87,8 @@ impl Flows {
         self.masks.in_use()
     }
 
-    /// Installs or modifies a flow whose actions have this program. Doesn't wait for a grace period unless slots or masks have run short.
+    /// Installs or modifies a flow whose actions have this program. Doesn't wait for a grace period unless slots or masks have
+    /// run short.
     pub(crate) fn put(&self, put: &FlowPut, program: &Program) -> Result<()> {
         let ops = program.as_ref().map_err(|error| compile_error(error, &self.datapath))?;
         let key = put.key.masked(&put.mask);

@@ -3,8 +3,6 @@
 //! What the cookie has no room for (metadata, registers, the bytes that go along) is frozen under a number, as for a
 //! recirculation. The megaflow holds the number as long as it is there.
 
-use std::sync::Arc;
-
 use datapath_common::Be64;
 use dpif::odp::{Cookie, CookieKind};
 use dpif::{Action, UserspaceAction};
@@ -22,16 +20,8 @@ impl Context<'_> {
     pub(super) fn controller(&mut self, controller: &Controller) {
         let Controller { max_len, reason, id, userdata } = controller;
         self.commit();
-        let state = Frozen {
-            bridge: Arc::clone(&self.bridge.name),
-            in_port: self.flow.in_port(),
-            metadata: self.flow.metadata(),
-            regs: std::array::from_fn(|n| self.flow.reg(n)),
-            trunc: None,
-            set: Vec::new(),
-            rest: Vec::new(),
-            packet_in: Some(PacketInState { table: self.table, userdata: userdata.clone() }),
-        };
+        let packet_in = PacketInState { table: self.table, userdata: userdata.clone() };
+        let state = Frozen { packet_in: Some(packet_in), ..self.pipeline_state() };
         let recirc = self.config.recirc.of(state);
         let reason = match reason {
             PacketInReason::Action if self.table_miss => EXPLICIT_MISS,

@@ -12,6 +12,20 @@ use super::context::Context;
 use crate::recirc::{Frozen, Recirc, Rest};
 
 impl Context<'_> {
+    /// What is in the pipeline only, with nothing left to do.
+    pub(super) fn pipeline_state(&self) -> Frozen {
+        Frozen {
+            bridge: Arc::clone(&self.bridge.name),
+            in_port: self.flow.in_port(),
+            metadata: self.flow.metadata(),
+            regs: std::array::from_fn(|n| self.flow.reg(n)),
+            trunc: None,
+            set: Vec::new(),
+            rest: Vec::new(),
+            packet_in: None,
+        }
+    }
+
     /// The rest of all lists is to be done after a recirculation.
     pub(super) fn freeze(&mut self) {
         self.frozen = Some(Vec::new());
@@ -34,16 +48,8 @@ impl Context<'_> {
         }
         let Some(rest) = self.frozen.take().filter(|_| !self.is_over()) else { return };
         self.commit();
-        let state = Frozen {
-            bridge: Arc::clone(&self.bridge.name),
-            in_port: self.flow.in_port(),
-            metadata: self.flow.metadata(),
-            regs: std::array::from_fn(|n| self.flow.reg(n)),
-            trunc: self.trunc,
-            set: std::mem::take(&mut self.set),
-            rest,
-            packet_in: None,
-        };
+        let set = std::mem::take(&mut self.set);
+        let state = Frozen { trunc: self.trunc, set, rest, ..self.pipeline_state() };
         let recirc = self.config.recirc.of(state);
         self.emit(Action::Recirc(recirc.id()));
         self.effects.push(Effect::Hold(recirc));
