@@ -4,7 +4,7 @@ use crate::op::DROP_REASONS;
 
 /// Version of everything in this crate that both sides read. It names the folder of the pins, so that a daemon never adopts a
 /// datapath whose memory it would misread. A test fails when a shared type changes and this does not.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Datapath ports, 0 included.
 pub const MAX_PORTS: usize = 4096;
@@ -39,9 +39,9 @@ pub mod name {
     pub const SEEDS: &str = "SEEDS";
     /// [`super::PortEntry`] by datapath port.
     pub const PORTS: &str = "PORTS";
-    /// [`super::PortStats`] by `lane * MAX_PORTS + port`, memory-mapped.
+    /// [`super::PortStats`] by `lane * MAX_PORTS + port`, memory-mapped. Behind the CPUs' lanes is one of userspace's.
     pub const PORT_STATS: &str = "PORT_STATS";
-    /// [`super::DpStats`] by lane, memory-mapped.
+    /// [`super::DpStats`] by lane, memory-mapped. Behind the CPUs' lanes is one of userspace's.
     pub const DP_STATS: &str = "DP_STATS";
     /// [`crate::MaskEntry`] by `buffer * MAX_MASKS + index`, memory-mapped.
     pub const MASKS: &str = "MASKS";

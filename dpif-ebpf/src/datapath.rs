@@ -28,7 +28,11 @@ use crate::pins::Pins;
 use crate::ports::Ports;
 use crate::ports::events;
 use crate::slots::Slots;
+use crate::sys::packet::BATCH;
 use crate::upcalls::Upcalls;
+
+/// Operations that are carried out together: of a new flow and its packet, as many packets as a system call sends.
+const CHUNK: usize = 2 * BATCH;
 
 /// An eBPF datapath, owned by this process as long as this lives.
 pub struct EbpfDpif {
@@ -87,7 +91,7 @@ impl EbpfDpif {
         };
         let slots = Arc::new(Slots::new(Arc::clone(&maps), Arc::clone(&grace), &adopted.slots, &adopted.stats));
         let flows = Flows::new(Arc::clone(&maps), grace, Arc::clone(&slots), masks, adopted.flows, &name);
-        let executor = Executor::new(&pins, options.objects.as_deref(), Arc::clone(&slots), &name)?;
+        let executor = Executor::new(&pins, options.objects.as_deref(), Arc::clone(&maps), Arc::clone(&slots), &name)?;
         let ports = Arc::new(Ports::open(Arc::clone(&maps), Arc::clone(&pins), options, &name)?);
         let watcher = events::watch(Arc::clone(&ports)).map_err(|e| io_error("can't watch the ports' devices", e))?;
         let debug = if options.debug { Some(debug::follow(&mut programs)) } else { None };
@@ -137,7 +141,7 @@ impl Dpif for EbpfDpif {
             ..DpStats::default()
         };
         let mut upcalls = UpcallStats { discarded: self.upcalls.discarded(), ..UpcallStats::default() };
-        for lane in 0..self.maps.lanes {
+        for lane in 0..=self.maps.lanes {
             let Some(part) = self.maps.dp_stats.read(lane) else { continue };
             stats.hit += part.hit;
             stats.missed += part.missed;
@@ -220,21 +224,26 @@ impl Dpif for EbpfDpif {
     fn operate(&self, ops: &mut [DpifOp<'_>]) {
         // Deletions take effect in their turn; their results come after one grace period for all.
         let (mut removed, mut waiting) = (Vec::new(), Vec::new());
-        let mut compiled = Compiled::default();
-        for op in ops.iter_mut() {
-            match op {
-                DpifOp::FlowPut { put, result } => *result = self.flows.put(put, compiled.program(&put.actions)),
-                DpifOp::FlowGet { ufid, result } => *result = self.flow_get(*ufid).map(Box::new),
-                DpifOp::Execute { execute, result } => {
-                    *result = self.executor.execute(*execute, compiled.program(execute.actions));
-                }
-                DpifOp::FlowDel { ufid, result } => match self.flows.remove(*ufid) {
-                    Ok(flow) => {
-                        removed.push(flow);
-                        waiting.push(result);
+        for ops in ops.chunks_mut(CHUNK) {
+            let compiled = Compiled::of(ops);
+            self.executor.execute_all(ops, &compiled);
+            for (index, op) in ops.iter_mut().enumerate() {
+                match op {
+                    DpifOp::FlowPut { put, result } => {
+                        if let Some(program) = compiled.program(index) {
+                            *result = self.flows.put(put, program);
+                        }
                     }
-                    Err(error) => *result = Err(error),
-                },
+                    DpifOp::FlowGet { ufid, result } => *result = self.flow_get(*ufid).map(Box::new),
+                    DpifOp::Execute { .. } => {}
+                    DpifOp::FlowDel { ufid, result } => match self.flows.remove(*ufid) {
+                        Ok(flow) => {
+                            removed.push(flow);
+                            waiting.push(result);
+                        }
+                        Err(error) => *result = Err(error),
+                    },
+                }
             }
         }
         match self.flows.finish(removed) {

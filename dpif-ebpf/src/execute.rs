@@ -19,12 +19,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use datapath_common::maps::EXECUTE_SLOTS;
 use datapath_common::{FlowKey, Op};
 use dpif::program::compile;
-use dpif::{Action, DpifError, Execute, Packet, Result};
+use dpif::{Action, DpifError, DpifOp, Execute, Packet, Result};
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::compiled::Program;
+use crate::compiled::{Compiled, Program};
 use crate::flows::compile_error;
 use crate::kernel::io_error;
+use crate::maps::Maps;
 use crate::offload::vnet_header;
 use crate::pins::Pins;
 use crate::ports::entry::{self, Entry};
@@ -32,11 +33,13 @@ use crate::rtnl;
 use crate::slots::Slots;
 use crate::sys::bpf;
 use crate::sys::device::{set_tap_steering, tap_queue};
+use crate::sys::packet::PacketSender;
+use crate::transmit::Outbox;
 
 /// What the execute device is called; the kernel numbers it.
 const NAME: &str = "sluice-exec%d";
 /// Bytes of an Ethernet header: a TAP takes nothing shorter.
-const SHORTEST: usize = 14;
+pub(crate) const SHORTEST: usize = 14;
 /// Bytes of a frame that is copied behind its header.
 const COPIED: usize = 2048;
 
@@ -50,6 +53,8 @@ struct Queue {
 /// The execute device of a datapath. It ends with the process.
 pub(crate) struct Executor {
     queues: Box<[Mutex<Queue>]>,
+    sender: PacketSender,
+    maps: Arc<Maps>,
     slots: Arc<Slots>,
     datapath: String,
     _link: Option<OwnedFd>,
@@ -57,7 +62,13 @@ pub(crate) struct Executor {
 
 impl Executor {
     /// Makes the device in the caller's network namespace.
-    pub(crate) fn new(pins: &Pins, objects: Option<&Path>, slots: Arc<Slots>, datapath: &str) -> Result<Self> {
+    pub(crate) fn new(
+        pins: &Pins,
+        objects: Option<&Path>,
+        maps: Arc<Maps>,
+        slots: Arc<Slots>,
+        datapath: &str,
+    ) -> Result<Self> {
         let failed = |error| io_error("can't make the TAP device that executes packets", error);
         let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let (first, name) = tap_queue(NAME).map_err(failed)?;
@@ -85,7 +96,25 @@ impl Executor {
             entry.attach_clsact(&name)?;
         }
         rtnl::set_up(index).map_err(failed)?;
-        Ok(Self { queues: queues.into(), slots, datapath: datapath.into(), _link: link })
+        let sender =
+            PacketSender::open().map_err(|error| io_error("can't open the packet socket that sends packets", error))?;
+        Ok(Self { sender, maps, queues: queues.into(), slots, datapath: datapath.into(), _link: link })
+    }
+
+    /// Executes the packets among these operations, in their order.
+    pub(crate) fn execute_all(&self, ops: &mut [DpifOp<'_>], compiled: &Compiled<'_>) {
+        let mut outbox = Outbox::new(&self.maps, &self.sender);
+        for (index, op) in ops.iter_mut().enumerate() {
+            let (DpifOp::Execute { execute, result }, Some(program)) = (op, compiled.program(index)) else { continue };
+            *result = match program {
+                Ok(ops) if outbox.take(*execute, ops) => Ok(()),
+                _ => {
+                    // None overtakes another.
+                    outbox.send();
+                    self.execute(*execute, program)
+                }
+            };
+        }
     }
 
     /// Runs the actions, whose program this is, on the packet; returns when they have run. What they can't do (no such port,

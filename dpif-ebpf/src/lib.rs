@@ -38,6 +38,7 @@ mod rtnl;
 mod slots;
 mod sys;
 mod table;
+mod transmit;
 mod upcalls;
 
 pub use datapath::EbpfDpif;

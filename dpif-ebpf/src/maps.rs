@@ -16,6 +16,7 @@ use datapath_common::maps::{
     Control, Credit, DpStats, EXECUTE_SLOTS, LAYOUT_VERSION, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_PORTS,
     PORT_CREDIT, PORT_CREDIT_BYTES, PROGRAM_EXECUTE, PROGRAM_TC, PortEntry, PortRecord, PortStats, RING_BYTES, name,
 };
+use datapath_common::op::DropReason;
 use datapath_common::table::bucket_count;
 use datapath_common::{DigestSeeds, FlowStats, MaskEntry, Slot};
 use dpif::{DpifError, Result};
@@ -57,9 +58,9 @@ pub(crate) struct Maps {
     pub(crate) masks: Mapping<MaskEntry>,
     /// By lane and statistics number.
     pub(crate) flow_stats: Mapping<FlowStats>,
-    /// By lane and port.
+    /// By lane and port; the last lane is userspace's.
     pub(crate) port_stats: Mapping<PortStats>,
-    /// By lane.
+    /// By lane; the last one is userspace's.
     pub(crate) dp_stats: Mapping<DpStats>,
     /// By handler and port.
     pub(crate) credits: Mapping<Credit>,
@@ -70,6 +71,8 @@ pub(crate) struct Maps {
     /// From digest to slot.
     pub(crate) flows: LookupTable,
     ports: OwnedFd,
+    /// What `ports` says, by port: the device's index in the upper half, its MTU in the lower one.
+    devices: Box<[AtomicU64]>,
     rings: OwnedFd,
     /// Slots of the datapath.
     pub(crate) n_slots: usize,
@@ -118,13 +121,14 @@ impl Maps {
             slots: mapping(pins, name::SLOTS, shape.n_slots)?,
             masks: mapping(pins, name::MASKS, MAX_MASKS * 2)?,
             flow_stats: mapping(pins, name::FLOW_STATS, shape.n_slots * shape.lanes)?,
-            port_stats: mapping(pins, name::PORT_STATS, MAX_PORTS * shape.lanes)?,
-            dp_stats: mapping(pins, name::DP_STATS, shape.lanes)?,
+            port_stats: mapping(pins, name::PORT_STATS, MAX_PORTS * (shape.lanes + 1))?,
+            dp_stats: mapping(pins, name::DP_STATS, shape.lanes + 1)?,
             credits: mapping(pins, name::CREDITS, MAX_PORTS * MAX_HANDLERS)?,
             records: mapping(pins, name::PORT_RECORDS, MAX_PORTS)?,
             seeds,
             flows: LookupTable::new(mapping(pins, name::FLOWS, bucket_count(shape.n_slots))?),
             ports: pins.get(name::PORTS)?,
+            devices: (0..MAX_PORTS).map(|_| AtomicU64::new(0)).collect(),
             rings: pins.get(name::RINGS)?,
             n_slots: shape.n_slots,
             lanes: shape.lanes,
@@ -181,7 +185,40 @@ impl Maps {
     /// Sets the device of a port; an empty entry says that there is none.
     pub(crate) fn set_port(&self, port: u32, entry: &PortEntry) -> Result<()> {
         bpf::map_update(self.ports.as_fd(), &port, entry, 0)
-            .map_err(|error| io_error(format!("can't write port {port} to {}", name::PORTS), error))
+            .map_err(|error| io_error(format!("can't write port {port} to {}", name::PORTS), error))?;
+        if let Some(device) = self.devices.get(port as usize) {
+            device.store(u64::from(entry.ifindex) << 32 | u64::from(entry.mtu), Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Index and MTU of a port's device.
+    pub(crate) fn device(&self, port: u32) -> Option<(u32, u32)> {
+        let word = self.devices.get(port as usize)?.load(Ordering::Acquire);
+        let (ifindex, mtu) = ((word >> 32) as u32, word as u32);
+        (ifindex != 0).then_some((ifindex, mtu))
+    }
+
+    /// Counts a frame that userspace sent by a port.
+    pub(crate) fn count_sent(&self, port: u32, bytes: u64) {
+        self.add_to_port(port, offset_of!(PortStats, tx_packets), 1);
+        self.add_to_port(port, offset_of!(PortStats, tx_bytes), bytes);
+    }
+
+    /// Counts a frame that userspace could not send by a port.
+    pub(crate) fn count_unsent(&self, port: u32, reason: DropReason) {
+        self.add_to_port(port, offset_of!(PortStats, tx_dropped), 1);
+        let at = offset_of!(DpStats, dropped) / 8 + reason as usize;
+        if let Some(word) = self.dp_stats.word(self.lanes, at) {
+            word.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn add_to_port(&self, port: u32, offset: usize, n: u64) {
+        let port = Some(port as usize).filter(|port| *port < MAX_PORTS);
+        if let Some(word) = port.and_then(|port| self.port_stats.word(self.lanes * MAX_PORTS + port, offset / 8)) {
+            word.fetch_add(n, Ordering::Relaxed);
+        }
     }
 
     /// The ring of a handler, made if it isn't there yet.
@@ -303,9 +340,9 @@ fn load_datapath(pins: &Pins, options: &Options, shape: &Shape) -> Result<Ebpf> 
         .map_max_entries(name::SLOTS, n_slots)
         .map_max_entries(name::FLOWS, bucket_count(shape.n_slots) as u32)
         .map_max_entries(name::FLOW_STATS, n_slots * lanes)
-        .map_max_entries(name::PORT_STATS, MAX_PORTS as u32 * lanes)
+        .map_max_entries(name::PORT_STATS, MAX_PORTS as u32 * (lanes + 1))
         .map_max_entries(name::FLOW_CACHE, lanes)
-        .map_max_entries(name::DP_STATS, lanes);
+        .map_max_entries(name::DP_STATS, lanes + 1);
     for map in PINNED.into_iter().filter(|map| *map != name::PORT_RECORDS) {
         loader.map_pin_path(map, pins.path(map));
     }

@@ -105,12 +105,12 @@ impl Slots {
 
     /// Takes slots for a program of `ops`. Waits for a grace period only if all slots are taken but some are resting.
     pub(crate) fn take(&self, ops: &[Op]) -> Result<Chain> {
-        self.take_slots(pieces(ops).len())
+        self.take_slots(pieces(ops).count())
     }
 
     /// Takes the slots that a program for packet execution needs beside its execute slot; `None` if it needs no more.
     pub(crate) fn take_rest(&self, ops: &[Op]) -> Result<Option<Chain>> {
-        match pieces(ops).len() {
+        match pieces(ops).count() {
             1 => Ok(None),
             n => self.take_slots(n - 1).map(Some),
         }
@@ -247,9 +247,8 @@ impl Slots {
     }
 
     fn write_program(&self, chain: &Chain, ops: &[Op]) {
-        let pieces = pieces(ops);
         let nexts = chain.slots().skip(1).map(Some).chain(std::iter::once(None));
-        for ((slot, next), piece) in chain.slots().zip(nexts).zip(&pieces) {
+        for ((slot, next), piece) in chain.slots().zip(nexts).zip(pieces(ops)) {
             let Some(words) = self.maps.slots.words(slot as usize) else { continue };
             let end = next.map_or(Op::default(), |next| Op::new(OpKind::Continue, next));
             for (i, op) in piece.iter().chain([&end]).take(SLOT_OPS).enumerate() {
@@ -320,20 +319,22 @@ fn load<const N: usize>(words: &[std::sync::atomic::AtomicU64], at: usize) -> [u
 
 /// Cuts a program into what each slot holds: all but the last piece leave room for the operation that goes on in the next
 /// slot, and an operation stays together with the `Data` behind it. A program of nothing is one empty piece.
-fn pieces(mut ops: &[Op]) -> Vec<&[Op]> {
-    let mut pieces = Vec::with_capacity(1);
-    while ops.len() > SLOT_OPS {
+fn pieces(ops: &[Op]) -> impl Iterator<Item = &[Op]> {
+    let mut rest = Some(ops);
+    std::iter::from_fn(move || {
+        let ops = rest?;
+        if ops.len() <= SLOT_OPS {
+            return rest.take();
+        }
         let is_data = |at: usize| ops.get(at).is_some_and(|op| op.kind == OpKind::Data as u16);
         let mut cut = SLOT_OPS - 1;
         while cut > 1 && is_data(cut) {
             cut -= 1;
         }
-        let (piece, rest) = ops.split_at(cut);
-        pieces.push(piece);
-        ops = rest;
-    }
-    pieces.push(ops);
-    pieces
+        let (piece, others) = ops.split_at(cut);
+        rest = Some(others);
+        Some(piece)
+    })
 }
 
 #[cfg(test)]
@@ -348,7 +349,7 @@ mod tests {
     fn a_program_is_cut_so_that_every_piece_fits_with_its_link() {
         for len in [0, 1, 31, 32, 33, 62, 63, 64, 500, 4096] {
             let ops: Vec<Op> = (0..len).map(|i| op(OpKind::Output, i)).collect();
-            let pieces = pieces(&ops);
+            let pieces: Vec<_> = pieces(&ops).collect();
             assert_eq!(pieces.concat(), ops);
             let (last, others) = pieces.split_last().unwrap();
             assert!(last.len() <= SLOT_OPS && others.iter().all(|p| p.len() < SLOT_OPS), "{len}");
@@ -363,7 +364,7 @@ mod tests {
             ops.push(op(OpKind::Userspace, 128));
             ops.extend((0..8).map(|_| op(OpKind::Data, 0)));
             ops.extend((0..10).map(|i| op(OpKind::Output, i)));
-            let pieces = pieces(&ops);
+            let pieces: Vec<_> = pieces(&ops).collect();
             assert_eq!(pieces.concat(), ops);
             assert!(pieces.iter().all(|p| p[0].kind != OpKind::Data as u16), "{before}");
             assert!(pieces.iter().all(|p| p.len() <= SLOT_OPS));

@@ -181,7 +181,9 @@ pub trait Dpif: Send + Sync {
     /// Runs actions on a packet. Returns when they have run.
     fn execute(&self, execute: Execute<'_>) -> Result<()>;
 
-    /// Runs a batch in order; each operation holds its result. Deletions may share one grace period.
+    /// Runs a batch; each operation holds its result. Flows are changed in their order and packets executed in theirs, but a packet may
+    /// be executed before a flow that stands in front of it is put: so it can't be overtaken by one that finds the flow. Deletions may
+    /// share one grace period.
     fn operate(&self, ops: &mut [DpifOp<'_>]) {
         crate::layer::one_by_one(self, ops);
     }

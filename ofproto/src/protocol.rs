@@ -67,9 +67,7 @@ impl<'a> Look<'a> {
 
     /// A field, its value in the low bits; `None` in packets that have no such field.
     pub fn field(&mut self, field: FieldId) -> Option<u128> {
-        let (has, looked_at) = self.flow.meets(field.info().prerequisite);
-        self.wildcards.add(&looked_at);
-        has.then(|| {
+        self.flow.meets(field.info().prerequisite, self.wildcards).then(|| {
             self.wildcards.add(&mask_of(field, field.full_mask()));
             self.flow.get(field)
         })

@@ -314,7 +314,7 @@ impl Ports {
             return Err(DpifError::NoSuchPort(number));
         }
         let mut sum = PortStats::default();
-        for lane in 0..self.maps.lanes {
+        for lane in 0..=self.maps.lanes {
             let Some(part) = self.maps.port_stats.read(lane * MAX_PORTS + number.0 as usize) else { continue };
             sum.rx_packets += part.rx_packets;
             sum.rx_bytes += part.rx_bytes;
@@ -329,7 +329,7 @@ impl Ports {
     }
 
     fn clear_stats(&self, number: u32) {
-        for lane in 0..self.maps.lanes {
+        for lane in 0..=self.maps.lanes {
             let words = self.maps.port_stats.words(lane * MAX_PORTS + number as usize).unwrap_or_default();
             words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         }

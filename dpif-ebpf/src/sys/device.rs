@@ -4,6 +4,8 @@ use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
+use super::check;
+
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
 const TUNSETSTEERINGEBPF: libc::Ioctl = 0x8004_54e0;
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
@@ -97,8 +99,4 @@ fn datagram_socket() -> io::Result<OwnedFd> {
     check(fd)?;
     // SAFETY: a new descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -2,3 +2,9 @@
 
 pub(crate) mod bpf;
 pub(crate) mod device;
+pub(crate) mod packet;
+
+/// What a system call says: an error if it is negative.
+fn check(result: libc::c_int) -> std::io::Result<libc::c_int> {
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(result) }
+}

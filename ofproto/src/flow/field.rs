@@ -121,20 +121,19 @@ impl Flow {
         }
     }
 
-    /// Whether the packet has what a field presupposes, and the mask of what says so.
-    pub fn meets(&self, prerequisite: Prerequisite) -> (bool, Flow) {
-        let mut looked_at = Flow::ZERO;
+    /// Whether the packet has what a field presupposes. Adds to `looked_at` the mask of what says so.
+    pub fn meets(&self, prerequisite: Prerequisite, looked_at: &mut Flow) -> bool {
         looked_at.key.eth_type = Be16::MAX;
         let key = &self.key;
         let ether = key.eth_type.get();
-        let met = match prerequisite {
+        match prerequisite {
             Prerequisite::None | Prerequisite::Ethernet => true,
             Prerequisite::Arp => self.is_arp(),
             Prerequisite::Ipv4 => ether == eth_type::IPV4,
             Prerequisite::Ipv6 => ether == eth_type::IPV6,
             Prerequisite::Ip => self.is_ip(),
             Prerequisite::VlanVid => {
-                looked_at.key.vlan.tci = Be16::new(VLAN_PRESENT);
+                looked_at.key.vlan.tci = looked_at.key.vlan.tci | Be16::new(VLAN_PRESENT);
                 key.vlan.tci.get() & VLAN_PRESENT != 0
             }
             Prerequisite::Tcp | Prerequisite::Udp | Prerequisite::Sctp => {
@@ -162,8 +161,7 @@ impl Flow {
                         _ => true,
                     }
             }
-        };
-        (met, looked_at)
+        }
     }
 }
 

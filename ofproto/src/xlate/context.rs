@@ -64,7 +64,8 @@ impl<'a> Context<'a> {
             base: packet,
             wildcards: Flow::ZERO,
             actions: Vec::new(),
-            effects: Vec::new(),
+            // Most packets match one rule, and the list is kept as long as their flow.
+            effects: Vec::with_capacity(1),
             set: Vec::new(),
             table: 0,
             rule_cookie: u64::MAX,
@@ -93,11 +94,11 @@ impl<'a> Context<'a> {
             self.actions.clear();
         }
         let slow_paths = &self.config.slow_paths;
-        let compiled = match slow_paths.controller_meter {
-            None => dpif::program::compile(&self.actions),
-            Some(_) => dpif::program::compile(&super::controller::unmetered(&self.actions)),
+        let checked = match slow_paths.controller_meter {
+            None => dpif::program::check(&self.actions),
+            Some(_) => dpif::program::check(&super::controller::unmetered(&self.actions)),
         };
-        let slow = compiled.err().map(|error| error.to_string());
+        let slow = checked.err().map(|error| error.to_string());
         let slow_path = self.slow_path | if slow.is_some() { SlowPath::ACTION } else { 0 };
         Xlate {
             odp_actions: self.actions,
@@ -182,9 +183,7 @@ impl<'a> Context<'a> {
 
     /// Whether the packet has what is asked for.
     pub(super) fn meets(&mut self, prerequisite: Prerequisite) -> bool {
-        let (met, looked_at) = self.flow.meets(prerequisite);
-        self.wildcards.add(&looked_at);
-        met
+        self.flow.meets(prerequisite, &mut self.wildcards)
     }
 
     /// Bits of a field.

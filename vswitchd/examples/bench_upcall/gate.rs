@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use dpif::layer::Layer;
-use dpif::{Dpif, DpifOp, Result, UpcallBatch};
+use dpif::{Dpif, DpifError, DpifOp, Result, UpcallBatch};
 use dpif_ebpf::EbpfDpif;
 use parking_lot::RwLock;
 
@@ -12,7 +12,7 @@ pub(crate) struct Gated {
     pub(crate) inner: EbpfDpif,
     /// Held: nobody receives.
     pub(crate) gate: RwLock<()>,
-    /// Whether flows and packets of a batch are timed one by one.
+    /// Whether flows and packets of a batch are timed apart.
     pub(crate) timed: AtomicBool,
     /// Nanoseconds and number of flows put.
     pub(crate) puts: [AtomicU64; 2],
@@ -38,14 +38,16 @@ impl Layer for Gated {
         if !self.timed.load(Ordering::Relaxed) || !ops.iter().all(timed) {
             return self.inner.operate(ops);
         }
-        for op in ops {
-            let (began, sum) = match op {
-                DpifOp::FlowPut { .. } => (Instant::now(), &self.puts),
-                _ => (Instant::now(), &self.executes),
-            };
-            self.inner.operate(std::slice::from_mut(op));
+        // The packets, then the flows: in this order the datapath carries them out, too.
+        for (is_kind, sum) in
+            [(is_packet as fn(&DpifOp<'_>) -> bool, &self.executes), (|op| !is_packet(op), &self.puts)]
+        {
+            let mut some: Vec<_> = ops.iter().filter(|op| is_kind(op)).map(copy).collect();
+            let began = Instant::now();
+            self.inner.operate(&mut some);
             sum[0].fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
-            sum[1].fetch_add(1, Ordering::Relaxed);
+            sum[1].fetch_add(some.len() as u64, Ordering::Relaxed);
+            ops.iter_mut().filter(|op| is_kind(op)).zip(some).for_each(|(op, done)| *op = done);
         }
     }
 
@@ -53,5 +55,20 @@ impl Layer for Gated {
         // Who waited here would seem to have spent the time on receiving.
         let Some(_open) = self.gate.try_read() else { return Ok(0) };
         self.inner.recv(handler, batch)
+    }
+}
+
+fn is_packet(op: &DpifOp<'_>) -> bool {
+    matches!(op, DpifOp::Execute { .. })
+}
+
+/// The same operation, to be carried out.
+fn copy<'a>(op: &DpifOp<'a>) -> DpifOp<'a> {
+    let result = Ok(());
+    match op {
+        DpifOp::FlowPut { put, .. } => DpifOp::FlowPut { put, result },
+        DpifOp::Execute { execute, .. } => DpifOp::Execute { execute: *execute, result },
+        DpifOp::FlowDel { ufid, .. } => DpifOp::FlowDel { ufid: *ufid, result: Err(DpifError::NoSuchFlow) },
+        DpifOp::FlowGet { ufid, .. } => DpifOp::FlowGet { ufid: *ufid, result: Err(DpifError::NoSuchFlow) },
     }
 }
