@@ -6,7 +6,8 @@
 //! masked and digested ([`digest`]), and what each action does to a packet ([`apply`]). It is written once, generic over how
 //! packet bytes are read and written ([`packet`]), and runs as the TC program and in the in-process datapath.
 //!
-//! A packet meets the modules in this order: [`packet`] → [`extract`] → [`mask`]/[`digest`] → [`slot`] → [`op`]/[`apply`],
+//! A packet meets the modules in this order: [`packet`] → [`extract`] → [`mask`]/[`digest`] → [`slot`] →
+//! [`straight`] or [`op`]/[`apply`],
 //! or, where no flow matches, [`upcall`].
 #![no_std]
 #![warn(missing_docs)]
@@ -24,6 +25,7 @@ pub mod mask;
 pub mod op;
 pub mod packet;
 pub mod slot;
+pub mod straight;
 pub mod table;
 pub mod upcall;
 
@@ -35,5 +37,6 @@ pub use maps::LAYOUT_VERSION;
 pub use mask::MaskEntry;
 pub use op::{Op, OpKind};
 pub use slot::{FlowStats, Slot, SlotRef};
+pub use straight::Straight;
 pub use table::Bucket;
 pub use upcall::UpcallHeader;

@@ -178,15 +178,15 @@ pub struct PortStats {
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DpStats {
-    /// Lookups that found a flow.
+    /// Lookups that found a flow, but for those that the cache answered.
     pub hit: u64,
     /// Lookups that found none.
     pub missed: u64,
     /// Misses and userspace actions whose upcall was lost.
     pub lost: u64,
-    /// Masks looked at.
+    /// Masks looked at, but for those that the cache named.
     pub mask_hit: u64,
-    /// Lookups that the mask cache answered.
+    /// Lookups that the cache answered: a flow found under the one mask that was looked at.
     pub cache_hit: u64,
     /// Lookups repeated because a slot was given to another flow meanwhile.
     pub retried: u64,
@@ -272,6 +272,7 @@ mod tests {
             size_of::<Op>(),
             size_of::<Slot>(),
             offset_of!(Slot, key),
+            offset_of!(Slot, rewrite),
             offset_of!(Slot, ops),
             size_of::<SlotRef>(),
             size_of::<Bucket>(),
@@ -291,12 +292,12 @@ mod tests {
             MAX_HANDLERS,
             OpKind::Psample as usize,
         ];
-        assert_eq!(LAYOUT_VERSION, 4);
+        assert_eq!(LAYOUT_VERSION, 5);
         assert_eq!(
             layout,
             [
-                304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 24, 624, 24, 1128, 56, 360, 8, 64, 32, 488, 56, 56, 8,
-                16, 64, 64, 208, 40, 4096, 256, 64, 16, 27
+                304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 24, 624, 24, 1216, 64, 368, 448, 8, 64, 32, 488, 56, 56,
+                8, 16, 64, 64, 208, 40, 4096, 256, 64, 16, 27
             ]
         );
     }

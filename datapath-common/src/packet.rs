@@ -99,6 +99,19 @@ pub trait PacketEdit: PacketRead {
     fn set_metadata(&mut self, priority: u32, mark: u32);
 }
 
+/// The first [`HEAD`](crate::extract::HEAD) bytes of a packet, which nobody else has: they can be changed in place. A store
+/// behind them is none.
+pub trait PacketHead: PacketRead {
+    /// Overwrites one byte.
+    fn put_u8(&mut self, offset: u32, value: u8);
+    /// Overwrites two bytes, memory order.
+    fn put_u16(&mut self, offset: u32, value: u16);
+    /// Overwrites four bytes, memory order.
+    fn put_u32(&mut self, offset: u32, value: u32);
+    /// Overwrites eight bytes, memory order.
+    fn put_u64(&mut self, offset: u32, value: u64);
+}
+
 #[cfg(any(test, feature = "user"))]
 pub use slice::{Frame, SlicePacket};
 

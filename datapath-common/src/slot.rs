@@ -24,8 +24,18 @@ pub struct Slot {
     pub digest: Digest,
     /// Unique flow id, for userspace.
     pub ufid: [u8; 16],
-    /// The masked key; in an execute slot the metadata of the packet.
+    /// [`Straight::flags`](crate::Straight) of the program.
+    pub straight: u32,
+    /// [`Straight::arg`](crate::Straight) of the program.
+    pub arg: u32,
+    /// The masked key; in an execute slot the metadata of the packet. Its hot words are a cache line, all before them another.
     pub key: FlowKey,
+    /// [`Straight::rewrite`](crate::Straight) of the program.
+    pub rewrite: [u64; 8],
+    /// [`Straight::vlan`](crate::Straight) of the program.
+    pub vlan: u32,
+    /// Unused, zero: a slot is a whole number of cache lines.
+    pub reserved: [u32; 3],
     /// The action program.
     pub ops: [Op; SLOT_OPS],
 }

@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
-use aya_ebpf::helpers::{bpf_clone_redirect, bpf_loop, bpf_redirect, bpf_skb_change_tail};
+use aya_ebpf::helpers::{bpf_clone_redirect, bpf_csum_update, bpf_loop, bpf_redirect, bpf_skb_change_tail};
 use datapath_common::apply::set_word;
 use datapath_common::digest::action_hash;
 use datapath_common::extract::{self, clear_packet_fields, eth_type};
@@ -13,9 +13,9 @@ use datapath_common::op::{DropReason, MAX_PROGRAM_OPS, SLOT_OPS, kind};
 use datapath_common::packet::{PacketEdit, PacketRead};
 use datapath_common::slot::SlotUse;
 use datapath_common::upcall::UpcallKind;
-use datapath_common::{Be16, Op};
+use datapath_common::{Be16, Op, Slot, straight};
 
-use crate::lookup::lookup;
+use crate::lookup::{cache_hash, lookup, rehash};
 use crate::maps::{Cpu, PORTS, SCRATCH, SEEDS, SLOTS, Scratch};
 use crate::skb::{Skb, payload_len};
 use crate::{debug, stats, upcall};
@@ -23,7 +23,6 @@ use crate::{debug, stats, upcall};
 /// What a callback of `bpf_loop` gets.
 struct Run {
     skb: *mut __sk_buff,
-    cpu: *mut Cpu,
     s: *mut Scratch,
 }
 
@@ -56,7 +55,8 @@ pub fn receive(skb: *mut __sk_buff) -> i32 {
         if s.words[word::ETH_DST] >> 48 == u64::from(eth_type::IPV4.to_be()) {
             s.cold_used = 0;
         }
-        pass(skb, cpu, s);
+        s.hash = cache_hash(&s.words);
+        pass(skb, cpu, s, false);
         recirculate(skb, cpu, s);
     })
 }
@@ -90,9 +90,10 @@ pub fn execute(skb: *mut __sk_buff) -> i32 {
             stats::drop(s, DropReason::Malformed);
             return;
         }
+        s.hash = cache_hash(&s.words);
         s.slot = queue;
         s.stats_id = u32::MAX;
-        run_program(skb, cpu, s);
+        run_program(skb, s, slot);
         recirculate(skb, cpu, s);
     })
 }
@@ -175,72 +176,131 @@ pub unsafe extern "C" fn extract_any(skb: *mut __sk_buff, s: *mut Scratch) -> i3
     i32::from(extract::extract_into(&Skb(skb), s.key(), layers).is_err())
 }
 
-/// One pass: lookup, then the flow's program or an upcall.
+/// One pass: lookup, then the flow's program or an upcall. `again`: not the first one.
 #[inline(always)]
-fn pass(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch) -> i64 {
+fn pass(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch, again: bool) {
     s.again = 0;
     s.lookups = s.lookups.wrapping_add(1);
-    let found = lookup(s);
-    debug::lookup(skb, s, found);
-    if !found {
+    let slot = lookup(s, again);
+    debug::lookup(skb, s, slot.is_some());
+    let Some(slot) = slot else {
         s.trunc = 0;
         upcall::upcall(skb, s, UpcallKind::Miss as u32, 0, 0);
-        return 0;
-    }
+        return;
+    };
+    s.stats_id = slot.stats_id;
     let tcp_flags = s.key().tcp_flags.get();
     stats::flow(cpu, s, Skb(skb).len(), tcp_flags);
-    run_program(skb, cpu, s);
-    0
+    run_program(skb, s, slot);
 }
 
 /// Further passes, as long as a recirculation asks for one.
 #[inline(always)]
 fn recirculate(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch) {
-    if s.again != 0 {
-        let mut run = Run { skb, cpu, s };
-        // SAFETY: the callback gets the context that is given here.
-        // One more than passes there may be: the last call counts the drop.
-        unsafe { bpf_loop(MAX_LOOKUPS + 1, next_pass as *mut c_void, core::ptr::from_mut(&mut run).cast(), 0) };
+    let mut left = MAX_LOOKUPS;
+    while s.again != 0 {
+        // The packets that userspace executes have not been looked up before.
+        if left == 0 || s.lookups >= MAX_LOOKUPS {
+            stats::drop(s, DropReason::RecircLimit);
+            return;
+        }
+        left -= 1;
+        // SAFETY: the working memory is ours.
+        unsafe { pass_again(skb, cpu, s) };
     }
 }
 
-extern "C" fn next_pass(_: u32, run: *mut Run) -> i64 {
-    // SAFETY: the context of the loop.
-    let (skb, cpu, s) = unsafe { ((*run).skb, (*run).cpu, &mut *(*run).s) };
-    if s.lookups >= MAX_LOOKUPS {
-        stats::drop(s, DropReason::RecircLimit);
-        return 1;
+/// A pass behind the first. A global function: the verifier looks at it once, not once for each pass.
+///
+/// # Safety
+/// `cpu` and `s` are null or point to working memory (the verifier makes every caller prove it).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn pass_again(skb: *mut __sk_buff, cpu: *mut Cpu, s: *mut Scratch) -> i32 {
+    if !cpu.is_null() && !s.is_null() {
+        // SAFETY: the caller's working memory.
+        pass(skb, cpu, unsafe { &mut *s }, true);
     }
-    if let Some(stats) = stats::datapath(s) {
-        // SAFETY: the map's element.
-        unsafe { stats::add(&raw mut (*stats).recirculated, 1) };
-    }
-    pass(skb, cpu, s);
-    i64::from(s.again == 0)
+    0
 }
 
-/// Runs the program of slot `s.slot`.
+/// Runs the program of `slot`, whose number is `s.slot`: straight through if it has that form and the form fits the packet.
 #[inline(always)]
-fn run_program(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch) {
+fn run_program(skb: *mut __sk_buff, s: &mut Scratch, slot: &Slot) {
+    let (flags, arg) = (slot.straight, slot.arg);
+    // One output is what most flows have, and its way the shortest.
+    if flags == straight::OUTPUT {
+        output_here(skb, s, arg, 0, true);
+        return;
+    }
+    if flags == 0 || (flags & straight::REWRITE != 0 && !rewrite_here(Skb(skb), s, &slot.rewrite)) {
+        interpret(skb, s);
+        return;
+    }
+    if flags & straight::RECIRC != 0 {
+        if flags & straight::REWRITE == 0 {
+            s.hash = s.hash.wrapping_add(rehash(s.words[word::IN_PORT], arg));
+            s.key().recirc_id = arg;
+        } else {
+            s.key().recirc_id = arg;
+            s.hash = cache_hash(&s.words);
+        }
+        s.again = 1;
+    } else if flags & straight::OUTPUT == 0 {
+        stats::drop(s, DropReason::Flow);
+    } else if flags & (straight::PUSH_VLAN | straight::POP_VLAN) != 0 && !tag_here(Skb(skb), flags, slot.vlan) {
+        stats::drop(s, DropReason::Action);
+        debug::dropped(skb, s, DropReason::Action as u32);
+    } else {
+        output_here(skb, s, arg, 0, true);
+    }
+}
+
+/// Rewrites the packet in place. False: it is as it was, and the operations are to do it.
+#[inline(always)]
+fn rewrite_here(skb: Skb, s: &mut Scratch, rewrite: &[u64; 8]) -> bool {
+    // SAFETY: the context is the kernel's.
+    if unsafe { (*skb.0).gso_size } != 0 {
+        return false;
+    }
+    let Some(mut head) = skb.head() else { return false };
+    // SAFETY: the words and the layers are different fields of the working memory.
+    let layers = unsafe { &*(&raw const s.layers) };
+    let complete = straight::rewrite(&mut head, &mut s.words, layers, rewrite);
+    if complete == straight::UNFIT {
+        return false;
+    }
+    if complete != 0 {
+        // It fails where the device has not summed up the packet, and then there is nothing to change.
+        // SAFETY: a helper call on the kernel's context.
+        unsafe { bpf_csum_update(skb.0.cast(), complete as u32) };
+    }
+    true
+}
+
+/// Pushes or pops a tag.
+#[inline(always)]
+fn tag_here(mut skb: Skb, flags: u32, vlan: u32) -> bool {
+    if flags & straight::PUSH_VLAN != 0 { skb.push_vlan(tag(vlan)).is_ok() } else { skb.pop_vlan().is_ok() }
+}
+
+#[inline(always)]
+fn tag(vlan: u32) -> Vlan {
+    Vlan { tpid: Be16::from_raw(vlan as u16), tci: Be16::from_raw((vlan >> 16) as u16) }
+}
+
+/// Runs the operations of slot `s.slot`.
+#[inline(never)]
+fn interpret(skb: *mut __sk_buff, s: &mut Scratch) -> i64 {
     s.pc = 0;
     s.trunc = 0;
-    let Some(slot) = SLOTS.get(s.slot) else { return };
-    let first = &slot.ops[0];
-    // Most flows have one output: no loop for them.
-    if first.kind == kind::OUTPUT && first.is_last() {
-        output_here(skb, s, first.arg, true);
-        return;
-    }
-    if first.kind == kind::END {
-        stats::drop(s, DropReason::Flow);
-        return;
-    }
     s.cold_used = 1;
-    let mut run = Run { skb, cpu, s };
+    let mut run = Run { skb, s };
     // SAFETY: the callback gets the context that is given here.
     unsafe {
         bpf_loop(MAX_PROGRAM_OPS as u32 + 256, next_op as *mut c_void, core::ptr::from_mut(&mut run).cast(), 0);
     }
+    0
 }
 
 /// Runs the operation at `s.pc`. 1 = the program has ended.
@@ -302,8 +362,7 @@ fn step(skb: *mut __sk_buff, s: &mut Scratch, op: &Op) -> Step {
         kind::DATA => Step::Next,
         kind::PUSH_VLAN => {
             s.stale = 1;
-            let vlan = Vlan { tpid: Be16::from_raw(op.arg as u16), tci: Be16::from_raw((op.arg >> 16) as u16) };
-            if Skb(skb).push_vlan(vlan).is_ok() { Step::Next } else { Step::Fail(DropReason::Action) }
+            if Skb(skb).push_vlan(tag(op.arg)).is_ok() { Step::Next } else { Step::Fail(DropReason::Action) }
         }
         kind::POP_VLAN => {
             s.stale = 1;
@@ -311,6 +370,7 @@ fn step(skb: *mut __sk_buff, s: &mut Scratch, op: &Op) -> Step {
         }
         kind::RECIRC => {
             s.key().recirc_id = op.arg;
+            s.hash = cache_hash(&s.words);
             s.again = 1;
             Step::Stop
         }
@@ -349,13 +409,14 @@ fn apply_set(skb: *mut __sk_buff, s: &mut Scratch, index: u32, value: u64, mask:
 /// Sends the packet, or a copy of it, to a port. What can't be sent is counted.
 #[inline(never)]
 fn output(skb: *mut __sk_buff, s: &mut Scratch, port: u32, last: bool) -> i64 {
-    output_here(skb, s, port, last)
+    let trunc = s.trunc;
+    output_here(skb, s, port, trunc, last)
 }
 
 /// As [`output`], without the call.
 #[inline(always)]
-fn output_here(skb: *mut __sk_buff, s: &mut Scratch, port: u32, last: bool) -> i64 {
-    if let Err(reason) = transmit(Skb(skb), s, port, last) {
+fn output_here(skb: *mut __sk_buff, s: &mut Scratch, port: u32, trunc: u32, last: bool) -> i64 {
+    if let Err(reason) = transmit(Skb(skb), s, port, trunc, last) {
         stats::drop(s, reason);
         if let Some(stats) = stats::port(s, port) {
             // SAFETY: the map's element.
@@ -366,7 +427,7 @@ fn output_here(skb: *mut __sk_buff, s: &mut Scratch, port: u32, last: bool) -> i
 }
 
 #[inline(always)]
-fn transmit(skb: Skb, s: &mut Scratch, port: u32, last: bool) -> Result<(), DropReason> {
+fn transmit(skb: Skb, s: &mut Scratch, port: u32, trunc: u32, last: bool) -> Result<(), DropReason> {
     let entry = if port < MAX_PORTS as u32 { PORTS.get(port) } else { None };
     let Some(entry) = entry else { return Err(DropReason::NoPort) };
     let (ifindex, mtu) = (entry.ifindex, entry.mtu);
@@ -375,7 +436,7 @@ fn transmit(skb: Skb, s: &mut Scratch, port: u32, last: bool) -> Result<(), Drop
     }
     // SAFETY: the context is the kernel's; helpers that take it.
     unsafe {
-        if s.trunc != 0 && s.trunc < skb.len() && bpf_skb_change_tail(skb.0.cast(), s.trunc, 0) != 0 {
+        if trunc != 0 && trunc < skb.len() && bpf_skb_change_tail(skb.0.cast(), trunc, 0) != 0 {
             return Err(DropReason::Action);
         }
         if (*skb.0).gso_size == 0 && payload_len(skb) > mtu {

@@ -25,111 +25,134 @@ struct Scan {
     s: *mut Scratch,
 }
 
-/// Looks the key up. True: `s.slot` and `s.stats_id` are the flow's.
+/// Looks the key up, whose hash is `s.hash`. `again`: the packet recirculates. The flow's slot, whose number is `s.slot` then.
 #[inline(always)]
-pub fn lookup(s: &mut Scratch) -> bool {
-    let (Some(control), Some(cache)) = (CONTROL.get_ptr(0), FLOW_CACHE.get_ptr_mut(s.lane)) else { return false };
-    // SAFETY: the map's element; one word, read whole.
-    let masks = unsafe { core::ptr::read_volatile(&raw const (*control).masks) };
+pub fn lookup(s: &mut Scratch, again: bool) -> Option<&'static Slot> {
+    let (Some(control), Some(place)) = (CONTROL.get_ptr(0), place(s)) else { return None };
+    // SAFETY: the maps' elements; words that are read and written whole, so that CPUs may share them.
+    let (masks, cached) =
+        unsafe { (core::ptr::read_volatile(&raw const (*control).masks), core::ptr::read_volatile(place)) };
+    if let Some(slot) = cached_flow(s, masks, cached) {
+        if let Some(stats) = stats::datapath(s) {
+            // SAFETY: the map's element.
+            unsafe {
+                stats::add(&raw mut (*stats).cache_hit, 1);
+                if again {
+                    stats::add(&raw mut (*stats).recirculated, 1);
+                }
+            }
+        }
+        s.slot = cached as u32 % MAX_CACHED_SLOTS;
+        return Some(slot);
+    }
     s.mask_base = if masks >> 32 == 0 { 0 } else { MAX_MASKS as u32 };
     let count = masks as u32;
     s.mask_count = if count <= MAX_MASKS as u32 { count } else { MAX_MASKS as u32 };
-
-    // SAFETY: the place is below the length of the cache.
-    let place = unsafe { cache.cast::<u64>().add(cache_hash(&s.words) as usize % FLOW_CACHE_PLACES) };
-    // SAFETY: the map's element; one word, read and written whole, so that CPUs may share it.
-    let cached = unsafe { core::ptr::read_volatile(place) };
     s.mask_index = (cached >> CACHED_MASK) as u32 % MAX_MASKS as u32;
-    s.slot = cached as u32 % MAX_CACHED_SLOTS;
-    s.generation = (cached >> 32) as u32;
-    let mut looked_at = 1;
-    let mut from_cache = true;
-    if !is_cached(s) {
-        s.found = 0;
-        if s.mask_index < s.mask_count {
-            s.found = try_mask(s);
-            from_cache = s.found != 0;
-        }
-        if s.found == 0 {
-            from_cache = false;
-            s.mask_index = 0;
-            let mut scan = Scan { s };
-            // SAFETY: the callback gets the context that is given here.
-            unsafe {
-                bpf_loop(
-                    MAX_MASKS as u32 / MASKS_PER_CALL,
-                    next_masks as *mut c_void,
-                    core::ptr::from_mut(&mut scan).cast(),
-                    0,
-                );
-            }
-            looked_at = s.mask_index;
-            s.mask_index = s.mask_index.wrapping_sub(1);
-        }
-        s.slot = s.found.wrapping_sub(1);
-        if s.found != 0 && s.slot < MAX_CACHED_SLOTS {
-            let entry = u64::from(s.slot) | u64::from(s.mask_index) << CACHED_MASK | u64::from(s.generation) << 32;
-            // SAFETY: as above.
-            unsafe { core::ptr::write_volatile(place, entry) };
-        }
-        if s.found == 0 {
-            count_lookup(s, looked_at, false, false);
-            return false;
-        }
-    }
-    count_lookup(s, looked_at, from_cache, true);
-    true
+    if look_further(s, u32::from(again)) != 0 { SLOTS.get(s.slot) } else { None }
 }
 
+/// The place of this packet in this lane's cache.
 #[inline(always)]
-fn count_lookup(s: &Scratch, looked_at: u32, from_cache: bool, found: bool) {
+fn place(s: &Scratch) -> Option<*mut u64> {
+    let cache = FLOW_CACHE.get_ptr_mut(s.lane)?;
+    // SAFETY: the place is below the length of the cache.
+    Some(unsafe { cache.cast::<u64>().add((s.hash >> 40) as usize % FLOW_CACHE_PLACES) })
+}
+
+/// The lookup of a packet whose flow is not in the cache: first under the mask that the cache names. 1 = found.
+#[inline(never)]
+fn look_further(s: &mut Scratch, again: u32) -> i64 {
+    let mut looked_at = 1;
+    let mut by_mask = false;
+    s.found = 0;
+    if s.mask_index < s.mask_count {
+        s.found = try_mask(s);
+        by_mask = s.found != 0;
+    }
+    if s.found == 0 {
+        s.mask_index = 0;
+        let mut scan = Scan { s };
+        // SAFETY: the callback gets the context that is given here.
+        unsafe {
+            bpf_loop(
+                MAX_MASKS as u32 / MASKS_PER_CALL,
+                next_masks as *mut c_void,
+                core::ptr::from_mut(&mut scan).cast(),
+                0,
+            );
+        }
+        looked_at = s.mask_index;
+        s.mask_index = s.mask_index.wrapping_sub(1);
+    }
+    s.slot = s.found.wrapping_sub(1);
+    if s.found != 0
+        && s.slot < MAX_CACHED_SLOTS
+        && let Some(place) = place(s)
+    {
+        let entry = u64::from(s.slot) | u64::from(s.mask_index) << CACHED_MASK | u64::from(s.generation) << 32;
+        // SAFETY: the map's element, written whole.
+        unsafe { core::ptr::write_volatile(place, entry) };
+    }
     if let Some(stats) = stats::datapath(s) {
         // SAFETY: the map's element.
         unsafe {
-            stats::add(&raw mut (*stats).mask_hit, looked_at.into());
-            if from_cache {
+            stats::add(&raw mut (*stats).recirculated, again.into());
+            if by_mask {
                 stats::add(&raw mut (*stats).cache_hit, 1);
-            }
-            if found {
-                stats::add(&raw mut (*stats).hit, 1);
             } else {
-                stats::add(&raw mut (*stats).missed, 1);
+                stats::add(&raw mut (*stats).mask_hit, looked_at.into());
+                if s.found != 0 {
+                    stats::add(&raw mut (*stats).hit, 1);
+                } else {
+                    stats::add(&raw mut (*stats).missed, 1);
+                }
             }
         }
     }
+    i64::from(s.found != 0)
 }
 
-/// Whether slot `s.slot` still holds the flow that the cache remembers (generations of flows are odd), and the flow's key is
-/// this packet's under mask `s.mask_index`.
+/// The flow that the cache remembers, if its slot still holds it (generations of flows are odd), and the flow's key is this
+/// packet's under its mask.
 #[inline(always)]
-fn is_cached(s: &mut Scratch) -> bool {
-    if let Some(slot) = SLOTS.get(s.slot)
-        && !s.generation.is_multiple_of(2)
-        && slot.generation == s.generation
-        && s.mask_index < s.mask_count
-        && let Some(mask) = MASKS.get(s.mask_base.wrapping_add(s.mask_index))
+fn cached_flow(s: &Scratch, masks: u64, cached: u64) -> Option<&'static Slot> {
+    let (generation, index) = ((cached >> 32) as u32, (cached >> CACHED_MASK) as u32 % MAX_MASKS as u32);
+    let base = if masks >> 32 == 0 { 0 } else { MAX_MASKS as u32 };
+    if let Some(slot) = SLOTS.get(cached as u32 % MAX_CACHED_SLOTS)
+        && !generation.is_multiple_of(2)
+        && slot.generation == generation
+        && index < masks as u32
+        && let Some(mask) = MASKS.get(base + index)
         && slot.mask_id == mask.id
         && same_key(&s.words, mask, slot)
     {
-        s.stats_id = slot.stats_id;
-        return true;
+        return Some(slot);
     }
-    false
+    None
 }
 
 /// A hash of what tells connections apart, for the cache alone: whoever makes it collide loses time, not packets. TCP flags
-/// change within a connection and are left out.
+/// change within a connection and are left out. Its upper bits are the best ones.
 #[inline(always)]
-fn cache_hash(words: &[u64]) -> u32 {
-    let mut h = words[word::IN_PORT].wrapping_mul(0x9e37_79b9_7f4a_7c15);
+pub fn cache_hash(words: &[u64; 64]) -> u64 {
+    let mut h = words[word::IN_PORT].wrapping_mul(PORT_FACTOR);
     h = h.wrapping_add(words[word::ETH_DST].wrapping_mul(0xc2b2_ae3d_27d4_eb4f));
     h = h.wrapping_add((words[word::ETH_SRC] << 16).wrapping_mul(0x1656_67b1_9e37_79f9));
     h = h.wrapping_add(words[word::VLAN].wrapping_mul(0x27d4_eb2f_1656_67c5));
     h = h.wrapping_add(words[word::IP].wrapping_mul(0xff51_afd7_ed55_8ccd));
     h = h.wrapping_add(words[word::IPV4].wrapping_mul(0xc4ce_b9fe_1a85_ec53));
     h = h.wrapping_add(words[word::IPV6_SRC + 1].wrapping_mul(0x8764_6ab0_9d3f_2c5b));
-    h = h.wrapping_add(words[word::IPV6_DST + 1].wrapping_mul(0xb492_b66f_be98_f273));
-    (h >> 40) as u32
+    h.wrapping_add(words[word::IPV6_DST + 1].wrapping_mul(0xb492_b66f_be98_f273))
+}
+
+/// Factor of the word of `in_port` and `recirc_id`.
+const PORT_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What is added to [`cache_hash`] where nothing of the key but the recirculation id changes.
+#[inline(always)]
+pub fn rehash(in_port_word: u64, recirc_id: u32) -> u64 {
+    u64::from(recirc_id).wrapping_sub(in_port_word >> 32).wrapping_mul(PORT_FACTOR << 32)
 }
 
 /// Masks that one call of the scan's callback tries: a return costs about as much as half a mask.
@@ -178,7 +201,6 @@ fn try_mask(s: &mut Scratch) -> u32 {
             && slot.mask_id == mask.id
             && same_key(&s.words, mask, slot)
         {
-            s.stats_id = slot.stats_id;
             s.generation = generation;
             return index.wrapping_add(1);
         }

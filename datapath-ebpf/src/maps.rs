@@ -111,6 +111,8 @@ pub struct Scratch {
     pub cold_used: u32,
     /// Unused, zero.
     pub reserved: u32,
+    /// Hash of the key for the cache of flows.
+    pub hash: u64,
 }
 
 impl Scratch {

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::{
 use datapath_common::Be16;
 use datapath_common::extract::HEAD;
 use datapath_common::key::{VLAN_PRESENT, Vlan};
-use datapath_common::packet::{Balanced, Edit, EditFailed, L4Sum, PacketEdit, PacketRead};
+use datapath_common::packet::{Balanced, Edit, EditFailed, L4Sum, PacketEdit, PacketHead, PacketRead};
 
 /// A socket buffer in a TC program.
 #[derive(Clone, Copy)]
@@ -128,6 +128,15 @@ impl Head {
         // SAFETY: in front of the end, which was compared; unaligned as in `Skb::load_direct`.
         Some(unsafe { self.at.add(offset as usize).cast::<T>().read_volatile() })
     }
+
+    /// Changes the packet. The kernel sees to it, before a program that does this begins, that nobody else has these bytes.
+    #[inline(always)]
+    fn put<T: Copy>(self, offset: u32, value: T) {
+        if offset + size_of::<T>() as u32 <= HEAD {
+            // SAFETY: as in `load`.
+            unsafe { self.at.cast_mut().add(offset as usize).cast::<T>().write_volatile(value) };
+        }
+    }
 }
 
 impl PacketRead for Head {
@@ -158,6 +167,25 @@ impl PacketRead for Head {
     #[inline(always)]
     fn is_ufo(&self) -> bool {
         self.skb.is_ufo()
+    }
+}
+
+impl PacketHead for Head {
+    #[inline(always)]
+    fn put_u8(&mut self, offset: u32, value: u8) {
+        self.put(offset, value);
+    }
+    #[inline(always)]
+    fn put_u16(&mut self, offset: u32, value: u16) {
+        self.put(offset, value);
+    }
+    #[inline(always)]
+    fn put_u32(&mut self, offset: u32, value: u32) {
+        self.put(offset, value);
+    }
+    #[inline(always)]
+    fn put_u64(&mut self, offset: u32, value: u64) {
+        self.put(offset, value);
     }
 }
 

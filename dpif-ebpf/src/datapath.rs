@@ -143,10 +143,10 @@ impl Dpif for EbpfDpif {
         let mut upcalls = UpcallStats { discarded: self.upcalls.discarded(), ..UpcallStats::default() };
         for lane in 0..=self.maps.lanes {
             let Some(part) = self.maps.dp_stats.read(lane) else { continue };
-            stats.hit += part.hit;
+            stats.hit += part.hit + part.cache_hit;
             stats.missed += part.missed;
             stats.lost += part.lost;
-            stats.mask_hit += part.mask_hit;
+            stats.mask_hit += part.mask_hit + part.cache_hit;
             stats.cache_hit += part.cache_hit;
             stats.recirculated += part.recirculated;
             upcalls.misses += part.queued_misses;

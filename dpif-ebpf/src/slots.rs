@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use datapath_common::maps::EXECUTE_SLOTS;
 use datapath_common::op::SLOT_OPS;
 use datapath_common::slot::SlotUse;
-use datapath_common::{Digest, FlowKey, Op, OpKind, Slot, SlotRef};
+use datapath_common::{Digest, FlowKey, Op, OpKind, Slot, SlotRef, Straight};
 use dpif::{DpifError, FlowStats, Result, SlotStats, Ufid};
 use parking_lot::Mutex;
 
@@ -28,6 +28,9 @@ const WORD_STATS: usize = offset_of!(Slot, stats_id) / 8;
 const WORD_DIGEST: usize = offset_of!(Slot, digest) / 8;
 const WORD_UFID: usize = offset_of!(Slot, ufid) / 8;
 const WORD_KEY: usize = offset_of!(Slot, key) / 8;
+const WORD_STRAIGHT: usize = offset_of!(Slot, straight) / 8;
+const WORD_REWRITE: usize = offset_of!(Slot, rewrite) / 8;
+const WORD_VLAN: usize = offset_of!(Slot, vlan) / 8;
 const WORD_OPS: usize = offset_of!(Slot, ops) / 8;
 /// Words of an operation.
 const OP_WORDS: usize = size_of::<Op>() / 8;
@@ -258,6 +261,12 @@ impl Slots {
             if slot != chain.head() {
                 self.set_used(slot, SlotUse::Continuation);
             }
+        }
+        if let Some(words) = self.maps.slots.words(chain.head() as usize) {
+            let straight = Straight::of(ops);
+            store(words, WORD_STRAIGHT, &[u64::from(straight.flags) | u64::from(straight.arg) << 32]);
+            store(words, WORD_REWRITE, &straight.rewrite);
+            store(words, WORD_VLAN, &[u64::from(straight.vlan)]);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::vec::Vec;
 
-use super::{Balanced, Edit, EditFailed, L4Sum, PacketEdit, PacketRead};
+use super::{Balanced, Edit, EditFailed, L4Sum, PacketEdit, PacketHead, PacketRead};
 use crate::be::Be16;
 use crate::key::{VLAN_PRESENT, Vlan};
 
@@ -178,6 +178,22 @@ impl PacketEdit for SlicePacket {
 
     // The key carries both in the engines that use this packet.
     fn set_metadata(&mut self, _priority: u32, _mark: u32) {}
+}
+
+// What is behind the end is not written, as the trait says.
+impl PacketHead for SlicePacket {
+    fn put_u8(&mut self, offset: u32, value: u8) {
+        let _ = self.store(offset, &[value]);
+    }
+    fn put_u16(&mut self, offset: u32, value: u16) {
+        let _ = self.store(offset, &value.to_ne_bytes());
+    }
+    fn put_u32(&mut self, offset: u32, value: u32) {
+        let _ = self.store(offset, &value.to_ne_bytes());
+    }
+    fn put_u64(&mut self, offset: u32, value: u64) {
+        let _ = self.store(offset, &value.to_ne_bytes());
+    }
 }
 
 /// RFC 1624: the checksum after a covered field changed. All values in memory order; the one's complement sum doesn't mind.

@@ -105,6 +105,10 @@ pub(crate) fn actions(rng: &mut Rng, key: &FlowKey, shape: Shape) -> Vec<Action>
         _ => rng.usize(2..8),
     };
     let mut actions: Vec<Action> = (0..n).map(|_| action(rng, key)).collect();
+    // Sets alone: what runs straight through, if an output or a recirculation follows.
+    if n < 8 && rng.u8(..4) == 0 {
+        actions = (0..n).map(|_| set(rng, key)).collect();
+    }
     if shape == Shape::OneOutput {
         actions.retain(|action| !matches!(action, Action::Output(_) | Action::Recirc(_)));
     }
