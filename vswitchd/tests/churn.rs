@@ -205,7 +205,7 @@ impl Operator<'_> {
         let (odp, dpif) = (self.lab.odp(wire + 1), self.lab.switch.dpif());
         let (mut last, mut changed) = (dpif.port_stats(odp).unwrap(), Instant::now());
         // A datapath that reads its devices itself may be behind, or may not get all.
-        while last.rx_packets < sent && changed.elapsed() < Duration::from_millis(1_000) {
+        while last.rx_packets < sent && changed.elapsed() < Duration::from_millis(300) {
             std::thread::sleep(Duration::from_millis(1));
             let now = dpif.port_stats(odp).unwrap();
             if std::mem::replace(&mut last, now).rx_packets != now.rx_packets {
@@ -213,7 +213,7 @@ impl Operator<'_> {
             }
         }
         // The last one is counted before it is read and looked up.
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(30));
         last = dpif.port_stats(odp).unwrap();
         self.ended_ports = (self.ended_ports.0 + last.rx_packets, self.ended_ports.1 + last.rx_dropped);
         self.lab.run(|switch| switch.port_del("br0", &format!("v{}", wire + 1))).unwrap();

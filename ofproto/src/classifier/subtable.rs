@@ -21,8 +21,8 @@ pub(super) struct Subtable {
     priorities: RedBlackTreeMapSync<u16, usize>,
     /// For each stage with fields but the last: how many heads have a hash of the fields up to there.
     stages: Vec<Stage>,
-    /// Whether the last stage with fields is that of the prefixes.
-    ends_in_layer3: bool,
+    /// How many stages come before that of the prefixes, and where these end.
+    layer3: Option<(usize, usize)>,
     /// The tries of the classifier that the mask has a prefix for, and its length.
     prefixes: Arc<[(usize, u32)]>,
     ports: Ports,
@@ -32,7 +32,6 @@ pub(super) struct Subtable {
 #[derive(Clone, Debug)]
 struct Stage {
     end: usize,
-    is_layer3: bool,
     hashes: Map<usize>,
 }
 
@@ -95,18 +94,19 @@ impl Head {
 impl Subtable {
     pub(super) fn new(mask: &Flow, tries: &[(PrefixField, Trie)]) -> Self {
         let shape = Shape::new(mask);
-        let (last, stages) = match shape.stages() {
-            [stages @ .., (_, last)] => (Some(*last), stages),
-            [] => (None, &[][..]),
-        };
-        let stage = |&(end, stage): &(usize, usize)| Stage { end, is_layer3: stage == LAYER3, hashes: Map::new() };
+        let stages = shape.stages();
+        let before_layer3 = stages.iter().position(|(_, stage)| *stage == LAYER3);
+        let end_of = |n: usize| n.checked_sub(1).and_then(|last| stages.get(last)).map_or(0, |(end, _)| *end);
+        let layer3 = before_layer3.map(|n| (n, end_of(n)));
+        let stages = stages.split_last().map_or(&[][..], |(_, before)| before);
+        let stage = |&(end, _): &(usize, usize)| Stage { end, hashes: Map::new() };
         let prefixes = tries.iter().map(|(field, _)| field.prefix_len(mask)).enumerate().filter(|(_, len)| *len != 0);
         let ports = ports_of(mask);
         Self {
             mask: Arc::new(*mask),
             priorities: RedBlackTreeMapSync::new_sync(),
             stages: stages.iter().map(stage).collect(),
-            ends_in_layer3: last == Some(LAYER3),
+            layer3,
             prefixes: prefixes.collect(),
             ports: Ports { mask: ports, len: u32::BITS - ports.trailing_zeros(), trie: Trie::default() },
             heads: Map::new(),
@@ -162,19 +162,16 @@ impl Subtable {
     /// Adds to `wildcards` what tells that no rule matches. `sums`: of the fields up to the end of each stage.
     fn look_at_miss(&self, sums: &[u64; N_STAGES], flow: &Flow, asked: &mut Asked<'_>, wildcards: &mut Flow) {
         let shape = &self.shape;
-        let mut from = 0;
-        for (stage, sum) in self.stages.iter().zip(sums) {
-            if stage.is_layer3 && asked.rule_out(&self.prefixes, flow, wildcards) {
-                return shape.add_to(from, wildcards);
-            }
-            from = stage.end;
-            // A hash that two fields share only lets the search go on, and look at more.
-            if stage.hashes.find(hash(*sum), 0, |_| true).is_none() {
-                return shape.add_to(from, wildcards);
-            }
+        let absent = self.first_absent(sums);
+        // The tries are asked where the addresses come into play, if the stages before don't tell.
+        if let Some((before, end)) = self.layer3
+            && before <= absent
+            && asked.rule_out(&self.prefixes, flow, wildcards)
+        {
+            return shape.add_to(end, wildcards);
         }
-        if self.ends_in_layer3 && asked.rule_out(&self.prefixes, flow, wildcards) {
-            return shape.add_to(from, wildcards);
+        if let Some(stage) = self.stages.get(absent) {
+            return shape.add_to(stage.end, wildcards);
         }
         // Of the ports only what it takes to know that no rule has them.
         let ports = (self.ports.len != 0).then(|| ports_of(wildcards) | self.ports.needed(flow));
@@ -182,6 +179,17 @@ impl Subtable {
         if let Some(ports) = ports {
             set_ports(wildcards, ports);
         }
+    }
+
+    /// The first stage up to which no rule has the packet's fields; their number if some have them all.
+    ///
+    /// Who has the fields up to a stage has those up to each one before. Most packets that match no rule have the first fields in
+    /// common with some, so the last stage is asked first. A hash that two fields share only lets the lookup look at more.
+    #[inline]
+    fn first_absent(&self, sums: &[u64; N_STAGES]) -> usize {
+        let is_there = |(stage, sum): (&Stage, &u64)| stage.hashes.find(hash(*sum), 0, |_| true).is_some();
+        let sums = sums.get(..self.stages.len()).unwrap_or_default();
+        self.stages.iter().zip(sums).rposition(is_there).map_or(0, |last| last + 1)
     }
 
     /// The rule with exactly this match and priority.
