@@ -61,6 +61,12 @@ pub mod name {
     pub const FLOW_CACHE: &str = "FLOW_CACHE";
     /// Program slots that the port entries tail-call.
     pub const PROGRAMS: &str = "PROGRAMS";
+    /// Devices that take frames from the XDP hook, by datapath port.
+    pub const DEVICES: &str = "DEVICES";
+    /// Datapath port of the frame that is in the XDP hook, by CPU: what the port entry tells the datapath's program.
+    pub const XDP_PORT: &str = "XDP_PORT";
+    /// Program slots that the port entries of the XDP hook tail-call.
+    pub const XDP_PROGRAMS: &str = "XDP_PROGRAMS";
     /// [`super::PortRecord`] by datapath port, memory-mapped. The programs don't know it.
     pub const PORT_RECORDS: &str = "PORT_RECORDS";
 }
@@ -69,6 +75,12 @@ pub mod name {
 pub const PROGRAM_TC: u32 = 0;
 /// Index into `PROGRAMS` of packet execution.
 pub const PROGRAM_EXECUTE: u32 = 1;
+
+/// Index into `XDP_PROGRAMS` of the XDP datapath.
+pub const PROGRAM_XDP: u32 = 0;
+
+/// `PortEntry::flags`: the device sends frames that the XDP hook redirects to it.
+pub const PORT_TAKES_XDP: u32 = 1;
 
 /// What userspace tells the programs while they run.
 #[repr(C, align(8))]
@@ -100,7 +112,7 @@ pub struct PortEntry {
     pub ifindex: u32,
     /// The device's MTU: bytes behind the Ethernet header (and its outer VLAN tag).
     pub mtu: u32,
-    /// Unused, zero.
+    /// [`PORT_TAKES_XDP`].
     pub flags: u32,
     /// Unused, zero.
     pub reserved: u32,
@@ -121,10 +133,12 @@ pub struct PortRecord {
     pub ifindex: u32,
     /// The device that the operator sees: of an internal port the host's end, else `ifindex`.
     pub host_ifindex: u32,
-    /// What the port changed about the device, to be undone: [`SAVED_PROMISC`], [`SAVED_LRO`], [`SAVED_CLSACT`].
+    /// What the port changed about the device, to be undone: `SAVED_*`.
     pub saved: u32,
     /// How the program is attached: 1 by a TCX link, 2 by a clsact filter.
-    pub attach: u32,
+    pub attach: u16,
+    /// What attached the program of the XDP hook: 0 nothing, 1 the driver, 2 the generic hook.
+    pub xdp: u16,
     /// Name of the device that the operator sees, zero-padded.
     pub name: [u8; 16],
     /// Name of an internal port's other end, zero-padded.
@@ -149,6 +163,8 @@ pub enum PortState {
 pub const SAVED_PROMISC: u32 = 1;
 /// `PortRecord::saved`: the port switched large receive offload off.
 pub const SAVED_LRO: u32 = 2;
+/// `PortRecord::saved`: the port switched receive VLAN offload off.
+pub const SAVED_RXVLAN: u32 = 8;
 /// `PortRecord::saved`: the port gave the device its clsact qdisc.
 pub const SAVED_CLSACT: u32 = 4;
 

@@ -6,7 +6,7 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::helpers::{bpf_clone_redirect, bpf_csum_update, bpf_loop, bpf_redirect, bpf_skb_change_tail};
 use datapath_common::apply::set_word;
 use datapath_common::digest::action_hash;
-use datapath_common::extract::{self, clear_packet_fields, eth_type};
+use datapath_common::extract::{self, clear_packet_fields};
 use datapath_common::key::{KEY_WORDS, Vlan, word};
 use datapath_common::maps::{MAX_LOOKUPS, MAX_PORTS};
 use datapath_common::op::{DropReason, MAX_PROGRAM_OPS, SLOT_OPS, kind};
@@ -51,11 +51,7 @@ pub fn receive(skb: *mut __sk_buff) -> i32 {
             stats::drop(s, DropReason::Malformed);
             return;
         }
-        // Extraction writes the words behind only for what isn't IPv4 (actions may, and say so).
-        if s.words[word::ETH_DST] >> 48 == u64::from(eth_type::IPV4.to_be()) {
-            s.cold_used = 0;
-        }
-        s.hash = cache_hash(&s.words);
+        s.extracted();
         pass(skb, cpu, s, false);
         recirculate(skb, cpu, s);
     })
@@ -120,31 +116,14 @@ fn nested(f: impl FnOnce(*mut Cpu, &mut Scratch)) -> i32 {
 
 #[inline(always)]
 fn begin(skb: *mut __sk_buff, s: &mut Scratch, in_port: u32) {
-    // Most packets write only the words in front: the others are cleared where the packet before has used them.
-    if s.cold_used != 0 {
-        // SAFETY: the words of a key.
-        unsafe { crate::clear_words::<KEY_WORDS>(s.words.as_mut_ptr()) };
-    }
-    s.cold_used = 1;
-    s.words[word::IN_PORT] = u64::from(in_port);
-    // SAFETY: words of the key, and the words of the layers.
-    unsafe {
-        crate::clear_words::<3>((&raw mut s.words[word::VLAN]).cast());
-        crate::clear_words::<2>((&raw mut s.layers).cast());
-    }
     // SAFETY: the context is the kernel's.
-    unsafe {
-        s.words[word::DP_HASH] = u64::from((*skb).priority) << 32;
-        s.words[word::SKB_MARK] = u64::from((*skb).mark);
-    }
-    s.in_port = in_port;
+    let (priority, mark) = unsafe { ((*skb).priority, (*skb).mark) };
+    s.begin(in_port, priority, mark);
     s.pc = 0;
     s.trunc = 0;
     s.stale = 0;
     s.verdict = TC_ACT_SHOT as u32;
     s.again = 0;
-    s.lookups = 0;
-    s.lane = stats::lane();
 }
 
 /// Fills the key from the packet. 0 = done.
@@ -190,7 +169,9 @@ fn pass(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch, again: bool) {
     };
     s.stats_id = slot.stats_id;
     let tcp_flags = s.key().tcp_flags.get();
-    stats::flow(cpu, s, Skb(skb).len(), tcp_flags);
+    // SAFETY: a field of the working memory.
+    let clock = unsafe { &raw mut (*cpu).clock };
+    stats::flow(clock, s, slot.stats_id, Skb(skb).len(), tcp_flags);
     run_program(skb, s, slot);
 }
 
@@ -289,9 +270,9 @@ fn tag(vlan: u32) -> Vlan {
     Vlan { tpid: Be16::from_raw(vlan as u16), tci: Be16::from_raw((vlan >> 16) as u16) }
 }
 
-/// Runs the operations of slot `s.slot`.
-#[inline(never)]
-fn interpret(skb: *mut __sk_buff, s: &mut Scratch) -> i64 {
+/// Runs the operations of slot `s.slot`. (Not a function of its own: all that run inside each other share 512 bytes of stack.)
+#[inline(always)]
+fn interpret(skb: *mut __sk_buff, s: &mut Scratch) {
     s.pc = 0;
     s.trunc = 0;
     s.cold_used = 1;
@@ -300,7 +281,6 @@ fn interpret(skb: *mut __sk_buff, s: &mut Scratch) -> i64 {
     unsafe {
         bpf_loop(MAX_PROGRAM_OPS as u32 + 256, next_op as *mut c_void, core::ptr::from_mut(&mut run).cast(), 0);
     }
-    0
 }
 
 /// Runs the operation at `s.pc`. 1 = the program has ended.

@@ -3,6 +3,7 @@
 //! A frame that arrives at a port meets the [port entry](../port_entry/index.html), which knows its datapath port and tail-calls
 //! the program of the hook. That extracts the key ([`skb`] shows it the bytes), finds the flow's slot ([`lookup`]), counts
 //! ([`stats`]), and runs the slot's operations ([`interpret`]); without a flow the packet goes up a ring ([`upcall`]).
+//! In front of it, where a port has it, stands the XDP hook, which finishes frames that need little ([`finish`]).
 //! What a header or an action *means* is not here but in `datapath_common`, where userspace runs the same code.
 //!
 //! The shape of the code is the verifier's. What changes from packet to packet lies in map memory ([`maps::Scratch`]), of
@@ -16,12 +17,15 @@
 #![allow(clippy::deref_addrof)]
 
 pub mod debug;
+pub mod finish;
+pub mod head;
 pub mod interpret;
 pub mod lookup;
 pub mod maps;
 pub mod skb;
 pub mod stats;
 pub mod upcall;
+pub mod xdp;
 
 /// Makes the compiler forget what it knows of a value, so that a bounds check that follows stays where the verifier sees it.
 /// (An empty template would give two line records one address, which the kernel refuses.)

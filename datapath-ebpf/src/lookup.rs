@@ -25,14 +25,11 @@ struct Scan {
     s: *mut Scratch,
 }
 
-/// Looks the key up, whose hash is `s.hash`. `again`: the packet recirculates. The flow's slot, whose number is `s.slot` then.
+/// Looks the key up, whose hash is `s.hash`, and counts. `again`: the packet recirculates. The flow's slot, whose number is
+/// `s.slot` then.
 #[inline(always)]
 pub fn lookup(s: &mut Scratch, again: bool) -> Option<&'static Slot> {
-    let (Some(control), Some(place)) = (CONTROL.get_ptr(0), place(s)) else { return None };
-    // SAFETY: the maps' elements; words that are read and written whole, so that CPUs may share them.
-    let (masks, cached) =
-        unsafe { (core::ptr::read_volatile(&raw const (*control).masks), core::ptr::read_volatile(place)) };
-    if let Some(slot) = cached_flow(s, masks, cached) {
+    if let Some(slot) = in_cache(s) {
         if let Some(stats) = stats::datapath(s) {
             // SAFETY: the map's element.
             unsafe {
@@ -42,6 +39,23 @@ pub fn lookup(s: &mut Scratch, again: bool) -> Option<&'static Slot> {
                 }
             }
         }
+        return Some(slot);
+    }
+    let scanned = search(s);
+    count(s, scanned as u32, u32::from(again));
+    if s.found != 0 { SLOTS.get(s.slot) } else { None }
+}
+
+/// The flow that the cache has for the key. If it has none, `s` is ready for a [`search`].
+#[inline(always)]
+pub fn in_cache(s: &mut Scratch) -> Option<&'static Slot> {
+    s.mask_count = 0;
+    s.mask_index = 0;
+    let (Some(control), Some(place)) = (CONTROL.get_ptr(0), place(s)) else { return None };
+    // SAFETY: the maps' elements; words that are read and written whole, so that CPUs may share them.
+    let (masks, cached) =
+        unsafe { (core::ptr::read_volatile(&raw const (*control).masks), core::ptr::read_volatile(place)) };
+    if let Some(slot) = cached_flow(s, masks, cached) {
         s.slot = cached as u32 % MAX_CACHED_SLOTS;
         return Some(slot);
     }
@@ -49,7 +63,7 @@ pub fn lookup(s: &mut Scratch, again: bool) -> Option<&'static Slot> {
     let count = masks as u32;
     s.mask_count = if count <= MAX_MASKS as u32 { count } else { MAX_MASKS as u32 };
     s.mask_index = (cached >> CACHED_MASK) as u32 % MAX_MASKS as u32;
-    if look_further(s, u32::from(again)) != 0 { SLOTS.get(s.slot) } else { None }
+    None
 }
 
 /// The place of this packet in this lane's cache.
@@ -60,15 +74,14 @@ fn place(s: &Scratch) -> Option<*mut u64> {
     Some(unsafe { cache.cast::<u64>().add((s.hash >> 40) as usize % FLOW_CACHE_PLACES) })
 }
 
-/// The lookup of a packet whose flow is not in the cache: first under the mask that the cache names. 1 = found.
+/// Looks for a flow that is not in the cache: first under the mask that the cache names. It is found if `s.found` is not 0,
+/// and has slot `s.slot` then. Returns how many masks were scanned: 0 if the one that the cache names was right.
 #[inline(never)]
-fn look_further(s: &mut Scratch, again: u32) -> i64 {
-    let mut looked_at = 1;
-    let mut by_mask = false;
+pub fn search(s: &mut Scratch) -> i64 {
+    let mut scanned = 0;
     s.found = 0;
     if s.mask_index < s.mask_count {
         s.found = try_mask(s);
-        by_mask = s.found != 0;
     }
     if s.found == 0 {
         s.mask_index = 0;
@@ -82,7 +95,7 @@ fn look_further(s: &mut Scratch, again: u32) -> i64 {
                 0,
             );
         }
-        looked_at = s.mask_index;
+        scanned = s.mask_index;
         s.mask_index = s.mask_index.wrapping_sub(1);
     }
     s.slot = s.found.wrapping_sub(1);
@@ -94,14 +107,20 @@ fn look_further(s: &mut Scratch, again: u32) -> i64 {
         // SAFETY: the map's element, written whole.
         unsafe { core::ptr::write_volatile(place, entry) };
     }
+    scanned.into()
+}
+
+/// Counts a search.
+#[inline(never)]
+fn count(s: &Scratch, scanned: u32, again: u32) -> i64 {
     if let Some(stats) = stats::datapath(s) {
         // SAFETY: the map's element.
         unsafe {
             stats::add(&raw mut (*stats).recirculated, again.into());
-            if by_mask {
+            if s.found != 0 && scanned == 0 {
                 stats::add(&raw mut (*stats).cache_hit, 1);
             } else {
-                stats::add(&raw mut (*stats).mask_hit, looked_at.into());
+                stats::add(&raw mut (*stats).mask_hit, scanned.into());
                 if s.found != 0 {
                     stats::add(&raw mut (*stats).hit, 1);
                 } else {
@@ -110,7 +129,7 @@ fn look_further(s: &mut Scratch, again: u32) -> i64 {
             }
         }
     }
-    i64::from(s.found != 0)
+    0
 }
 
 /// The flow that the cache remembers, if its slot still holds it (generations of flows are odd), and the flow's key is this

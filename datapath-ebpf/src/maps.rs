@@ -1,13 +1,18 @@
 //! The maps, and the working memory of a packet.
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
+use datapath_common::extract::eth_type;
+use datapath_common::key::{KEY_WORDS, word};
 use datapath_common::maps::{
     Control, Credit, DEFAULT_SLOTS, DpStats, FLOW_CACHE_PLACES, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_NESTING,
     MAX_PORTS, PortEntry, PortStats, RING_BYTES,
 };
 use datapath_common::table::bucket_count;
 use datapath_common::{Bucket, DigestSeeds, FlowKey, FlowStats, Layers, MaskEntry, Slot};
+
+use crate::lookup::cache_hash;
+use crate::stats;
 
 /// `BPF_F_MMAPABLE`.
 const MMAPABLE: usize = 1 << 10;
@@ -48,6 +53,15 @@ pub static RINGS: ArrayOfMaps<RingBuf<u8, RING_BYTES>, MAX_HANDLERS> = ArrayOfMa
 /// Credits, by handler and port.
 #[btf_map]
 pub static CREDITS: Array<Credit, { MAX_HANDLERS * MAX_PORTS }, MMAPABLE> = Array::new();
+/// Devices that take frames from the XDP hook.
+#[btf_map]
+pub static DEVICES: DevMap<MAX_PORTS> = DevMap::new();
+/// Port of the frame that is in the XDP hook, as its entry says.
+#[btf_map]
+pub static XDP_PORT: PerCpuArray<u32, 1> = PerCpuArray::new();
+/// Working memory of the XDP hook on each CPU: it never runs inside itself.
+#[btf_map]
+pub static XDP_SCRATCH: PerCpuArray<XdpCpu, 1> = PerCpuArray::new();
 /// Working memory of each CPU.
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Cpu, 1> = PerCpuArray::new();
@@ -59,12 +73,34 @@ pub struct Cpu {
     pub nesting: u32,
     /// Unused, zero.
     pub reserved: u32,
-    /// Tick at which the clock was read last.
+    /// The clock.
+    pub clock: Clock,
+    /// Working memory by nesting level.
+    pub levels: [Scratch; MAX_NESTING as usize],
+}
+
+/// The clock as of the last tick.
+#[repr(C, align(8))]
+pub struct Clock {
+    /// Tick at which it was read last.
     pub ticks: u64,
     /// What it said.
     pub coarse_ns: u64,
-    /// Working memory by nesting level.
-    pub levels: [Scratch; MAX_NESTING as usize],
+}
+
+/// Working memory of a CPU in the XDP hook.
+#[repr(C, align(8))]
+pub struct XdpCpu {
+    /// The clock.
+    pub clock: Clock,
+    /// Working memory of the frame.
+    pub s: Scratch,
+    /// Statistics numbers of the flows that the frame has met.
+    pub flows: [u32; 8],
+    /// How many of them the cache knew, or their masks.
+    pub cached: u32,
+    /// Masks that were scanned for the others.
+    pub scanned: u32,
 }
 
 /// Words of room for a key, so that an index of six bits stays inside.
@@ -116,6 +152,39 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    /// The key of a packet that has not been looked at: all but its metadata is zero.
+    #[inline(always)]
+    pub fn begin(&mut self, in_port: u32, priority: u32, mark: u32) {
+        // Most packets write only the words in front: the others are cleared where the packet before has used them.
+        if self.cold_used != 0 {
+            // SAFETY: the words of a key.
+            unsafe { crate::clear_words::<KEY_WORDS>(self.words.as_mut_ptr()) };
+        }
+        self.cold_used = 1;
+        self.words[word::IN_PORT] = u64::from(in_port);
+        // SAFETY: words of the key, and the words of the layers.
+        unsafe {
+            crate::clear_words::<3>((&raw mut self.words[word::VLAN]).cast());
+            crate::clear_words::<2>((&raw mut self.layers).cast());
+            // Where both are zero, a compiler would clear them by a loop over bytes.
+            (&raw mut self.words[word::DP_HASH]).write_volatile(u64::from(priority) << 32);
+            (&raw mut self.words[word::SKB_MARK]).write_volatile(u64::from(mark));
+        }
+        self.in_port = in_port;
+        self.lookups = 0;
+        self.lane = stats::lane();
+    }
+
+    /// To be called when the key is filled.
+    #[inline(always)]
+    pub fn extracted(&mut self) {
+        // Extraction writes the words behind only for what isn't IPv4 (actions may, and say so).
+        if self.words[word::ETH_DST] >> 48 == u64::from(eth_type::IPV4.to_be()) {
+            self.cold_used = 0;
+        }
+        self.hash = cache_hash(&self.words);
+    }
+
     /// The key.
     #[inline(always)]
     pub fn key(&mut self) -> &mut FlowKey {

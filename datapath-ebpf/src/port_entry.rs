@@ -6,15 +6,23 @@
 // The attribute macro wraps each program in a function without documentation.
 #![allow(missing_docs)]
 
-use aya_ebpf::bindings::TC_ACT_SHOT;
-use aya_ebpf::btf_maps::ProgramArray;
-use aya_ebpf::macros::{btf_map, classifier};
-use aya_ebpf::programs::TcContext;
-use datapath_common::maps::{PROGRAM_EXECUTE, PROGRAM_TC};
+use aya_ebpf::bindings::{TC_ACT_SHOT, xdp_action};
+use aya_ebpf::btf_maps::{PerCpuArray, ProgramArray};
+use aya_ebpf::macros::{btf_map, classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use datapath_common::maps::{PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_XDP};
 
 /// The programs of the moment.
 #[btf_map]
 static PROGRAMS: ProgramArray<8> = ProgramArray::new();
+
+/// Those of the XDP hook.
+#[btf_map]
+static XDP_PROGRAMS: ProgramArray<2> = ProgramArray::new();
+
+/// Where the XDP program finds the port: its context has no room for it.
+#[btf_map]
+static XDP_PORT: PerCpuArray<u32, 1> = PerCpuArray::new();
 
 /// Datapath port, set at load.
 #[unsafe(no_mangle)]
@@ -29,6 +37,19 @@ pub(crate) fn sluice_port(ctx: TcContext) -> i32 {
         PROGRAMS.tail_call(&ctx, PROGRAM_TC);
     }
     TC_ACT_SHOT
+}
+
+/// Entry of a port, in the XDP hook. Without a program behind it, everything goes on to the TC hook.
+#[xdp]
+pub(crate) fn sluice_xdp_port(ctx: XdpContext) -> u32 {
+    if let Some(port) = XDP_PORT.get_ptr_mut(0) {
+        // SAFETY: the element of this CPU; the global is read as the loader set it. A tail call that fails falls through.
+        unsafe {
+            *port = core::ptr::read_volatile(&raw const PORT_NO);
+            XDP_PROGRAMS.tail_call(&ctx, PROGRAM_XDP);
+        }
+    }
+    xdp_action::XDP_PASS
 }
 
 /// Entry of the execute device.

@@ -11,7 +11,9 @@ use aya_ebpf::helpers::{
 use datapath_common::Be16;
 use datapath_common::extract::HEAD;
 use datapath_common::key::{VLAN_PRESENT, Vlan};
-use datapath_common::packet::{Balanced, Edit, EditFailed, L4Sum, PacketEdit, PacketHead, PacketRead};
+use datapath_common::packet::{Balanced, Edit, EditFailed, L4Sum, PacketEdit, PacketRead};
+
+use crate::head::Head;
 
 /// A socket buffer in a TC program.
 #[derive(Clone, Copy)]
@@ -23,12 +25,12 @@ const DIRECT: u32 = 2047;
 impl Skb {
     /// The packet, if its first [`HEAD`] bytes are linear.
     #[inline(always)]
-    pub fn head(self) -> Option<Head> {
+    pub fn head(self) -> Option<Head<Self>> {
         // SAFETY: the context is the kernel's; the pointer is compared with the end.
         unsafe {
             let at = (*self.0).data as usize as *const u8;
             let end = (*self.0).data_end as usize as *const u8;
-            if at.add(HEAD as usize) <= end { Some(Head { at, skb: self }) } else { None }
+            if at.add(HEAD as usize) <= end { Some(Head::new(at, self)) } else { None }
         }
     }
 
@@ -109,83 +111,6 @@ fn load_slow(skb: *mut __sk_buff, offset: u32, size: u32, value: &mut u64) -> i6
             4 => bpf_skb_load_bytes(skb.cast(), offset, core::ptr::from_mut(value).cast(), 4) as i64,
             _ => bpf_skb_load_bytes(skb.cast(), offset, core::ptr::from_mut(value).cast(), 8) as i64,
         }
-    }
-}
-
-/// The first bytes of a packet, known to be in the linear part.
-#[derive(Clone, Copy)]
-pub struct Head {
-    at: *const u8,
-    skb: Skb,
-}
-
-impl Head {
-    #[inline(always)]
-    fn load<T: Copy>(self, offset: u32) -> Option<T> {
-        if offset + size_of::<T>() as u32 > HEAD {
-            return None;
-        }
-        // SAFETY: in front of the end, which was compared; unaligned as in `Skb::load_direct`.
-        Some(unsafe { self.at.add(offset as usize).cast::<T>().read_volatile() })
-    }
-
-    /// Changes the packet. The kernel sees to it, before a program that does this begins, that nobody else has these bytes.
-    #[inline(always)]
-    fn put<T: Copy>(self, offset: u32, value: T) {
-        if offset + size_of::<T>() as u32 <= HEAD {
-            // SAFETY: as in `load`.
-            unsafe { self.at.cast_mut().add(offset as usize).cast::<T>().write_volatile(value) };
-        }
-    }
-}
-
-impl PacketRead for Head {
-    #[inline(always)]
-    fn len(&self) -> u32 {
-        self.skb.len()
-    }
-    #[inline(always)]
-    fn accelerated_vlan(&self) -> Vlan {
-        self.skb.accelerated_vlan()
-    }
-    #[inline(always)]
-    fn u8(&self, offset: u32) -> Option<u8> {
-        self.load(offset)
-    }
-    #[inline(always)]
-    fn u16(&self, offset: u32) -> Option<u16> {
-        self.load(offset)
-    }
-    #[inline(always)]
-    fn u32(&self, offset: u32) -> Option<u32> {
-        self.load(offset)
-    }
-    #[inline(always)]
-    fn u64(&self, offset: u32) -> Option<u64> {
-        self.load(offset)
-    }
-    #[inline(always)]
-    fn is_ufo(&self) -> bool {
-        self.skb.is_ufo()
-    }
-}
-
-impl PacketHead for Head {
-    #[inline(always)]
-    fn put_u8(&mut self, offset: u32, value: u8) {
-        self.put(offset, value);
-    }
-    #[inline(always)]
-    fn put_u16(&mut self, offset: u32, value: u16) {
-        self.put(offset, value);
-    }
-    #[inline(always)]
-    fn put_u32(&mut self, offset: u32, value: u32) {
-        self.put(offset, value);
-    }
-    #[inline(always)]
-    fn put_u64(&mut self, offset: u32, value: u64) {
-        self.put(offset, value);
     }
 }
 

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_c
 use datapath_common::maps::{DpStats, MAX_LANES, MAX_PORTS, PortStats};
 use datapath_common::op::{DROP_REASONS, DropReason};
 
-use crate::maps::{Cpu, DP_STATS, FLOW_STATS, PORT_STATS, Scratch};
+use crate::maps::{Clock, DP_STATS, FLOW_STATS, PORT_STATS, Scratch};
 
 /// Lanes in use, set at load.
 #[unsafe(no_mangle)]
@@ -82,16 +82,16 @@ pub fn port(s: &Scratch, port: u32) -> Option<*mut PortStats> {
     PORT_STATS.get_ptr_mut(s.lane * MAX_PORTS as u32 + port)
 }
 
-/// Counts a packet of the flow.
+/// Counts a packet of the flow whose statistics have this number.
 #[inline(always)]
-pub fn flow(cpu: *mut Cpu, s: &Scratch, bytes: u32, tcp_flags: u16) {
-    let index = s.lane.wrapping_mul(global(&N_SLOTS)).wrapping_add(s.stats_id);
+pub fn flow(clock: *mut Clock, s: &Scratch, stats_id: u32, bytes: u32, tcp_flags: u16) {
+    let index = s.lane.wrapping_mul(global(&N_SLOTS)).wrapping_add(stats_id);
     if let Some(stats) = FLOW_STATS.get_ptr_mut(index) {
         // SAFETY: the map's element.
         unsafe {
             add(&raw mut (*stats).packets, 1);
             add(&raw mut (*stats).bytes, bytes.into());
-            let now = coarse_now(cpu);
+            let now = coarse_now(clock);
             if (*stats).used_ns != now {
                 (*stats).used_ns = now;
             }
@@ -107,23 +107,30 @@ pub fn flow(cpu: *mut Cpu, s: &Scratch, bytes: u32, tcp_flags: u16) {
 /// ticks is read without a call.
 ///
 /// # Safety
-/// `cpu` points to this CPU's working memory.
+/// `clock` points to this CPU's.
 #[inline(always)]
-unsafe fn coarse_now(cpu: *mut Cpu) -> u64 {
+unsafe fn coarse_now(clock: *mut Clock) -> u64 {
     // SAFETY: the caller's promise; helpers without arguments.
     unsafe {
         let ticks = bpf_jiffies64();
-        if (*cpu).ticks != ticks {
-            (*cpu).ticks = ticks;
-            (*cpu).coarse_ns = bpf_ktime_get_coarse_ns();
+        if (*clock).ticks != ticks {
+            (*clock).ticks = ticks;
+            (*clock).coarse_ns = bpf_ktime_get_coarse_ns();
         }
-        (*cpu).coarse_ns
+        (*clock).coarse_ns
     }
 }
 
 /// Counts a drop.
 #[inline(never)]
-pub fn dropped(s: &Scratch, reason: u32) -> u32 {
+fn dropped(s: &Scratch, reason: u32) -> u32 {
+    drop_here(s, reason);
+    reason
+}
+
+/// As [`drop`], without the call.
+#[inline(always)]
+pub fn drop_here(s: &Scratch, reason: u32) {
     if reason < DROP_REASONS as u32
         && let Some(stats) = datapath(s)
     {
@@ -133,7 +140,6 @@ pub fn dropped(s: &Scratch, reason: u32) -> u32 {
             add(counters.add(reason as usize), 1);
         }
     }
-    reason
 }
 
 /// Counts a drop.

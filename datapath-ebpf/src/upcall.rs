@@ -29,7 +29,8 @@ const HEADER: usize = size_of::<UpcallHeader>();
 #[inline(never)]
 pub fn upcall(skb: *mut __sk_buff, s: &mut Scratch, kind: u32, cookie_at: u32, cookie_len: u32) -> i64 {
     if let Err(reason) = send(Skb(skb), s, kind, cookie_at, cookie_len) {
-        stats::drop(s, reason);
+        // The deepest function of all: another one below it would be one too many for the stack.
+        stats::drop_here(s, reason as u32);
         // SAFETY: the maps' elements.
         unsafe {
             if let Some(dp) = stats::datapath(s) {

@@ -1,7 +1,7 @@
 //! What a packet costs in the eBPF datapath: `cargo xtask bench datapath`.
 //!
-//! The TC program runs under `BPF_PROG_TEST_RUN`, on a datapath of the real backend with real ports; the kernel repeats the
-//! program on one packet and says the mean. What an empty TC program takes in the same round is subtracted, sample by sample.
+//! The TC program and the XDP hook run under `BPF_PROG_TEST_RUN`, on a datapath of the real backend with real ports; the kernel repeats the
+//! program on one packet and says the mean. What an empty program of the hook takes in the same round is subtracted, sample by sample.
 //! All measurements are taken in turn, round by round, so that a machine that changes its pace does so to all of them.
 //!
 //! A repeated run gets the packet as the run before has left it. Where a flow changes the packet there are two flows, each
@@ -13,12 +13,12 @@ mod rig;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::Instant;
 
-use aya::programs::SchedClassifier;
+use aya::programs::Program;
 use aya::{EbpfLoader, VerifierLogLevel};
 use datapath_common::packet::SlicePacket;
 use datapath_common::{Be16, Be32, FlowKey, Vlan, extract};
 use dpif::{Action, Dpif as _, FlowPut, KeyAttr, OdpPort, PutMode, SetAction, Ufid, UpcallBatch};
-use rig::{Arrival, Rig, SHOT};
+use rig::{Arrival, Rig, SHOT, XDP_DROP, XDP_REDIRECT};
 use testkit::report::{Relation, Results};
 
 /// Samples of each measurement.
@@ -39,6 +39,7 @@ fn main() {
     }
     let mut results = Results::default();
     Rig::with("bench", |rig| {
+        rig.enable_xdp();
         results.note(calm_down());
         measure(rig, &mut results);
     });
@@ -46,7 +47,10 @@ fn main() {
     results
         .goal("tc-one-mask-ns", "tc-one-mask", Relation::AtMost, 90.0)
         .goal("tc-32-masks-warm-ns", "tc-32-masks-warm", Relation::AtMost, 110.0)
-        .goal("tc-one-more-mask-ns", "tc-one-more-mask", Relation::AtMost, 25.0);
+        .goal("tc-one-more-mask-ns", "tc-one-more-mask", Relation::AtMost, 25.0)
+        .goal("tc-nat-ns", "tc-nat", Relation::AtMost, 80.0)
+        .goal("tc-recirc-3-ns", "tc-recirc-3", Relation::AtMost, 160.0)
+        .goal("xdp-one-mask-ns", "xdp-one-mask", Relation::AtMost, 55.0);
     results.print();
 }
 
@@ -65,26 +69,29 @@ enum Kind {
     Plain,
     /// Runs in small batches, between which the upcalls are consumed.
     Upcalls,
+    /// Runs in the XDP hook.
+    Xdp,
 }
 
 fn measure(rig: &mut Rig, results: &mut Results) {
     let cases = cases();
-    let empty = EmptyProgram::load();
+    let (empty, empty_xdp) = (EmptyProgram::load(SCHED_CLS, SHOT), EmptyProgram::load(XDP, XDP_DROP));
     let mut samples: Vec<Vec<f64>> = cases.iter().map(|_| Vec::new()).collect();
-    let mut empties = Vec::new();
+    let (mut empties, mut empties_xdp) = (Vec::new(), Vec::new());
     for round in 0..=SAMPLES {
         eprintln!("round {round} of {SAMPLES}{}", if round == 0 { " (warming up)" } else { "" });
-        let base = empty.run(&cases[0].arrival);
+        let (base, base_xdp) = (empty.run(&cases[0].arrival), empty_xdp.run(&cases[0].arrival));
         let mut taken = Vec::new();
         for case in &cases {
             rig.dpif.flow_flush().expect("to flush");
             for flow in &case.flows {
                 rig.dpif.flow_put(flow).unwrap_or_else(|error| panic!("{}: {error}", case.id));
             }
-            taken.push(sample(rig, case) - base);
+            taken.push(sample(rig, case) - if case.kind == Kind::Xdp { base_xdp } else { base });
         }
         if round > 0 {
             empties.push(base);
+            empties_xdp.push(base_xdp);
             samples.iter_mut().zip(taken).for_each(|(samples, sample)| samples.push(sample));
         }
     }
@@ -101,7 +108,10 @@ fn measure(rig: &mut Rig, results: &mut Results) {
     let slope = slopes.0.iter().zip(&slopes.1).map(|(few, many)| (many - few) / (MANY_MASKS - FEW_MASKS) as f64);
     results.row("tc-one-more-mask", "ns", slope);
     results.row("empty-program", "ns", empties);
-    results.note("ns per packet less the empty TC program's of the same round (row empty-program)");
+    results.row("empty-xdp-program", "ns", empties_xdp);
+    results.note(
+        "ns per packet less the empty program's of the hook in the same round (rows empty-program, empty-xdp-program)",
+    );
     results.note(format!(
         "{SAMPLES} samples of {RUNS} runs each; output is a redirect, whose sending is not part of a test run"
     ));
@@ -115,13 +125,16 @@ fn measure(rig: &mut Rig, results: &mut Results) {
 fn sample(rig: &mut Rig, case: &Case) -> f64 {
     rig.dpif.handlers_set(u32::from(case.kind == Kind::Upcalls)).expect("to set the handlers");
     let check = |rig: &mut Rig, repeat| {
-        let ran = rig.run(&case.arrival, repeat);
+        let ran = match case.kind {
+            Kind::Xdp => rig.run_xdp(&case.arrival, repeat),
+            Kind::Plain | Kind::Upcalls => rig.run(&case.arrival, repeat),
+        };
         assert_eq!(ran.verdict, case.verdict, "{}", case.id);
         ran.ns as f64
     };
     // Caches are warm, and what was measured is what was meant.
     check(rig, 1000.min(UPCALLS));
-    if case.kind == Kind::Plain {
+    if case.kind != Kind::Upcalls {
         return check(rig, RUNS);
     }
     let mut batch = UpcallBatch::default();
@@ -147,12 +160,22 @@ fn cases() -> Vec<Case> {
         verdict: rig::REDIRECT,
         kind: Kind::Plain,
     };
+    let xdp =
+        |id, flows, arrival: &Arrival| Case { verdict: XDP_REDIRECT, kind: Kind::Xdp, ..plain(id, flows, arrival) };
     let mut cases = vec![plain("tc-one-mask", with_masks(&udp, 1, true), &udp)];
-    for (id, n) in
-        [("tc-2-masks-warm", 2), ("tc-8-masks-warm", 8), ("tc-32-masks-warm", 32), ("tc-128-masks-warm", 128)]
-    {
+    cases.push(xdp("xdp-one-mask", with_masks(&udp, 1, true), &udp));
+    for (id, n) in [
+        ("tc-2-masks-warm", 2),
+        ("tc-8-masks-warm", 8),
+        ("tc-32-masks-warm", 32),
+        ("tc-128-masks-warm", 128),
+        ("tc-200-masks-warm", 200),
+    ] {
         cases.push(plain(id, with_masks(&udp, n, true), &udp));
     }
+    cases.push(xdp("xdp-200-masks-warm", with_masks(&udp, 200, true), &udp));
+    cases.push(xdp("xdp-nat", nat(), &tcp()));
+    cases.push(xdp("xdp-recirc-3", recirculations(&udp), &udp));
     for (id, n) in [("miss-few-masks", FEW_MASKS), ("miss-many-masks", MANY_MASKS)] {
         cases.push(Case { verdict: SHOT, ..plain(id, with_masks(&udp, n, false), &udp) });
     }
@@ -307,18 +330,20 @@ fn ipv4(proto: u8, segment: &[u8]) -> Vec<u8> {
 /// What the verifier makes of the programs.
 fn verifier(results: &mut Results) {
     let object = std::fs::read(testkit::workspace_root().join("target/bpf/tc.o")).expect("the object");
-    for program in ["sluice_tc", "sluice_execute"] {
+    for program in ["sluice_tc", "sluice_execute", "sluice_xdp"] {
         let (mut counts, mut times) = (Vec::new(), Vec::new());
         for _ in 0..5 {
             let mut loader = EbpfLoader::new();
             let mut loaded =
                 loader.verifier_log_level(VerifierLogLevel::DISABLE).load(&object).expect("the object's maps");
-            let classifier: &mut SchedClassifier =
-                loaded.program_mut(program).expect("the program").try_into().expect("a classifier");
             let start = Instant::now();
-            classifier.load().unwrap_or_else(|error| panic!("{program}: {error}"));
+            let info = match loaded.program_mut(program).expect("the program") {
+                Program::SchedClassifier(classifier) => classifier.load().and_then(|()| classifier.info()),
+                Program::Xdp(xdp) => xdp.load().and_then(|()| xdp.info()),
+                other => panic!("{program} is {other:?}"),
+            };
             times.push(start.elapsed().as_secs_f64() * 1e3);
-            let info = classifier.info().expect("its description");
+            let info = info.unwrap_or_else(|error| panic!("{program}: {error}"));
             counts.extend(info.verified_instruction_count().map(f64::from));
         }
         let name = program.trim_start_matches("sluice_");
@@ -342,11 +367,17 @@ fn calm_down() -> String {
     }
 }
 
-/// `return TC_ACT_SHOT`, what every measurement is compared with.
-struct EmptyProgram(OwnedFd);
+const SCHED_CLS: u32 = 3;
+const XDP: u32 = 6;
+
+/// `return VERDICT`, what every measurement is compared with.
+struct EmptyProgram {
+    program: OwnedFd,
+    verdict: u32,
+}
 
 impl EmptyProgram {
-    fn load() -> Self {
+    fn load(program_type: u32, verdict: u32) -> Self {
         /// The first words of the part of `union bpf_attr` that loads programs.
         #[repr(C)]
         #[derive(Default)]
@@ -357,16 +388,11 @@ impl EmptyProgram {
             license: u64,
         }
         const BPF_PROG_LOAD: libc::c_int = 5;
-        const SCHED_CLS: u32 = 3;
-        // r0 = 2; exit
-        let program: [u64; 2] = [0xb7 | u64::from(SHOT) << 32, 0x95];
-        let load = Load {
-            program_type: SCHED_CLS,
-            count: 2,
-            instructions: program.as_ptr() as u64,
-            license: c"GPL".as_ptr() as u64,
-        };
-        Self(bpf(BPF_PROG_LOAD, &load).expect("to load the empty program"))
+        // r0 = VERDICT; exit
+        let program: [u64; 2] = [0xb7 | u64::from(verdict) << 32, 0x95];
+        let load =
+            Load { program_type, count: 2, instructions: program.as_ptr() as u64, license: c"GPL".as_ptr() as u64 };
+        Self { program: bpf(BPF_PROG_LOAD, &load).expect("to load the empty program"), verdict }
     }
 
     /// Nanoseconds of a run.
@@ -389,20 +415,21 @@ impl EmptyProgram {
             ctx_out: u64,
         }
         const BPF_PROG_TEST_RUN: libc::c_long = 10;
-        let context = rig::context(arrival);
+        // What an XDP program gets beside the frame the kernel makes up by itself.
+        let context = if self.verdict == SHOT { rig::context(arrival).to_vec() } else { Vec::new() };
         let mut test = Test {
-            program: self.0.as_raw_fd() as u32,
+            program: self.program.as_raw_fd() as u32,
             data_size_in: arrival.bytes.len() as u32,
             data_in: arrival.bytes.as_ptr() as u64,
             repeat: RUNS,
             ctx_size_in: context.len() as u32,
-            ctx_in: context.as_ptr() as u64,
+            ctx_in: if context.is_empty() { 0 } else { context.as_ptr() as u64 },
             ..Test::default()
         };
         // SAFETY: the kernel reads and writes the live `test`, and reads the buffers that it names with their lengths.
         let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut test, size_of::<Test>()) };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-        assert_eq!(test.returned, SHOT);
+        assert_eq!(test.returned, self.verdict);
         test.duration.into()
     }
 }

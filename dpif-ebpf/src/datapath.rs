@@ -9,7 +9,7 @@ use datapath_common::op::DropReason;
 use dpif::program::compile;
 use dpif::{
     DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent,
-    PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch, UpcallStats,
+    PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch, UpcallStats, XdpMode, XdpState,
 };
 use parking_lot::Mutex;
 
@@ -175,6 +175,14 @@ impl Dpif for EbpfDpif {
 
     fn port_stats(&self, port: OdpPort) -> Result<PortStats> {
         self.ports.stats(port)
+    }
+
+    fn port_set_xdp(&self, port: OdpPort, mode: XdpMode) -> Result<XdpState> {
+        self.ports.set_xdp(port, mode)
+    }
+
+    fn port_xdp(&self, port: OdpPort) -> Result<XdpState> {
+        self.ports.xdp(port)
     }
 
     fn port_events(&self) -> Vec<PortEvent> {

@@ -5,7 +5,8 @@
 //! * **maps**, pinned, most of them memory-mapped (`pins`, `maps`, `mmap`): the datapath outlives the process, and reading a
 //!   counter or writing a flow's slot is a memory access;
 //! * **flows** (`slots`, `masks`, `flows`, `grace`): written whole, published by one word, reused after a grace period;
-//! * **ports** (`ports`, `rtnl`): an entry program on the ingress of each device, and a record of what to undo;
+//! * **ports** (`ports`, `rtnl`, `xdp_features`): an entry program on the ingress of each device, another in its XDP hook where that
+//!   loses nothing, and a record of what to undo;
 //! * **upcalls** (`upcalls`): a ring per handler;
 //! * **execution** (`execute`): a TAP device whose receive path runs the program.
 //!
@@ -40,6 +41,7 @@ mod sys;
 mod table;
 mod transmit;
 mod upcalls;
+mod xdp_features;
 
 pub use datapath::EbpfDpif;
 pub use options::{Attach, Options};

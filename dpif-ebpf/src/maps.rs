@@ -9,12 +9,13 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use aya::maps::{Map, MapData, RingBuf};
-use aya::programs::SchedClassifier;
+use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod, VerifierLogLevel};
 use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_RINGBUF};
 use datapath_common::maps::{
     Control, Credit, DpStats, EXECUTE_SLOTS, LAYOUT_VERSION, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_PORTS,
-    PORT_CREDIT, PORT_CREDIT_BYTES, PROGRAM_EXECUTE, PROGRAM_TC, PortEntry, PortRecord, PortStats, RING_BYTES, name,
+    PORT_CREDIT, PORT_CREDIT_BYTES, PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_XDP, PortEntry, PortRecord, PortStats,
+    RING_BYTES, name,
 };
 use datapath_common::op::DropReason;
 use datapath_common::table::bucket_count;
@@ -33,7 +34,7 @@ use crate::table::LookupTable;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Maps that the datapath's object defines and that are pinned. The working memory of the CPUs is not: it is the programs' own.
-const PINNED: [&str; 12] = [
+const PINNED: [&str; 13] = [
     name::CONTROL,
     name::SEEDS,
     name::PORTS,
@@ -45,8 +46,11 @@ const PINNED: [&str; 12] = [
     name::FLOWS,
     name::RINGS,
     name::CREDITS,
+    name::DEVICES,
     name::PORT_RECORDS,
 ];
+/// Maps that the port entries' object defines, the last of them together with the datapath's.
+const ENTRIES: [&str; 3] = [name::PROGRAMS, name::XDP_PROGRAMS, name::XDP_PORT];
 
 /// The maps of a datapath.
 pub(crate) struct Maps {
@@ -73,7 +77,10 @@ pub(crate) struct Maps {
     ports: OwnedFd,
     /// What `ports` says, by port: the device's index in the upper half, its MTU in the lower one.
     devices: Box<[AtomicU64]>,
+    redirects: OwnedFd,
     rings: OwnedFd,
+    /// Why the program of the XDP hook is not there, if it isn't.
+    pub(crate) no_xdp: Option<String>,
     /// Slots of the datapath.
     pub(crate) n_slots: usize,
     /// Lanes of statistics.
@@ -98,12 +105,19 @@ impl Maps {
         if !shape.adopted {
             fill_seeds(pins)?;
         }
-        let maps = Self::map(pins, &shape)?;
-        let array = program_array(pins, options)?;
+        let mut maps = Self::map(pins, &shape)?;
+        // It is the port entries' object that defines the arrays of programs.
+        crate::ports::entry::load_object(pins, options.objects.as_deref(), 0)?;
+        let array = pins.get(name::PROGRAMS)?;
         for (index, program) in [(PROGRAM_TC, "sluice_tc"), (PROGRAM_EXECUTE, "sluice_execute")] {
             let fd = load_program(&mut programs, program)?;
             bpf::map_update(array.as_fd(), &index, &fd, 0)
                 .map_err(|error| io_error(format!("can't put {program} into {}", name::PROGRAMS), error))?;
+        }
+        // All that the XDP hook does the TC hook does too: a kernel that refuses it has a datapath all the same.
+        if let Err(error) = install_xdp(pins, &mut programs) {
+            tracing::warn!("{}: no port can use the XDP hook: {error}", pins.name());
+            maps.no_xdp = Some(error.to_string());
         }
         if !shape.adopted {
             maps.complete(pins.name());
@@ -129,6 +143,8 @@ impl Maps {
             flows: LookupTable::new(mapping(pins, name::FLOWS, bucket_count(shape.n_slots))?),
             ports: pins.get(name::PORTS)?,
             devices: (0..MAX_PORTS).map(|_| AtomicU64::new(0)).collect(),
+            redirects: pins.get(name::DEVICES)?,
+            no_xdp: None,
             rings: pins.get(name::RINGS)?,
             n_slots: shape.n_slots,
             lanes: shape.lanes,
@@ -221,6 +237,14 @@ impl Maps {
         }
     }
 
+    /// Sets the device that takes frames of the XDP hook for a port; 0: none does. In the namespace of the device.
+    pub(crate) fn set_device(&self, port: u32, ifindex: u32) -> Result<()> {
+        // The device, and no program to run there.
+        let value = [ifindex, if ifindex == 0 { 0 } else { u32::MAX }];
+        bpf::map_update(self.redirects.as_fd(), &port, &value, 0)
+            .map_err(|error| io_error(format!("can't write port {port} to {}", name::DEVICES), error))
+    }
+
     /// The ring of a handler, made if it isn't there yet.
     pub(crate) fn ring(&self, pins: &Pins, handler: u32) -> Result<RingBuf<MapData>> {
         let pin = format!("ring{handler}");
@@ -271,7 +295,7 @@ fn possible_cpus() -> usize {
 
 /// The datapath that is pinned, if it is complete.
 pub(crate) fn find(pins: &Pins) -> Result<Option<Shape>> {
-    if PINNED.iter().chain(&[name::PROGRAMS]).any(|map| !pins.path(map).exists()) {
+    if PINNED.iter().chain(&ENTRIES).any(|map| !pins.path(map).exists()) {
         return Ok(None);
     }
     let control: Mapping<Control> = mapping(pins, name::CONTROL, 1)?;
@@ -342,7 +366,8 @@ fn load_datapath(pins: &Pins, options: &Options, shape: &Shape) -> Result<Ebpf> 
         .map_max_entries(name::FLOW_STATS, n_slots * lanes)
         .map_max_entries(name::PORT_STATS, MAX_PORTS as u32 * (lanes + 1))
         .map_max_entries(name::FLOW_CACHE, lanes)
-        .map_max_entries(name::DP_STATS, lanes + 1);
+        .map_max_entries(name::DP_STATS, lanes + 1)
+        .map_pin_path(name::XDP_PORT, pins.path(name::XDP_PORT));
     for map in PINNED.into_iter().filter(|map| *map != name::PORT_RECORDS) {
         loader.map_pin_path(map, pins.path(map));
     }
@@ -362,8 +387,17 @@ fn load_program(object: &mut Ebpf, program: &str) -> Result<u32> {
     Ok(fd.as_fd().as_raw_fd() as u32)
 }
 
-/// The array of the datapath's programs. It is the port entries' object that defines it.
-fn program_array(pins: &Pins, options: &Options) -> Result<OwnedFd> {
-    crate::ports::entry::load_object(pins, options.objects.as_deref(), 0)?;
-    pins.get(name::PROGRAMS)
+/// Loads the program of the XDP hook, and puts it where the port entries call it.
+fn install_xdp(pins: &Pins, object: &mut Ebpf) -> Result<()> {
+    let what = "can't load eBPF program sluice_xdp";
+    let program: &mut Xdp = object
+        .program_mut("sluice_xdp")
+        .ok_or_else(|| DpifError::Kernel(format!("{what}: the object has none of this name")))?
+        .try_into()
+        .map_err(|error| program_error(what, error))?;
+    program.load().map_err(|error| program_error(what, error))?;
+    let fd = program.fd().map_err(|error| program_error(what, error))?;
+    let array = pins.get(name::XDP_PROGRAMS)?;
+    bpf::map_update(array.as_fd(), &PROGRAM_XDP, &(fd.as_fd().as_raw_fd() as u32), 0)
+        .map_err(|error| io_error(format!("can't put sluice_xdp into {}", name::XDP_PROGRAMS), error))
 }

@@ -38,6 +38,16 @@ pub(crate) struct Pins {
     _lock: Flock<File>,
 }
 
+/// Where a link attaches a port's program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Hook {
+    Tcx,
+    Xdp,
+}
+
+/// How the names of links in the XDP hook end.
+const XDP: &str = "-xdp";
+
 impl Pins {
     /// Opens, or begins, the pins of datapath `name` below `bpffs`, where a BPF file system is mounted if there is none.
     pub(crate) fn open(bpffs: &Path, name: &str) -> Result<Self> {
@@ -75,14 +85,14 @@ impl Pins {
     }
 
     /// Pins a link as that of port `port`.
-    pub(crate) fn pin_link(&self, port: u32, link: &OwnedFd) -> Result<()> {
-        let path = self.link_path(port);
+    pub(crate) fn pin_link(&self, port: u32, hook: Hook, link: &OwnedFd) -> Result<()> {
+        let path = self.link_path(port, hook);
         bpf::pin(link.as_fd(), &path).map_err(|error| io_error(format!("can't pin {}", path.display()), error))
     }
 
     /// The link of a port; `None` if there is none.
-    pub(crate) fn link(&self, port: u32) -> Result<Option<OwnedFd>> {
-        let path = self.link_path(port);
+    pub(crate) fn link(&self, port: u32, hook: Hook) -> Result<Option<OwnedFd>> {
+        let path = self.link_path(port, hook);
         match bpf::open_pin(&path) {
             Ok(link) => Ok(Some(link)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -91,16 +101,20 @@ impl Pins {
     }
 
     /// Detaches the link of a port and forgets it. Nothing if there is none.
-    pub(crate) fn remove_link(&self, port: u32) -> Result<()> {
-        let path = self.link_path(port);
+    pub(crate) fn remove_link(&self, port: u32, hook: Hook) -> Result<()> {
+        let path = self.link_path(port, hook);
         detach_and_unlink(&path).map_err(|error| io_error(format!("can't detach {}", path.display()), error))
     }
 
-    /// Ports that have a link.
-    pub(crate) fn links(&self) -> Result<Vec<u32>> {
+    /// Ports that have a link, and in which hook.
+    pub(crate) fn links(&self) -> Result<Vec<(u32, Hook)>> {
         let folder = self.folder.join(LINKS);
         let entries = fs::read_dir(&folder).map_err(|e| io_error(format!("can't read {}", folder.display()), e))?;
-        Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+        let parse = |name: &str| match name.strip_suffix(XDP) {
+            Some(port) => Some((port.parse().ok()?, Hook::Xdp)),
+            None => Some((name.parse().ok()?, Hook::Tcx)),
+        };
+        Ok(entries.flatten().filter_map(|entry| parse(entry.file_name().to_str()?)).collect())
     }
 
     /// Removes all objects; the folder stays, for a datapath that is made anew.
@@ -119,8 +133,9 @@ impl Pins {
         Ok(())
     }
 
-    fn link_path(&self, port: u32) -> PathBuf {
-        self.folder.join(LINKS).join(port.to_string())
+    fn link_path(&self, port: u32, hook: Hook) -> PathBuf {
+        let suffix = if hook == Hook::Xdp { XDP } else { "" };
+        self.folder.join(LINKS).join(format!("{port}{suffix}"))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use aya::programs::SchedClassifier;
+use aya::programs::Program;
 use aya::{EbpfLoader, VerifierLogLevel};
 use testkit::workspace_root;
 
@@ -15,7 +15,7 @@ fn the_programs_stay_within_the_verifiers_budget() {
     testkit::require_root_and_bpf!("the_programs_stay_within_the_verifiers_budget");
     let object = std::fs::read(workspace_root().join("target/bpf/tc.o")).expect("the object");
     let cpus = aya::util::nr_cpus().map_or(1, |n| n as u32);
-    for program in ["sluice_tc", "sluice_execute"] {
+    for program in ["sluice_tc", "sluice_execute", "sluice_xdp"] {
         for (lanes, shared) in [(cpus.min(16), 0u32), (16, 1)] {
             let mut loaded = EbpfLoader::new()
                 .verifier_log_level(VerifierLogLevel::DISABLE)
@@ -23,12 +23,14 @@ fn the_programs_stay_within_the_verifiers_budget() {
                 .override_global("SHARED_LANES", &shared, true)
                 .load(&object)
                 .expect("the object's maps");
-            let classifier: &mut SchedClassifier =
-                loaded.program_mut(program).expect("the program").try_into().expect("a classifier");
             let start = Instant::now();
-            classifier.load().unwrap_or_else(|error| panic!("{program}: {error}"));
+            let info = match loaded.program_mut(program).expect("the program") {
+                Program::SchedClassifier(classifier) => classifier.load().and_then(|()| classifier.info()),
+                Program::Xdp(xdp) => xdp.load().and_then(|()| xdp.info()),
+                other => panic!("{program} is {other:?}"),
+            };
             let took = start.elapsed();
-            let count = classifier.info().expect("its description").verified_instruction_count();
+            let count = info.unwrap_or_else(|error| panic!("{program}: {error}")).verified_instruction_count();
             let count = count.expect("the number of verified instructions");
             println!("{program}, {lanes} lanes, shared {shared}: {count} instructions verified, loaded in {took:.0?}");
             assert!(count <= BUDGET, "{program} costs the verifier {count} instructions, more than {BUDGET}");

@@ -13,7 +13,7 @@ use crate::features::Features;
 use crate::flow::{DatapathFlow, FlowPut, FlowStats, Ufid};
 use crate::meter::{MeterConfig, MeterFeatures, MeterStats};
 use crate::packet::Packet;
-use crate::port::{OdpPort, PortEvent, PortInfo, PortSpec, PortStats};
+use crate::port::{OdpPort, PortEvent, PortInfo, PortSpec, PortStats, XdpMode, XdpState};
 use crate::upcall::UpcallBatch;
 
 /// Counters of a datapath.
@@ -144,6 +144,20 @@ pub trait Dpif: Send + Sync {
     }
     /// Statistics of a port.
     fn port_stats(&self, port: OdpPort) -> Result<PortStats>;
+    /// Chooses whether the port's frames are met in the XDP hook, and says what came of it. A mode that is asked for by name
+    /// and can't be had is an error, and leaves the port without the hook.
+    fn port_set_xdp(&self, port: OdpPort, mode: XdpMode) -> Result<XdpState> {
+        let _ = port;
+        match mode {
+            XdpMode::Auto | XdpMode::Off => Ok(XdpState::Off("the datapath has no XDP hook".into())),
+            mode => Err(DpifError::Unsupported(format!("XDP mode {mode}"), self.name().into())),
+        }
+    }
+    /// What meets the port's frames first.
+    fn port_xdp(&self, port: OdpPort) -> Result<XdpState> {
+        let _ = port;
+        Ok(XdpState::Off("the datapath has no XDP hook".into()))
+    }
     /// What happened to the devices since the last call. Doesn't block.
     fn port_events(&self) -> Vec<PortEvent>;
 

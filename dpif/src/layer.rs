@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::ct::{CtEntry, CtLimits};
 use crate::{
     DatapathFlow, DpStats, Dpif, DpifOp, Execute, Features, FlowPut, FlowStats, MeterConfig, MeterFeatures, MeterStats,
-    OdpPort, PortEvent, PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch,
+    OdpPort, PortEvent, PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch, XdpMode, XdpState,
 };
 
 /// Writes the methods of [`Dpif`] down once: for the trait with its defaults, and for whoever implements it.
@@ -48,6 +48,8 @@ layer! {
     fn port_by_name(&self, name: &str) -> Result<Option<PortInfo>>;
     fn own_port(&self) -> Option<OdpPort>;
     fn port_stats(&self, port: OdpPort) -> Result<PortStats>;
+    fn port_set_xdp(&self, port: OdpPort, mode: XdpMode) -> Result<XdpState>;
+    fn port_xdp(&self, port: OdpPort) -> Result<XdpState>;
     fn port_events(&self) -> Vec<PortEvent>;
     fn flow_put(&self, put: &FlowPut) -> Result<()>;
     fn flow_get(&self, ufid: Ufid) -> Result<DatapathFlow>;

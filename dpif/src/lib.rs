@@ -37,7 +37,7 @@ pub use interface::{DpStats, Dpif, DpifOp, Execute, SlotStats, UpcallStats};
 pub use meter::{BandStats, MeterBand, MeterConfig, MeterFeatures, MeterStats, MeterUnit};
 pub use observed::Observed;
 pub use packet::Packet;
-pub use port::{OdpPort, PortEvent, PortInfo, PortKind, PortSpec, PortStats};
+pub use port::{OdpPort, PortEvent, PortInfo, PortKind, PortSpec, PortStats, XdpMode, XdpState};
 pub use upcall::{Upcall, UpcallBatch, UpcallKind};
 
 /// The result of a datapath operation.

@@ -63,6 +63,64 @@ pub struct PortInfo {
     pub error: Option<String>,
 }
 
+/// Whether a port's frames are met in the XDP hook, before the kernel makes a buffer of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub enum XdpMode {
+    /// By the driver where nothing is lost by it: never at virtual devices, which leave checksums and tags beside the frame.
+    #[default]
+    Auto,
+    /// By the driver, or not at all.
+    Native,
+    /// By the kernel's generic hook, whatever the driver.
+    Generic,
+    /// Not.
+    Off,
+}
+
+impl XdpMode {
+    /// All modes with the names under which they are set and shown.
+    pub const ALL: [(Self, &'static str); 4] =
+        [(Self::Auto, "auto"), (Self::Native, "native"), (Self::Generic, "generic"), (Self::Off, "off")];
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::ALL.iter().find(|(mode, _)| mode == self).map_or("off", |(_, name)| name);
+        f.write_str(name)
+    }
+}
+
+impl core::str::FromStr for XdpMode {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.iter().find(|(_, name)| *name == text);
+        found
+            .map(|(mode, _)| *mode)
+            .ok_or_else(|| format!("{text:?} is no XDP mode: auto, native, generic and off are"))
+    }
+}
+
+/// What has become of a port's [`XdpMode`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum XdpState {
+    /// The driver runs the program.
+    Native,
+    /// The generic hook runs it.
+    Generic,
+    /// Nothing does, and why.
+    Off(String),
+}
+
+impl fmt::Display for XdpState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Native => f.write_str("native"),
+            Self::Generic => f.write_str("generic"),
+            Self::Off(why) => write!(f, "off ({why})"),
+        }
+    }
+}
+
 pub use datapath_common::maps::PortStats;
 
 /// Something that happened to a port's device.

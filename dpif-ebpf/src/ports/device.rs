@@ -6,7 +6,7 @@
 
 use std::io;
 
-use datapath_common::maps::{PortRecord, SAVED_CLSACT, SAVED_LRO, SAVED_PROMISC};
+use datapath_common::maps::{PortRecord, SAVED_CLSACT, SAVED_LRO, SAVED_PROMISC, SAVED_RXVLAN};
 use dpif::{DpifError, Result};
 
 use crate::kernel::io_error;
@@ -39,7 +39,7 @@ pub(super) fn find(name: &str) -> Result<Link> {
 /// What taking over will change: `SAVED_*`.
 pub(super) fn to_change(link: &Link) -> u32 {
     let promiscuous = link.flags & libc::IFF_PROMISC as u32 != 0;
-    let lro = device::lro(&link.name).unwrap_or_else(|error| {
+    let lro = device::flag(&link.name, device::FLAG_LRO).unwrap_or_else(|error| {
         tracing::debug!("{}: can't tell whether large receive offload is on: {error}", link.name);
         false
     });
@@ -53,7 +53,7 @@ pub(super) fn take_over(link: &Link, changes: u32) -> Result<()> {
             .map_err(|error| io_error(format!("can't make {} promiscuous", link.name), error))?;
     }
     if changes & SAVED_LRO != 0 {
-        device::set_lro(&link.name, false)
+        device::set_flag(&link.name, device::FLAG_LRO, false)
             .map_err(|error| io_error(format!("can't switch off large receive offload of {}", link.name), error))?;
     }
     Ok(())
@@ -75,6 +75,9 @@ pub(super) fn give_back(record: &PortRecord) {
         }
     };
     undo(SAVED_PROMISC, "end promiscuous mode", &|| rtnl::set_promiscuous(link.index, false));
-    undo(SAVED_LRO, "switch large receive offload on again", &|| device::set_lro(&link.name, true));
+    undo(SAVED_LRO, "switch large receive offload on again", &|| device::set_flag(&link.name, device::FLAG_LRO, true));
+    undo(SAVED_RXVLAN, "switch receive VLAN offload on again", &|| {
+        device::set_flag(&link.name, device::FLAG_RXVLAN, true)
+    });
     undo(SAVED_CLSACT, "remove the clsact qdisc", &|| entry::remove_clsact(link.index));
 }

@@ -8,7 +8,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::programs::tc::{NlOptions, TcAttachOptions, TcError, TcHandle};
-use aya::programs::{ProgramError, SchedClassifier, TcAttachType, tc};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, tc};
 use aya::{Ebpf, EbpfLoader};
 use datapath_common::maps::name;
 use dpif::{DpifError, Result};
@@ -21,6 +21,8 @@ use crate::sys::bpf;
 
 /// Name of a port's entry program, by which attachments are recognised.
 const PORT: &str = "sluice_port";
+/// Name of a port's entry in the XDP hook.
+const XDP: &str = "sluice_xdp_port";
 /// Name of the execute device's.
 const EXECUTE: &str = "sluice_execute_entry";
 /// What the kernel keeps of a program's name.
@@ -37,7 +39,7 @@ pub(crate) enum Attached {
 }
 
 impl Attached {
-    pub(crate) fn from_number(number: u32) -> Option<Self> {
+    pub(crate) fn from_number(number: u16) -> Option<Self> {
         match number {
             1 => Some(Self::Tcx),
             2 => Some(Self::Clsact),
@@ -52,6 +54,8 @@ pub(crate) fn load_object(pins: &Pins, objects: Option<&Path>, port: u32) -> Res
     EbpfLoader::new()
         .override_global("PORT_NO", &port, true)
         .map_pin_path(name::PROGRAMS, pins.path(name::PROGRAMS))
+        .map_pin_path(name::XDP_PROGRAMS, pins.path(name::XDP_PROGRAMS))
+        .map_pin_path(name::XDP_PORT, pins.path(name::XDP_PORT))
         .load(&bytes)
         .map_err(|error| load_error("can't load the eBPF object of the port entries", error))
 }
@@ -111,6 +115,27 @@ impl Entry {
         std::mem::forget(link);
         Ok(())
     }
+}
+
+/// Attaches the entry of a port to the XDP hook of its device. The outer error is ours, the inner one says why the device does
+/// not take it.
+pub(crate) fn attach_xdp(
+    pins: &Pins,
+    objects: Option<&Path>,
+    port: u32,
+    ifindex: u32,
+    native: bool,
+) -> Result<io::Result<std::os::fd::OwnedFd>> {
+    let what = format!("can't load eBPF program {XDP}");
+    let mut object = load_object(pins, objects, port)?;
+    let program: &mut Xdp = object
+        .program_mut(XDP)
+        .ok_or_else(|| DpifError::Kernel(format!("{what}: the object has none of this name")))?
+        .try_into()
+        .map_err(|error| program_error(&what, error))?;
+    program.load().map_err(|error| program_error(&what, error))?;
+    let fd = program.fd().map_err(|error| program_error(&what, error))?;
+    Ok(bpf::link_xdp(fd.as_fd(), ifindex, native))
 }
 
 /// Whether new attachments are tried by TCX first.

@@ -78,8 +78,9 @@ impl Ports {
         let changed = (port.mtu, port.mac) != (inside.mtu, host.mac);
         if changed {
             (port.mtu, port.mac) = (inside.mtu, host.mac);
-            self.set_entry(number, port).map_err(|error| format!("changed, and {error}"))?;
         }
+        // Whether it takes frames of the XDP hook may have changed too, and nothing else says so.
+        self.set_entry(number, port).map_err(|error| format!("changed, and {error}"))?;
         Ok(changed)
     }
 }

@@ -18,21 +18,22 @@ pub(crate) mod device;
 pub(crate) mod entry;
 pub(crate) mod events;
 mod internal;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use datapath_common::maps::{MAX_PORTS, PortEntry, PortRecord, PortState, SAVED_CLSACT};
-use dpif::{DpifError, OdpPort, PortEvent, PortInfo, PortKind, PortSpec, PortStats, Result};
+use datapath_common::maps::{MAX_PORTS, PORT_TAKES_XDP, PortEntry, PortRecord, PortState, SAVED_CLSACT};
+use dpif::{DpifError, OdpPort, PortEvent, PortInfo, PortKind, PortSpec, PortStats, Result, XdpMode, XdpState};
 use parking_lot::Mutex;
 
 use crate::kernel::io_error;
 use crate::maps::Maps;
 use crate::netns::Netns;
 use crate::options::Options;
-use crate::pins::Pins;
+use crate::pins::{Hook, Pins};
 use crate::rtnl::{self, Link};
 use crate::sys::bpf;
 use entry::{Attached, Entry};
@@ -67,6 +68,8 @@ struct Port {
     record: PortRecord,
     mtu: u32,
     mac: [u8; 6],
+    /// What meets its frames first.
+    xdp: XdpState,
     error: Option<String>,
 }
 
@@ -107,9 +110,9 @@ impl Ports {
                 }
             }
         }
-        for number in self.pins.links()? {
+        for (number, hook) in self.pins.links()? {
             if !state.ports.contains_key(&number) {
-                self.pins.remove_link(number)?;
+                self.pins.remove_link(number, hook)?;
             }
         }
         Ok(())
@@ -131,7 +134,7 @@ impl Ports {
         };
         let attached = match Attached::from_number(record.attach) {
             Some(Attached::Tcx) => {
-                let link = self.pins.link(number).map_err(|error| error.to_string())?;
+                let link = self.pins.link(number, Hook::Tcx).map_err(|error| error.to_string())?;
                 link.and_then(|link| bpf::link_info(link.as_fd()).ok()).is_some_and(|info| info.ifindex == inside.index)
             }
             Some(Attached::Clsact) => entry::is_attached_clsact(inside.index).map_err(|error| error.to_string())?,
@@ -141,7 +144,8 @@ impl Ports {
             return Err("its program is not attached".into());
         }
         let kind = if record.kind == INTERNAL { PortKind::Internal } else { PortKind::System };
-        Ok(Port { name, kind, record: *record, mtu: inside.mtu, mac: host.mac, error: None })
+        let xdp = self.adopted_xdp(number, record);
+        Ok(Port { name, kind, record: *record, mtu: inside.mtu, mac: host.mac, xdp, error: None })
     }
 
     /// Adds a port and says its number.
@@ -156,10 +160,11 @@ impl Ports {
                 }));
             }
             let number = number(state, spec.request)?;
-            let port = match spec.kind {
+            let mut port = match spec.kind {
                 PortKind::System => self.add_system(number, &spec.name, state)?,
                 PortKind::Internal => self.add_internal(number, &spec.name)?,
             };
+            port.xdp = self.choose_xdp(number, &mut port, XdpMode::Auto)?;
             state.ports.insert(number, port);
             state.next = if number + 1 < MAX_PORTS as u32 { number + 1 } else { FIRST };
             Ok(OdpPort(number))
@@ -210,17 +215,18 @@ impl Ports {
         self.clear_stats(number);
         let mut entry = Entry::of_port(&self.pins, self.options.objects.as_deref(), number)?;
         let kind = if record.kind == INTERNAL { PortKind::Internal } else { PortKind::System };
-        let mut port = Port { name: text(&record.name), kind, record: *record, mtu: link.mtu, mac, error: None };
+        let xdp = XdpState::Off("not attached yet".into());
+        let mut port = Port { name: text(&record.name), kind, record: *record, mtu: link.mtu, mac, xdp, error: None };
         self.set_entry(number, &port)?;
 
         let tcx =
             if entry::prefers_tcx(self.options.attach) { entry.attach_tcx(&link.name, link.index)? } else { None };
         if let Some(tcx) = tcx {
-            self.pins.pin_link(number, &tcx)?;
-            record.attach = Attached::Tcx as u32;
+            self.pins.pin_link(number, Hook::Tcx, &tcx)?;
+            record.attach = Attached::Tcx as u16;
         } else {
             // A filter has no owner: the record must name it before it is there.
-            record.attach = Attached::Clsact as u32;
+            record.attach = Attached::Clsact as u16;
             record.saved |= SAVED_CLSACT;
             self.write_record(number, record);
             if !entry::add_clsact(&link.name)? {
@@ -269,14 +275,16 @@ impl Ports {
     fn detach(&self, number: u32, record: &mut PortRecord) -> Result<()> {
         record.state = PortState::Removing as u32;
         self.write_record(number, record);
-        self.pins.remove_link(number)?;
-        if record.attach == Attached::Clsact as u32
+        self.pins.remove_link(number, Hook::Xdp)?;
+        self.pins.remove_link(number, Hook::Tcx)?;
+        if record.attach == Attached::Clsact as u16
             && self.is_here(record)
             && let Err(error) = entry::detach_clsact(record.ifindex)
         {
             return Err(io_error(format!("can't detach the datapath from {}", text(&record.name)), error));
         }
         self.maps.set_port(number, &PortEntry::default())?;
+        self.maps.set_device(number, 0)?;
         if record.kind == SYSTEM && self.is_here(record) {
             device::give_back(record);
         }
@@ -336,7 +344,11 @@ impl Ports {
     }
 
     fn set_entry(&self, number: u32, port: &Port) -> Result<()> {
-        self.maps.set_port(number, &PortEntry { ifindex: port.record.ifindex, mtu: port.mtu, ..PortEntry::default() })
+        let ifindex = port.record.ifindex;
+        // The device first: a frame that goes there must find it.
+        let takes = self.takes_xdp(number, ifindex, port);
+        let flags = if takes { PORT_TAKES_XDP } else { 0 };
+        self.maps.set_port(number, &PortEntry { ifindex, mtu: port.mtu, flags, ..PortEntry::default() })
     }
 
     fn new_record(&self, kind: u32, name: &str) -> PortRecord {
@@ -416,6 +428,7 @@ mod tests {
             record: PortRecord::default(),
             mtu: 0,
             mac: [0; 6],
+            xdp: XdpState::Native,
             error: None,
         };
         State { ports: numbers.iter().map(|n| (*n, port())).collect(), next, events: Vec::new() }

@@ -1,4 +1,4 @@
-//! bpf(2) where aya has no shared or no raw access: map elements through a shared reference, and TCX links by descriptor.
+//! bpf(2) where aya has no shared or no raw access: map elements through a shared reference, and links by descriptor.
 
 use std::ffi::CString;
 use std::io;
@@ -51,7 +51,20 @@ pub(crate) fn link_tcx(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<Owne
     call(bpf_cmd::BPF_LINK_CREATE, &mut attr).and_then(owned)
 }
 
-/// The program and the device of a TCX link. A device that is gone has index 0.
+/// Attaches a program to the XDP hook of a device: the driver's, or the generic one. As [`link_tcx`].
+pub(crate) fn link_xdp(program: BorrowedFd<'_>, ifindex: u32, native: bool) -> io::Result<OwnedFd> {
+    /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE`.
+    const GENERIC: u32 = 1 << 1;
+    const NATIVE: u32 = 1 << 2;
+    let mut attr = zeroed();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attr.link_create.__bindgen_anon_2.target_ifindex = ifindex;
+    attr.link_create.attach_type = bpf_attach_type::BPF_XDP as u32;
+    attr.link_create.flags = if native { NATIVE } else { GENERIC };
+    call(bpf_cmd::BPF_LINK_CREATE, &mut attr).and_then(owned)
+}
+
+/// The program and the device of a TCX or XDP link. A device that is gone has index 0.
 pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     // SAFETY: all-zero is a value of this plain C struct.
     let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
@@ -60,6 +73,7 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     attr.info.info_len = size_of_val(&info) as u32;
     attr.info.info = (&raw mut info) as u64;
     call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    // An XDP link has its device in the same place.
     // SAFETY: integers, written by the kernel or zero.
     let ifindex = unsafe { info.__bindgen_anon_1.tcx.ifindex };
     Ok(LinkInfo { program: info.prog_id, ifindex })

@@ -11,7 +11,10 @@ const TUNSETSTEERINGEBPF: libc::Ioctl = 0x8004_54e0;
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const ETHTOOL_GFLAGS: u32 = 0x25;
 const ETHTOOL_SFLAGS: u32 = 0x26;
-const ETH_FLAG_LRO: u32 = 1 << 15;
+/// `ETH_FLAG_LRO`: packets that arrive are joined.
+pub(crate) const FLAG_LRO: u32 = 1 << 15;
+/// `ETH_FLAG_RXVLAN`: the outer VLAN tag is taken off frames that arrive.
+pub(crate) const FLAG_RXVLAN: u32 = 1 << 8;
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// Opens one more queue of the multi-queue TAP device `name`, or the first one of a new device if `name` holds a `%d`.
@@ -39,19 +42,19 @@ pub(crate) fn set_tap_steering(queue: BorrowedFd<'_>, program: BorrowedFd<'_>) -
     check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETSTEERINGEBPF, &raw const program) }).map(drop)
 }
 
-/// Whether the device joins received packets (large receive offload). A device that can't say doesn't.
-pub(crate) fn lro(name: &str) -> io::Result<bool> {
+/// Whether a feature of the device is on. A device that can't say doesn't have it.
+pub(crate) fn flag(name: &str, flag: u32) -> io::Result<bool> {
     match ethtool(name, ETHTOOL_GFLAGS, 0) {
-        Ok(flags) => Ok(flags & ETH_FLAG_LRO != 0),
+        Ok(flags) => Ok(flags & flag != 0),
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Switches large receive offload.
-pub(crate) fn set_lro(name: &str, on: bool) -> io::Result<()> {
+/// Switches a feature.
+pub(crate) fn set_flag(name: &str, flag: u32, on: bool) -> io::Result<()> {
     let flags = ethtool(name, ETHTOOL_GFLAGS, 0)?;
-    let flags = if on { flags | ETH_FLAG_LRO } else { flags & !ETH_FLAG_LRO };
+    let flags = if on { flags | flag } else { flags & !flag };
     ethtool(name, ETHTOOL_SFLAGS, flags).map(drop)
 }
 

@@ -1,4 +1,5 @@
 //! One frame through both engines, and everything that they say about it compared.
+#![allow(dead_code)]
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use dpif::inproc::{Event, InprocDatapath, Options, Trace};
 use dpif::program::compile;
 use dpif::{Action, DpStats, Dpif, FlowKey, FlowPut, OdpPort, PortKind, PortSpec, Upcall, UpcallBatch};
 
-use super::rig::{Arrival, MTUS, REDIRECT, Rig, SHOT, is_tag, survives_the_wire};
+use super::rig::{Arrival, MTUS, REDIRECT, Rig, SHOT, XDP_DROP, XDP_PASS, XDP_REDIRECT, is_tag, survives_the_wire};
 use super::tables::entering;
 
 /// How long a frame that the program has cloned may take to the other end of a wire.
@@ -123,6 +124,34 @@ impl<'a> Pair<'a> {
             }
         }
         if said.0.is_empty() { Ok(trace) } else { Err(said.0) }
+    }
+
+    /// Runs the XDP hook on a frame as it comes off a wire, and compares: with nothing having happened where it passes the frame
+    /// on, else with all that the twin does. True: it finished the frame.
+    pub(crate) fn xdp_frame(&mut self, arrival: &Arrival) -> Result<bool, String> {
+        let arrival = Arrival { wire: true, priority: 0, mark: 0, gso_size: 0, ..arrival.clone() };
+        self.compared += 1;
+        let before = self.counters();
+        let ran = self.rig.run_xdp(&arrival, 1);
+        let (verdict, bytes) = (ran.verdict, ran.bytes.to_vec());
+        let mut said = Said::default();
+        if verdict == XDP_PASS {
+            said.note(if bytes == arrival.bytes { Ok(()) } else { Err(differ("passed on", &bytes, &arrival.bytes)) });
+            said.note(same("datapath statistics", &difference(&self.kernel_counters(), &before.0), &vec![]));
+        } else {
+            let trace = self.twin.process(OdpPort(arrival.port), entering(&arrival));
+            let outputs = trace.outputs();
+            said.note(match (verdict, outputs.as_slice()) {
+                (XDP_REDIRECT, [(_, sent)]) if *sent == bytes => Ok(()),
+                (XDP_REDIRECT, [(_, sent)]) => Err(differ("redirected", &bytes, sent)),
+                (XDP_DROP, []) => Ok(()),
+                (verdict, outputs) => Err(format!("verdict {verdict}, in-process {} outputs", outputs.len())),
+            });
+            let expected = difference(&self.twin_counters(), &before.1);
+            said.note(same("datapath statistics", &difference(&self.kernel_counters(), &before.0), &expected));
+            said.note(upcalls(&[], &trace.upcalls()));
+        }
+        if said.0.is_empty() { Ok(verdict != XDP_PASS) } else { Err(said.0) }
     }
 
     /// Sends a frame through both as if nobody looked: its upcalls wait for their handlers, as far as they may.

@@ -9,10 +9,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, loaded_programs};
+
+use aya::programs::{ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp, loaded_programs};
+use aya_obj::programs::XdpAttachType;
 use datapath_common::DigestSeeds;
 use datapath_common::maps::{LAYOUT_VERSION, name};
-use dpif::{Dpif as _, OdpPort, PortKind, PortSpec};
+use dpif::{Dpif as _, OdpPort, PortKind, PortSpec, XdpMode, XdpState};
 use dpif_ebpf::{EbpfDpif, Options};
 use testkit::{Netns, RawSocket, veth_pair};
 
@@ -20,6 +22,12 @@ use testkit::{Netns, RawSocket, veth_pair};
 pub(crate) const SHOT: u32 = 2;
 /// `TC_ACT_REDIRECT`.
 pub(crate) const REDIRECT: u32 = 7;
+/// `XDP_DROP`.
+pub(crate) const XDP_DROP: u32 = 1;
+/// `XDP_PASS`.
+pub(crate) const XDP_PASS: u32 = 2;
+/// `XDP_REDIRECT`.
+pub(crate) const XDP_REDIRECT: u32 = 4;
 /// The longest frame that the kernel takes for a test run: a page less headroom and `struct skb_shared_info`.
 pub(crate) const LONGEST: usize = 3400;
 
@@ -87,10 +95,12 @@ pub(crate) struct Rig {
     pub(crate) dpif: EbpfDpif,
     pub(crate) seeds: DigestSeeds,
     program: SchedClassifier,
+    /// The ports' entries in the XDP hook, once it is on.
+    xdp: Vec<Xdp>,
     sockets: Vec<RawSocket>,
     out: Box<[u8; 4096]>,
     pins: PathBuf,
-    _far: Netns,
+    far: Netns,
     // The last to go: its devices are ports until the datapath is destroyed.
     _netns: Netns,
 }
@@ -136,7 +146,7 @@ impl Rig {
         let seeds: Array<_, DigestSeeds> = Array::try_from(Map::Array(seeds)).expect("an array");
         let seeds = seeds.get(&0, 0).expect("the seeds");
         let out = Box::new([0; 4096]);
-        Self { dpif, seeds, program, sockets, out, pins, _far: far, _netns: netns }
+        Self { dpif, seeds, program, xdp: Vec::new(), sockets, out, pins, far, _netns: netns }
     }
 
     /// Runs the TC program on a frame `repeat` times (each run finds what the one before left).
@@ -148,6 +158,38 @@ impl Rig {
                 data_in: Some(&arrival.bytes),
                 data_out: Some(self.out.as_mut_slice()),
                 ctx_in: Some(&context),
+                repeat,
+                ..TestRunOptions::new()
+            })
+            .unwrap_or_else(|error| panic!("a test run of {} bytes: {error:?}", arrival.bytes.len()));
+        let len = run.data_size_out as usize;
+        Ran { verdict: run.return_value, bytes: &self.out[..len], ns: run.duration.as_nanos() as u64 }
+    }
+
+    /// Puts the XDP hook in front of every port, and has every port take frames from it.
+    pub(crate) fn enable_xdp(&mut self) {
+        for port in 1..=MTUS.len() as u32 {
+            self.far.exec(&format!("ethtool -K p{port} gro on")).expect("to switch GRO on");
+        }
+        for port in 1..=MTUS.len() as u32 {
+            let state = self.dpif.port_set_xdp(OdpPort(port), XdpMode::Native).expect("native XDP");
+            assert_eq!(state, XdpState::Native);
+        }
+        let map = MapData::from_pin(self.pins.join(name::XDP_PORT)).expect("the port of the hook");
+        let mut entries = programs_with_map("sluice_xdp_port", map.info().expect("its description").id());
+        entries.sort_by_key(ProgramInfo::id);
+        let xdp = |info| Xdp::from_program_info(info, "sluice_xdp_port".into(), XdpAttachType::Interface);
+        self.xdp = entries.into_iter().map(|info| xdp(info).expect("an XDP program")).collect();
+        assert_eq!(self.xdp.len(), MTUS.len());
+    }
+
+    /// Runs the XDP hook of the frame's port on it, `repeat` times.
+    pub(crate) fn run_xdp(&mut self, arrival: &Arrival, repeat: u32) -> Ran<'_> {
+        let entry = &self.xdp[arrival.port as usize - 1];
+        let run = entry
+            .test_run(TestRunOptions {
+                data_in: Some(&arrival.bytes),
+                data_out: Some(self.out.as_mut_slice()),
                 repeat,
                 ..TestRunOptions::new()
             })
@@ -202,12 +244,12 @@ pub(crate) fn context(arrival: &Arrival) -> [u8; 192] {
 }
 
 /// The loaded program of this name that uses the map with this id.
-fn program_with_map(name: &str, map: u32) -> SchedClassifier {
-    for info in loaded_programs().flatten() {
-        let uses = |info: &aya::programs::ProgramInfo| info.map_ids().ok().flatten().is_some_and(|m| m.contains(&map));
-        if info.name_as_str() == Some(name) && uses(&info) {
-            return SchedClassifier::from_program_info(info, Cow::Owned(name.into())).expect("a classifier");
-        }
-    }
-    panic!("{name} is not loaded");
+fn program_with_map(name: &'static str, map: u32) -> SchedClassifier {
+    let info = programs_with_map(name, map).pop().unwrap_or_else(|| panic!("{name} is not loaded"));
+    SchedClassifier::from_program_info(info, Cow::Borrowed(name)).expect("a classifier")
+}
+
+fn programs_with_map(name: &str, map: u32) -> Vec<ProgramInfo> {
+    let uses = |info: &ProgramInfo| info.map_ids().ok().flatten().is_some_and(|maps| maps.contains(&map));
+    loaded_programs().flatten().filter(|info| info.name_as_str() == Some(name) && uses(info)).collect()
 }

@@ -17,13 +17,14 @@ use testkit::tools;
 
 /// What runs in the machine: all that is about the module, and of the eBPF datapath's tests those that show that its programs are
 /// taken and work, because loading them takes an emulated machine long.
-const TESTS: [Test; 6] = [
+const TESTS: [Test; 7] = [
     Test { package: "dpif-netlink", test: "kernel", datapath: "netlink", only: &[] },
     Test { package: "vswitchd", test: "netlink", datapath: "netlink", only: &[] },
     Test { package: "vswitchd", test: "netlink_actions", datapath: "netlink", only: &[] },
     Test { package: "vswitchd", test: "forwarding", datapath: "netlink", only: &[] },
     Test { package: "vswitchd", test: "forwarding", datapath: "ebpf", only: &["hosts_on_a_bridge"] },
     Test { package: "dpif-ebpf", test: "actions_on_the_wire", datapath: "ebpf", only: &["a_hash_chooses"] },
+    Test { package: "dpif-ebpf", test: "xdp_ports", datapath: "ebpf", only: &["a_port_forwards"] },
 ];
 
 /// A program of tests.

@@ -1,0 +1,220 @@
+//! The XDP hook: frames that can be finished before the kernel makes a buffer of them.
+//!
+//! It takes a frame whose flows run straight through ([`datapath_common::straight`]) and end in one output, to a device that takes
+//! frames from here, or in a drop. All others go on to the TC hook of the same port as they came: no byte of them has been
+//! written, nothing counted, nothing sent up. So the whole chain of lookups is walked first; only then are the flows counted and
+//! the frame rewritten. Who finishes a frame counts it.
+
+use aya_ebpf::bindings::{xdp_action, xdp_md};
+use datapath_common::extract;
+use datapath_common::key::word;
+use datapath_common::maps::{MAX_LOOKUPS, MAX_PORTS, PORT_TAKES_XDP};
+use datapath_common::op::DropReason;
+use datapath_common::packet::PacketRead;
+use datapath_common::{Slot, straight};
+
+use crate::lookup::{in_cache, rehash, search};
+use crate::maps::{DEVICES, PORTS, SLOTS, Scratch, XDP_PORT, XDP_SCRATCH, XdpCpu};
+use crate::stats;
+use crate::xdp::Xdp;
+
+/// What a lookup says: the frame is not to be finished here,
+const NOT_HERE: i32 = 0;
+/// it is to be looked up again,
+const AGAIN: i32 = 1;
+/// or its last flow has slot `s.slot`.
+const LAST: i32 = 2;
+
+/// Shorter frames go on: of those the kernel drops some (a tag that is cut off) before the TC hook.
+const SHORTEST: u32 = 20;
+
+/// A frame that arrived at the port that [`XDP_PORT`] names.
+#[inline(always)]
+pub fn receive(xdp: *mut xdp_md) -> u32 {
+    let (Some(x), Some(port)) = (XDP_SCRATCH.get_ptr_mut(0), XDP_PORT.get_ptr(0)) else { return xdp_action::XDP_PASS };
+    // SAFETY: elements of this CPU alone.
+    let (x, in_port) = unsafe { (&mut *x, *port) };
+    if is_finishable(xdp, x, in_port) { finish(xdp, x) } else { xdp_action::XDP_PASS }
+}
+
+/// Walks the lookups of a frame, to the end in slot `s.slot`.
+#[inline(always)]
+fn is_finishable(xdp: *mut xdp_md, x: &mut XdpCpu, in_port: u32) -> bool {
+    x.s.begin(in_port, 0, 0);
+    (x.cached, x.scanned) = (0, 0);
+    if Xdp(xdp).len() < SHORTEST || in_port >= MAX_PORTS as u32 || extract(xdp, &mut x.s) != 0 {
+        return false;
+    }
+    x.s.extracted();
+    let mut found = look(x);
+    let mut left = MAX_LOOKUPS - 1;
+    while found == AGAIN {
+        if left == 0 {
+            return false;
+        }
+        left -= 1;
+        // SAFETY: the working memory is ours.
+        found = unsafe { look_again(x) };
+    }
+    found == LAST
+}
+
+#[inline(always)]
+fn extract(xdp: *mut xdp_md, s: &mut Scratch) -> i32 {
+    // SAFETY: the key and the layers are different fields of the working memory.
+    let layers = unsafe { &mut *(&raw mut s.layers) };
+    if let Some(head) = Xdp(xdp).head()
+        && extract::extract_plain_ipv4(&head, s.key(), layers)
+    {
+        return 0;
+    }
+    // SAFETY: the working memory is ours.
+    unsafe { extract_any_xdp(xdp, s) }
+}
+
+/// As [`extract`], for any frame. A global function: the verifier looks at it once.
+///
+/// # Safety
+/// `s` is null or points to working memory (the verifier makes every caller prove it).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn extract_any_xdp(xdp: *mut xdp_md, s: *mut Scratch) -> i32 {
+    if s.is_null() {
+        return 1;
+    }
+    // SAFETY: the caller's working memory, of which the key and the layers are different fields.
+    let (s, layers) = unsafe { (&mut *s, &mut *(&raw mut (*s).layers)) };
+    i32::from(extract::extract_into(&Xdp(xdp), s.key(), layers).is_err())
+}
+
+/// A lookup behind the first. A global function, as above.
+///
+/// # Safety
+/// `x` is null or points to working memory (the verifier makes every caller prove it).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn look_again(x: *mut XdpCpu) -> i32 {
+    // SAFETY: the caller's working memory.
+    if x.is_null() { NOT_HERE } else { look(unsafe { &mut *x }) }
+}
+
+/// Looks a frame up, and notes the flow that is to be counted.
+#[inline(always)]
+fn look(x: &mut XdpCpu) -> i32 {
+    let slot = match in_cache(&mut x.s) {
+        Some(slot) => {
+            x.cached += 1;
+            slot
+        }
+        None => {
+            let scanned = search(&mut x.s) as u32;
+            x.scanned = x.scanned.wrapping_add(scanned);
+            x.cached += u32::from(scanned == 0);
+            match SLOTS.get(x.s.slot) {
+                Some(slot) if x.s.found != 0 => slot,
+                _ => return NOT_HERE,
+            }
+        }
+    };
+    let at = crate::opaque(x.s.lookups) as usize;
+    if at >= MAX_LOOKUPS as usize {
+        return NOT_HERE;
+    }
+    x.flows[at] = slot.stats_id;
+    x.s.lookups = at as u32 + 1;
+    match slot.straight {
+        straight::RECIRC => {
+            x.s.hash = x.s.hash.wrapping_add(rehash(x.s.words[word::IN_PORT], slot.arg));
+            x.s.key().recirc_id = slot.arg;
+            AGAIN
+        }
+        straight::OUTPUT | straight::DROP => LAST,
+        flags if flags == straight::OUTPUT | straight::REWRITE => LAST,
+        _ => NOT_HERE,
+    }
+}
+
+/// Does what the flow in slot `s.slot` says, unless the output stands in the way.
+#[inline(always)]
+fn finish(xdp: *mut xdp_md, x: &mut XdpCpu) -> u32 {
+    let Some(slot) = SLOTS.get(x.s.slot) else { return xdp_action::XDP_PASS };
+    let frame = Xdp(xdp);
+    // As the TC hook counts: there the outer tag is beside the bytes.
+    let len = frame.len() - if x.s.key().vlan.tpid.is_zero() { 0 } else { 4 };
+    if slot.straight == straight::DROP {
+        count(x, len);
+        stats::drop(&x.s, DropReason::Flow);
+        return xdp_action::XDP_DROP;
+    }
+    if !is_sent(slot.arg, len) || (slot.straight & straight::REWRITE != 0 && !rewrite(frame, &mut x.s, slot)) {
+        return xdp_action::XDP_PASS;
+    }
+    count(x, len);
+    if let Some(stats) = stats::port(&x.s, slot.arg) {
+        // SAFETY: the map's element.
+        unsafe {
+            stats::add(&raw mut (*stats).tx_packets, 1);
+            stats::add(&raw mut (*stats).tx_bytes, len.into());
+        }
+    }
+    xdp_action::XDP_REDIRECT
+}
+
+/// Whether a frame will be sent to a port if the program returns `XDP_REDIRECT`.
+#[inline(always)]
+fn is_sent(port: u32, len: u32) -> bool {
+    if port >= MAX_PORTS as u32 {
+        return false;
+    }
+    let Some(entry) = PORTS.get(port) else { return false };
+    entry.ifindex != 0
+        && entry.flags & PORT_TAKES_XDP != 0
+        && len.saturating_sub(14) <= entry.mtu
+        && DEVICES.redirect(port, xdp_action::XDP_PASS.into()).is_ok()
+}
+
+/// Rewrites the frame in place. False: it is as it was.
+#[inline(always)]
+fn rewrite(frame: Xdp, s: &mut Scratch, slot: &Slot) -> bool {
+    let Some(mut head) = frame.head() else { return false };
+    // SAFETY: the words and the layers are different fields of the working memory.
+    let layers = unsafe { &*(&raw const s.layers) };
+    straight::rewrite(&mut head, &mut s.words, layers, &slot.rewrite) != straight::UNFIT
+}
+
+/// Counts the frame for its port, the datapath and the flows that it has met.
+#[inline(always)]
+fn count(x: &mut XdpCpu, len: u32) {
+    let s = &x.s;
+    if let Some(port) = stats::port(s, s.in_port) {
+        // SAFETY: the map's element.
+        unsafe {
+            stats::add(&raw mut (*port).rx_packets, 1);
+            stats::add(&raw mut (*port).rx_bytes, len.into());
+        }
+    }
+    if let Some(stats) = stats::datapath(s) {
+        // SAFETY: the map's element.
+        unsafe {
+            stats::add(&raw mut (*stats).cache_hit, x.cached.into());
+            if x.scanned != 0 {
+                stats::add(&raw mut (*stats).hit, s.lookups.wrapping_sub(x.cached).into());
+                stats::add(&raw mut (*stats).mask_hit, x.scanned.into());
+            }
+            if s.lookups > 1 {
+                stats::add(&raw mut (*stats).recirculated, s.lookups.wrapping_sub(1).into());
+            }
+        }
+    }
+    // Extraction put them there, and nothing has changed them.
+    let tcp_flags = u16::from_be((s.words[word::ETH_SRC] >> 48) as u16);
+    stats::flow(&raw mut x.clock, s, x.flows[0], len, tcp_flags);
+    let mut i = 1;
+    while i < MAX_LOOKUPS as usize {
+        if i as u32 >= s.lookups {
+            break;
+        }
+        stats::flow(&raw mut x.clock, s, x.flows[i], len, tcp_flags);
+        i += 1;
+    }
+}
