@@ -28,8 +28,10 @@ use datapath_common::{Be16, FlowKey};
 use dpif::OdpPort;
 use ofproto::bridge::{Bridge, BridgeSettings, Config};
 use ofproto::classifier::PrefixField;
+use ofproto::flow::Flow;
 use ofproto::mac_learning::MacTable;
 use ofproto::port::{PatchStats, Port};
+use ofproto::rule::Rule;
 use ofproto::table::{TableStats, Tables};
 use ofproto::xlate::{Xlate, translate};
 use ofproto::{PortKind, PortVlan};
@@ -102,7 +104,8 @@ fn megaflows_are_the_references_but_for_the_listed_differences() {
     let mut hits = vec![0; RULES.len()];
     let mut tally = BTreeMap::new();
     let mut recirculating = 0;
-    let (mut compared, mut conjunctive, mut given_up, mut otherwise_read, mut failures) = (0, 0, 0, 0, Vec::new());
+    let (mut compared, mut conjunctive, mut overlapping) = (0, 0, 0);
+    let (mut given_up, mut otherwise_read, mut failures) = (0, 0, Vec::new());
     for (packet, answer) in packets.iter().zip(&answers) {
         let Some(key) = key_of(&packet.frame, packet.in_port.into()) else { continue };
         let Ok(answer) = answer else { continue };
@@ -130,7 +133,10 @@ fn megaflows_are_the_references_but_for_the_listed_differences() {
             (rule.apply)(&mut view);
             *hits += usize::from(before != (view.mask, view.reference));
         }
-        if view.mask != view.reference {
+        if view.mask != view.reference && conjunctions_overlap(config, packet, &key) {
+            // Which rule is found may differ, and with it what is looked at.
+            overlapping += 1;
+        } else if view.mask != view.reference {
             for (i, (ours, theirs)) in view.mask.words().iter().zip(view.reference.words()).enumerate() {
                 if ours != theirs {
                     *tally.entry((i, ours & !theirs, theirs & !ours)).or_insert(0) += 1;
@@ -144,11 +150,16 @@ fn megaflows_are_the_references_but_for_the_listed_differences() {
          {otherwise_read} frames that the reference reads otherwise, {given_up} packets that we give up"
     );
     RULES.iter().zip(&hits).for_each(|(rule, hits)| println!("{hits:6} {}", rule.name));
+    println!("{overlapping:6} differ because conjunctive flows overlap");
     for ((word, ours, theirs), n) in tally {
         println!("{n:6} times word {word}: {ours:#018x} more in ours, {theirs:#018x} in the reference's");
     }
     let some: Vec<_> = failures.iter().take(env("SLUICE_SHOW", 3)).map(String::as_str).collect();
     assert!(failures.is_empty(), "{} of {compared} differ:\n{}", failures.len(), some.join("\n"));
+    assert!(
+        overlapping * 200 < compared,
+        "too many differ because conjunctive flows overlap: {overlapping} of {compared}"
+    );
     assert!(compared * 10 > pairs * 9, "too few pairs could be compared: {compared} of {pairs}");
     assert!(conjunctive > 50, "too few conjunctive matches: {conjunctive}");
     assert!(recirculating > 100, "too few recirculations: {recirculating}");
@@ -265,6 +276,31 @@ fn config(b: usize, texts: &[String]) -> Config {
     config.bridges.insert("m".into(), Arc::new(bridge));
     config.index();
     config
+}
+
+/// Whether in some table the packet meets an alternative of several conjunctive flows, or one that hides a rule of the same match:
+/// there the reference may find another rule (`docs/megaflows.md`). Registers and metadata are taken to match.
+fn conjunctions_overlap(config: &Config, packet: &Packet, key: &FlowKey) -> bool {
+    let flow = Flow::from_key(key, OfPort(packet.in_port));
+    let of_packet = |mask: &Flow| {
+        let mut of_packet = *mask;
+        of_packet.clear_pipeline();
+        of_packet
+    };
+    let bridge = config.bridges.values().next().expect("a bridge");
+    (0..4).filter_map(|table| bridge.tables.table(table)).any(|rules| {
+        let met =
+            |rule: &&Arc<Rule>| !rule.conjunctions.is_empty() && flow.matches(&rule.value, &of_packet(&rule.mask));
+        rules.rules().filter(met).any(|rule| {
+            let hides = |other: &Arc<Rule>| {
+                other.conjunctions.is_empty()
+                    && other.priority < rule.priority
+                    && other.mask == rule.mask
+                    && other.value == rule.value
+            };
+            rule.conjunctions.len() > 1 || rules.rules().any(hides)
+        })
+    })
 }
 
 /// Whether a tag is taken off on a packet's way, by an action or by NORMAL.
