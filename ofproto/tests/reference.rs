@@ -161,11 +161,13 @@ fn megaflows_are_the_references_but_for_the_listed_differences() {
         "too many differ because conjunctive flows overlap: {overlapping} of {compared}"
     );
     assert!(compared * 10 > pairs * 9, "too few pairs could be compared: {compared} of {pairs}");
-    assert!(conjunctive > 50, "too few conjunctive matches: {conjunctive}");
-    assert!(recirculating > 100, "too few recirculations: {recirculating}");
-    // Other tables may not show the rarest.
-    for (rule, hits) in RULES.iter().zip(&hits).filter(|_| env("SLUICE_SEED", SEED) == SEED) {
-        assert!(*hits > 0, "no pair shows the difference {:?}", rule.name);
+    // Other tables may not show what is rare.
+    if env("SLUICE_SEED", SEED) == SEED {
+        assert!(conjunctive > 50, "too few conjunctive matches: {conjunctive}");
+        assert!(recirculating > 100, "too few recirculations: {recirculating}");
+        for (rule, hits) in RULES.iter().zip(&hits) {
+            assert!(*hits > 0, "no pair shows the difference {:?}", rule.name);
+        }
     }
 }
 
