@@ -92,3 +92,24 @@ pub fn one_by_one<D: Dpif + ?Sized>(dpif: &D, ops: &mut [DpifOp<'_>]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// The methods that a source text declares from one line to another.
+    fn methods<'a>(text: &'a str, from: &str, to: &str) -> Vec<&'a str> {
+        let text = text.split_once(from).expect("the first line").1.split_once(to).expect("the last line").0;
+        let declared = text.lines().filter_map(|line| line.strip_prefix("    fn ")?.split_once('('));
+        declared.map(|(name, _)| name).collect()
+    }
+
+    /// A method with a default that is not in the list would answer for the layer, not for what is behind it.
+    #[test]
+    fn every_method_of_the_interface_is_handed_on() {
+        let interface = methods(include_str!("interface.rs"), "\npub trait Dpif: Send + Sync {", "\n}\n");
+        let layer = methods(include_str!("layer.rs"), "\nlayer! {", "\n}\n");
+        assert!(interface.len() > 30, "{interface:?}");
+        for method in interface {
+            assert!(layer.contains(&method), "{method} is not handed on");
+        }
+    }
+}

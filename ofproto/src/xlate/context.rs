@@ -130,6 +130,9 @@ impl<'a> Context<'a> {
         let before = (std::mem::replace(&mut self.table, table), self.rule_cookie, self.table_miss);
         let bridge: &'a Arc<Bridge> = self.bridge;
         let rule = bridge.tables.table(table).and_then(|rules| {
+            if in_port == self.flow.in_port() && !self.flow.is_fragment() {
+                return rules.lookup(&self.flow, &mut self.wildcards);
+            }
             // The port is changed for the lookup only: what IN_PORT and NORMAL mean doesn't change with it.
             let mut flow = self.flow;
             flow.set_in_port(in_port);
