@@ -15,13 +15,19 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use testkit::report::{Results, Row, Summary, figure};
 
-use crate::{build_ebpf, cmd, setup};
+use crate::{build_ebpf, cmd, setup, vm};
 
 /// Options of `bench`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Which to run, or `all`; none lists them
     names: Vec<String>,
+    /// Kernel of the benchmark `vm`
+    #[arg(long, default_value = vm::bench::KERNEL, value_name = "VERSION")]
+    kernel: String,
+    /// How often the benchmark `vm` boots its machine
+    #[arg(long, default_value_t = vm::bench::BOOTS)]
+    boots: u32,
 }
 
 /// A benchmark that can be run by its name.
@@ -29,6 +35,8 @@ struct Bench {
     name: &'static str,
     /// One line for the list.
     about: &'static str,
+    /// Whether it is measured in virtual machines.
+    vm: bool,
     /// The crate and its example that measures.
     package: &'static str,
     example: &'static str,
@@ -36,10 +44,11 @@ struct Bench {
     ebpf: bool,
 }
 
-const BENCHES: [Bench; 6] = [
+const BENCHES: [Bench; 7] = [
     Bench {
         name: "datapath",
         about: "ns per packet of the eBPF datapath by the kernel's test run, and the verifier's cost",
+        vm: false,
         package: "dpif-ebpf",
         example: "bench_datapath",
         ebpf: true,
@@ -47,6 +56,7 @@ const BENCHES: [Bench; 6] = [
     Bench {
         name: "classifier",
         about: "lookups per second in 1,000 rules of 30 masks, and changes of a table of 100,000 rules",
+        vm: false,
         package: "ofproto",
         example: "bench_classifier",
         ebpf: false,
@@ -54,6 +64,7 @@ const BENCHES: [Bench; 6] = [
     Bench {
         name: "upcall",
         about: "new flows per second, beside the reference's daemon, and what each part of an upcall costs",
+        vm: false,
         package: "vswitchd",
         example: "bench_upcall",
         ebpf: true,
@@ -61,6 +72,7 @@ const BENCHES: [Bench; 6] = [
     Bench {
         name: "storm",
         about: "what a storm of misses by one port costs connections of others",
+        vm: false,
         package: "vswitchd",
         example: "bench_storm",
         ebpf: true,
@@ -68,6 +80,7 @@ const BENCHES: [Bench; 6] = [
     Bench {
         name: "crr",
         about: "TCP connections per second through four rules, and the megaflows that they make, beside the reference",
+        vm: false,
         package: "vswitchd",
         example: "bench_crr",
         ebpf: true,
@@ -75,8 +88,17 @@ const BENCHES: [Bench; 6] = [
     Bench {
         name: "revalidate",
         about: "ms per round of the revalidators over 200,000 flows of the eBPF datapath, memory per flow",
+        vm: false,
         package: "vswitchd",
         example: "bench_revalidate",
+        ebpf: true,
+    },
+    Bench {
+        name: "vm",
+        about: "instructions per new flow and per packet in virtual machines, beside the reference on the kernel's module",
+        vm: true,
+        package: "vswitchd",
+        example: "bench_vm",
         ebpf: true,
     },
 ];
@@ -91,7 +113,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let chosen = choose(&options.names)?;
     let mut measured = true;
     for bench in chosen {
-        if let Err(error) = bench.run() {
+        if let Err(error) = bench.run(options) {
             eprintln!("error: benchmark {}: {error:#}", bench.name);
             measured = false;
         }
@@ -111,13 +133,13 @@ fn choose(names: &[String]) -> Result<Vec<&'static Bench>> {
 }
 
 impl Bench {
-    fn run(&self) -> Result<()> {
+    fn run(&self, options: &Options) -> Result<()> {
         if self.ebpf {
             build_ebpf::run(&build_ebpf::Options::default())?;
             setup::test_tools();
         }
         let step = cmd::step(format!("benchmark {}", self.name));
-        let results = self.measure()?;
+        let results = if self.vm { vm::bench::measure(&options.kernel, options.boots)? } else { self.measure()? };
         println!();
         print!("{}", table(&results.rows));
         results.notes.iter().for_each(|note| println!("  {note}"));
@@ -251,7 +273,7 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let error = choose(&["datapth".into()]).err().map(|error| error.to_string());
-        let known = "no benchmark datapth: datapath, classifier, upcall, storm, crr, revalidate";
+        let known = "no benchmark datapth: datapath, classifier, upcall, storm, crr, revalidate, vm";
         assert_eq!(error.as_deref(), Some(known));
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! A machine that dies is started once more; a command that fails never is.
 
+pub(crate) mod bench;
 mod console;
 mod cpio;
 mod image;
@@ -91,6 +92,8 @@ pub(crate) struct Run<'a> {
     pub(crate) env: &'a [String],
     pub(crate) out: &'a Path,
     pub(crate) timeout: Duration,
+    pub(crate) boot_timeout: Duration,
+    pub(crate) silence_timeout: Duration,
     pub(crate) cpus: u32,
     pub(crate) memory: u32,
     pub(crate) qemu_args: &'a [String],
@@ -106,6 +109,8 @@ impl Default for Run<'_> {
             env: &[],
             out: Path::new(OUT),
             timeout: TIMEOUT,
+            boot_timeout: BOOT_TIMEOUT,
+            silence_timeout: SILENCE_TIMEOUT,
             cpus: CPUS,
             memory: MEMORY,
             qemu_args: &[],
@@ -135,6 +140,7 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
         cpus: options.cpus,
         memory: options.memory,
         qemu_args: &options.qemu_args,
+        ..Run::default()
     };
     prepare(&run)?.boot()
 }
@@ -173,8 +179,8 @@ impl Prepared<'_> {
             cpus: self.run.cpus,
             memory: self.run.memory,
             qemu_args: self.run.qemu_args,
-            boot_timeout: BOOT_TIMEOUT,
-            silence_timeout: SILENCE_TIMEOUT,
+            boot_timeout: self.run.boot_timeout,
+            silence_timeout: self.run.silence_timeout,
             timeout: self.run.timeout,
             out: &out,
             log: &log,
