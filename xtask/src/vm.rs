@@ -14,6 +14,7 @@ mod image;
 mod machine;
 mod modules;
 mod packages;
+mod plain;
 mod programs;
 mod protocol;
 pub(crate) mod suite;
@@ -69,6 +70,9 @@ pub(crate) struct Options {
     /// End the command after this many seconds
     #[arg(long, default_value_t = TIMEOUT.as_secs(), value_name = "SECONDS")]
     timeout: u64,
+    /// Take a machine for dead that gives no sign of life for so many seconds, or needs twice as many to start
+    #[arg(long, default_value_t = SILENCE_TIMEOUT.as_secs(), value_name = "SECONDS")]
+    patience: u64,
     /// Processors of the machine
     #[arg(long, default_value_t = CPUS)]
     cpus: u32,
@@ -140,7 +144,8 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
         cpus: options.cpus,
         memory: options.memory,
         qemu_args: &options.qemu_args,
-        ..Run::default()
+        silence_timeout: Duration::from_secs(options.patience),
+        boot_timeout: Duration::from_secs(options.patience) * 2,
     };
     prepare(&run)?.boot()
 }

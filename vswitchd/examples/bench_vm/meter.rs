@@ -15,10 +15,16 @@ use std::time::Duration;
 
 /// Instructions of the spare thread's loop.
 const SPARE_LOOP: f64 = 3.0;
-/// Rounds of the loops that calibrate.
-const ROUNDS: u64 = 5_000_000;
+/// Rounds of the loops that calibrate: so few that most runs are over before anything interrupts them.
+const ROUNDS: u64 = 20_000;
+/// Runs of each.
+const RUNS: usize = 500;
 /// How far two kinds of loops may differ in ticks per instruction.
 const TOLERANCE: f64 = 0.02;
+/// The machine is at rest when it runs no more than this share of the instructions that it could.
+const REST: f64 = 0.01;
+/// How long that may take, in tenths of a second.
+const PATIENCE: usize = 100;
 
 /// A counter of instructions.
 pub(crate) struct Meter {
@@ -28,9 +34,9 @@ pub(crate) struct Meter {
 impl Meter {
     /// Calibrates.
     pub(crate) fn new() -> Result<Self> {
-        // The least of some runs: interrupts only add.
+        // The least of many runs: interrupts and other threads only add.
         let least = |run: fn(u64) -> u64, instructions: u64| {
-            let ticks = (0..8).map(|_| ticks_of(|| run(ROUNDS))).min().unwrap_or(0);
+            let ticks = (0..RUNS).map(|_| ticks_of(|| run(ROUNDS))).min().unwrap_or(0);
             ticks as f64 / (ROUNDS * instructions) as f64
         };
         let (plain, memory) = (least(plain_loop, 2), least(memory_loop, 6));
@@ -39,7 +45,16 @@ impl Meter {
                 "{plain:.3} and {memory:.3} ticks per instruction: the clock doesn't count instructions (-icount shift=0)"
             )));
         }
-        Ok(Self { ticks_per_instruction: plain })
+        let meter = Self { ticks_per_instruction: plain };
+        // What the boot has left to do would count as somebody's.
+        let at_rest = || {
+            let (instructions, ticks) = meter.count(|| ticks_of(|| thread::sleep(Duration::from_millis(100))));
+            instructions < REST * ticks as f64
+        };
+        if (0..PATIENCE).any(|_| at_rest()) {
+            return Ok(meter);
+        }
+        Err(Error::other("the machine does not come to rest"))
     }
 
     pub(crate) fn ticks_per_instruction(&self) -> f64 {
@@ -139,7 +154,7 @@ fn memory_loop(rounds: u64) -> u64 {
     left + word
 }
 
-fn ticks_of(work: impl FnOnce() -> u64) -> u64 {
+fn ticks_of<T>(work: impl FnOnce() -> T) -> u64 {
     let before = ticks();
     std::hint::black_box(work());
     ticks() - before

@@ -201,5 +201,5 @@ fn stamp(kernel: &Kernel, init: &Path) -> Result<String> {
         let modified = metadata.as_ref().and_then(|m| m.modified().ok()?.duration_since(UNIX_EPOCH).ok());
         (tool, metadata.as_ref().map(|m| (m.len(), m.permissions().mode())), modified).hash(&mut hasher);
     }
-    Ok(format!("3 {:016x}", hasher.finish()))
+    Ok(format!("4 {:016x}", hasher.finish()))
 }

@@ -1,7 +1,8 @@
 //! Kernel modules of an unpacked kernel package: which ones a wish needs, and in what order they load.
 //!
 //! A package carries no `modules.dep` (its installation would make it), so the dependencies come from where `depmod` takes
-//! them: each module's `.modinfo` names the modules it depends on. Modules may be compressed; in the image they are not.
+//! them: each module's `.modinfo` names the modules it depends on. Modules may be compressed; in the image they are not, nor are
+//! they signed: to check a signature takes an emulated processor longer than all else about a module.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +23,7 @@ pub(crate) struct Modules {
 /// A module to load.
 pub(crate) struct Module {
     pub(crate) name: String,
-    /// The object, not compressed.
+    /// The object, not compressed and without its signature.
     pub(crate) object: Vec<u8>,
 }
 
@@ -57,7 +58,7 @@ impl Modules {
         let mut objects = BTreeMap::new();
         let mut depends = |name: &str| {
             let path = self.files.get(name).context("no such module")?;
-            let object = decompressed(path)?;
+            let object = unsigned(decompressed(path)?);
             let depends = depends_of(&object).with_context(|| format!("can't read {}", path.display()))?;
             objects.insert(name.to_owned(), object);
             Ok(depends)
@@ -126,6 +127,22 @@ fn decompressed(path: &Path) -> Result<Vec<u8>> {
         bail!("{program} can't decompress {}: {}", path.display(), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(output.stdout)
+}
+
+/// What a signed file ends with (`include/linux/module_signature.h`), after the signature and twelve bytes about it, of which the
+/// last four are the signature's length, big-endian.
+const SIGNED: &[u8] = b"~Module signature appended~\n";
+const ABOUT_SIGNATURE: usize = 12;
+
+/// A module without what has been appended to sign it.
+fn unsigned(mut module: Vec<u8>) -> Vec<u8> {
+    let object = module.strip_suffix(SIGNED).and_then(|signed| {
+        let (before, len) = signed.split_last_chunk()?;
+        let about = ABOUT_SIGNATURE - len.len();
+        before.len().checked_sub(about)?.checked_sub(u32::from_be_bytes(*len) as usize)
+    });
+    module.truncate(object.unwrap_or(module.len()));
+    module
 }
 
 /// What a module's `.modinfo` says after `depends=`, and before it loads (`softdep=… pre: …`).
@@ -223,6 +240,16 @@ mod tests {
         ];
         for (path, expected) in cases {
             assert_eq!(module_name(Path::new(path)).as_deref(), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_signature_is_taken_off() {
+        let signed = |len: u32| [&b"object"[..], b"signature", &[0; 8], &len.to_be_bytes(), SIGNED].concat();
+        assert_eq!(unsigned(signed(9)), b"object");
+        // What is none, or lies about its length, stays.
+        for other in [signed(24), SIGNED.to_vec(), b"object".to_vec()] {
+            assert_eq!(unsigned(other.clone()), other);
         }
     }
 

@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use testkit::tools::find;
 
+use super::plain;
 use crate::{cmd, setup};
 
 const ARCHIVE: &str = "http://deb.debian.org";
@@ -107,6 +108,7 @@ pub(crate) fn kernel(cache: &Path, version: &str) -> Result<Kernel> {
     let release = release.to_string_lossy().into_owned();
     let image = folder.join("boot").join(format!("vmlinuz-{release}"));
     ensure!(image.is_file(), "{} is missing: remove {} and try again", image.display(), folder.display());
+    let image = plain::kernel(&image).unwrap_or(image);
     Ok(Kernel { image, modules: modules.join(&release), release })
 }
 
