@@ -3,6 +3,7 @@
 //! Checks (formatting, lints, documentation, the eBPF build) count as one each, tests one by one. What this machine
 //! can't run is skipped by name: tests report it themselves through `testkit::require!`, which returns early and notes
 //! the reason in a file; since the harness sees such a test pass, they are taken out of the passed ones here.
+//! What needs another kernel runs in virtual machines at the end, one check each for the tests and for what packets cost.
 //! The last line is `N passed, N failed, N skipped`.
 
 use std::{
@@ -18,7 +19,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{build_ebpf, cmd, setup};
+use crate::{build_ebpf, cmd, setup, vm};
 
 /// What is built for the machine it runs on.
 const USERSPACE: [&str; 3] = ["--workspace", "--exclude", "datapath-ebpf"];
@@ -56,6 +57,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         checks(&mut tally, ebpf);
     }
     tests(&mut tally, options)?;
+    if options.args.is_empty() {
+        machines(&mut tally, ebpf);
+    }
     tally.report(started.elapsed());
     Ok(tally.failed.is_empty())
 }
@@ -98,6 +102,32 @@ fn checks(tally: &mut Tally, ebpf: bool) {
     check("doc", "documentation", &mut || {
         cmd::run(cargo(&["doc", "--no-deps"]).args(USERSPACE).env("RUSTDOCFLAGS", "-Dwarnings"))
     });
+}
+
+/// What runs in virtual machines: a core of the tests on the stock module, and the cost of packets beside the reference's.
+fn machines(tally: &mut Tally, ebpf: bool) {
+    const CORE: &str = "tests on the stock module";
+    const GATE: &str = "instructions per packet";
+    let started = Instant::now();
+    if let Err(error) = vm::fetch(vm::bench::KERNEL) {
+        let reason = format!("no virtual machine: {error:#}");
+        [CORE, GATE].iter().for_each(|name| tally.skip(name, &reason));
+        return;
+    }
+    let step = cmd::step("a core of the tests on the stock module (cargo xtask test-vm runs all)");
+    if tally.check(CORE, vm::suite::core()) {
+        step.done("passed");
+    }
+    let missing = vm::bench::missing().or_else(|| (!ebpf).then(|| "the eBPF programs are not built".into()));
+    if let Some(reason) = missing {
+        tally.skip(GATE, &reason);
+        return;
+    }
+    let step = cmd::step("instructions per packet (cargo xtask bench vm measures more)");
+    if tally.check(GATE, vm::bench::gate()) {
+        step.done("passed");
+    }
+    println!("    virtual machines: {}", cmd::seconds(started.elapsed()));
 }
 
 fn tests(tally: &mut Tally, options: &Options) -> Result<()> {

@@ -150,6 +150,14 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
     prepare(&run)?.boot()
 }
 
+/// Gets what every machine with this kernel needs, into the cache.
+pub(crate) fn fetch(kernel: &str) -> Result<()> {
+    let cache = cmd::root().join(".cache/vm");
+    let _lock = packages::lock(&cache)?;
+    packages::qemu(&cache)?;
+    packages::kernel(&cache, kernel).map(drop)
+}
+
 /// Gets what is missing (which may take a minute the first time) and makes the image.
 pub(crate) fn prepare<'a>(run: &'a Run<'a>) -> Result<Prepared<'a>> {
     let started = Instant::now();

@@ -100,6 +100,7 @@ impl Bench {
         results
             .row("set-up-netlink-ratio", "", [netlink.set_up / reference.set_up])
             .row("set-up-ebpf-ratio", "", [ebpf.set_up / reference.set_up])
+            .row("forward-netlink-ratio", "", [netlink.forward / reference.forward])
             .row("forward-ebpf-ratio", "", [ebpf.forward / reference.forward])
             .goal("vm-set-up-netlink-ratio", "set-up-netlink-ratio", Relation::AtMost, 0.6)
             .goal("vm-set-up-ebpf-ratio", "set-up-ebpf-ratio", Relation::AtMost, 0.3)

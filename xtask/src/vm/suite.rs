@@ -26,6 +26,24 @@ const TESTS: [Test; 7] = [
     Test { package: "dpif-ebpf", test: "actions_on_the_wire", datapath: "ebpf", only: &["a_hash_chooses"] },
     Test { package: "dpif-ebpf", test: "xdp_ports", datapath: "ebpf", only: &["a_port_forwards"] },
 ];
+/// Those that `cargo xtask test` runs: what goes up and down between daemon and module, and packets that pass.
+const CORE: [Test; 2] = [
+    Test {
+        package: "dpif-netlink",
+        test: "kernel",
+        datapath: "netlink",
+        only: &["generated_flows_come_back", "upcalls_come_with_the_key", "a_packet_that_is_executed"],
+    },
+    Test {
+        package: "vswitchd",
+        test: "forwarding",
+        datapath: "netlink",
+        only: &["hosts_on_a_bridge", "access_ports_of_two_vlans"],
+    },
+];
+/// The kernel of those.
+const CORE_KERNEL: &str = "6.12";
+const CORE_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// A program of tests.
 struct Test {
@@ -53,6 +71,9 @@ pub(crate) struct Options {
     /// Run on this kernel only; may be repeated
     #[arg(long = "kernel", value_name = "VERSION")]
     kernels: Vec<String>,
+    /// Run only what `cargo xtask test` runs: a core of the tests on 6.12, and what packets cost beside the reference
+    #[arg(long, conflicts_with_all = ["kernels", "args"])]
+    short: bool,
     /// End the tests of a kernel after this many seconds
     #[arg(long, default_value_t = 900, value_name = "SECONDS")]
     timeout: u64,
@@ -64,18 +85,19 @@ pub(crate) struct Options {
 /// Runs them; whether all passed.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     let started = Instant::now();
-    let programs = build()?;
+    if options.short {
+        core()?;
+        super::bench::gate()?;
+        println!("==> done in {}", cmd::seconds(started.elapsed()));
+        return Ok(true);
+    }
+    let programs = build(&TESTS)?;
     let kernels: Vec<String> =
         if options.kernels.is_empty() { KERNELS.map(String::from).to_vec() } else { options.kernels.clone() };
     let mut failed = Vec::new();
-    let script = script(&programs, &options.args);
-    let command = ["sh".to_owned(), "-c".into(), script];
-    let files: Vec<PathBuf> = files(&programs)?;
     for kernel in &kernels {
         let step = cmd::step(format!("tests on {kernel}"));
-        let timeout = Duration::from_secs(options.timeout);
-        let run = Run { kernel, command: &command, files: &files, timeout, memory: MEMORY, ..Run::default() };
-        match prepare(&run)?.boot()? {
+        match boot(kernel, &programs, &options.args, Duration::from_secs(options.timeout))? {
             0 => step.done("passed"),
             code => {
                 step.done(format!("FAILED with exit code {code}"));
@@ -86,6 +108,22 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let kernels = kernels.len();
     println!("==> done in {}: {} of {kernels} kernels passed", cmd::seconds(started.elapsed()), kernels - failed.len());
     Ok(failed.is_empty())
+}
+
+/// Runs the short core of them on one kernel.
+pub(crate) fn core() -> Result<()> {
+    match boot(CORE_KERNEL, &build(&CORE)?, &[], CORE_TIMEOUT)? {
+        0 => Ok(()),
+        code => bail!("tests on {CORE_KERNEL} failed with exit code {code}"),
+    }
+}
+
+/// Runs the programs on a kernel; their exit code.
+fn boot(kernel: &str, programs: &[Program], args: &[String], timeout: Duration) -> Result<u8> {
+    let command = ["sh".to_owned(), "-c".into(), script(programs, args)];
+    let files = files(programs)?;
+    let run = Run { kernel, command: &command, files: &files, timeout, memory: MEMORY, ..Run::default() };
+    prepare(&run)?.boot()
 }
 
 /// What the shell in the machine is to do: all programs one after the other, and fail if one did.
@@ -119,9 +157,9 @@ struct Program {
 }
 
 /// Builds the test programs, and finds out where they are.
-fn build() -> Result<Vec<Program>> {
+fn build(tests: &'static [Test]) -> Result<Vec<Program>> {
     let mut programs = Vec::new();
-    for of in &TESTS {
+    for of in tests {
         let Test { package, test, .. } = of;
         let mut cargo = cmd::cargo();
         cargo.args(["test", "--no-run", "--quiet", "--package", package, "--test", test, "--message-format", "json"]);
