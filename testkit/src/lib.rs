@@ -23,6 +23,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod frames;
 pub mod netns;
 pub mod process;
 pub mod raw;

@@ -6,6 +6,7 @@
 //! that is told with the frame ([`Offload`]) and can be sent too, so that a test plays a stack with offloads.
 
 use std::{
+    cell::RefCell,
     io,
     mem::{size_of, zeroed},
     os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
@@ -176,7 +177,14 @@ impl RawSocket {
     }
 
     fn receive(&self) -> io::Result<Frame> {
-        let mut bytes = vec![0u8; VNET_HDR + MAX_FRAME];
+        thread_local! {
+            // To make it for every frame costs more than the frame.
+            static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; VNET_HDR + MAX_FRAME]);
+        }
+        BUFFER.with_borrow_mut(|buffer| self.receive_into(buffer))
+    }
+
+    fn receive_into(&self, bytes: &mut [u8]) -> io::Result<Frame> {
         // Aligned as `struct cmsghdr` asks for.
         let mut control = [0u64; 16];
         let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
@@ -194,11 +202,9 @@ impl RawSocket {
         if message.msg_flags & libc::MSG_TRUNC != 0 {
             return Err(io::Error::other(format!("a frame longer than {MAX_FRAME} bytes")));
         }
-        bytes.truncate(received.cast_unsigned());
-        let header = bytes.get(..VNET_HDR).and_then(|header| header.try_into().ok());
-        let header: [u8; VNET_HDR] = header.ok_or_else(|| io::Error::other("a frame without its offload header"))?;
-        bytes.drain(..VNET_HDR);
-        let mut frame = Frame { bytes, offload: Offload::from_header(header) };
+        let received = bytes.get(..received.cast_unsigned()).and_then(|bytes| bytes.split_first_chunk::<VNET_HDR>());
+        let (header, bytes) = received.ok_or_else(|| io::Error::other("a frame without its offload header"))?;
+        let mut frame = Frame { bytes: bytes.to_vec(), offload: Offload::from_header(*header) };
         if let Some(tag) = vlan_tag(&message) {
             frame.put_back(tag);
         }

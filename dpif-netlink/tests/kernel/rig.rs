@@ -1,11 +1,10 @@
 //! A namespace with a datapath and two wires (`a0` – `a1`, `b0` – `b1`), flows and frames for it.
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use datapath_common::FlowKey;
 use datapath_common::extract::extract;
 use datapath_common::packet::SlicePacket;
-use datapath_common::{Be16, FlowKey};
 use dpif::odp::{format_actions, format_flow_key};
 use dpif::{Action, Dpif, DpifOp, FlowPut, OdpPort, PutMode, Ufid, Upcall, UpcallBatch};
 use dpif_netlink::{DispatchMode, NetlinkDpif, Options};
@@ -165,78 +164,4 @@ pub(crate) fn extracted(frame: &[u8], port: OdpPort) -> FlowKey {
     let mut key = FlowKey { in_port: port.0, ..FlowKey::ZERO };
     extract(&SlicePacket::new(frame), &mut key).unwrap();
     key
-}
-
-fn ethernet(eth_type: u16, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0x50, 0x54, 0, 0, 0, 0x0a, 0x50, 0x54, 0, 0, 0, 0x09];
-    frame.extend(Be16::new(eth_type).0.to_ne_bytes());
-    frame.extend(payload);
-    frame
-}
-
-fn ipv4(proto: u8, payload: &[u8]) -> Vec<u8> {
-    let len = (20 + payload.len() as u16).to_be_bytes();
-    let mut packet = vec![0x45, 0x10, len[0], len[1], 0, 1, 0, 0, 64, proto, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
-    let sum = packet.chunks(2).map(|half| u32::from(half[0]) << 8 | u32::from(half[1])).sum::<u32>();
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    packet.extend(payload);
-    packet
-}
-
-fn ipv6(proto: u8, payload: &[u8]) -> Vec<u8> {
-    let len = (payload.len() as u16).to_be_bytes();
-    let mut packet = vec![0x60, 0x01, 0x23, 0x45, len[0], len[1], proto, 255];
-    packet.extend((0..32).map(|i| 0x20 + i as u8));
-    packet.extend(payload);
-    packet
-}
-
-pub(crate) fn udp_frame(port: u16) -> Vec<u8> {
-    let port = port.to_be_bytes();
-    ethernet(
-        0x0800,
-        &ipv4(17, &[0x10, 0, port[0], port[1], 0, 38, 0, 0].iter().copied().chain(0..30).collect::<Vec<_>>()),
-    )
-}
-
-/// Frames of every kind that a key tells apart.
-pub(crate) fn frames() -> Vec<Vec<u8>> {
-    let tcp = [0, 80, 1, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x12, 255, 255, 0, 0, 0, 0];
-    let nd: Vec<u8> =
-        [135, 0, 0, 0, 0, 0, 0, 0].into_iter().chain(0x40..0x50).chain([1, 1, 2, 3, 4, 5, 6, 7]).collect();
-    let hop_by_hop: Vec<u8> = [17, 0, 1, 4, 0, 0, 0, 0].into_iter().chain([0, 1, 0, 2, 0, 8, 0, 0]).collect();
-    let mut fragment = ipv4(17, &[9; 16]);
-    fragment[6..8].copy_from_slice(&[0, 3]);
-    let arp: Vec<u8> = [0, 1, 8, 0, 6, 4, 0, 2].into_iter().chain(1..21).collect();
-    let nsh: Vec<u8> = [0x0f, 0xc6, 1, 3, 0, 0, 7, 255].into_iter().chain(0..16).chain(udp_frame(1)).collect();
-    let tagged = |tags: &[[u8; 4]], frame: Vec<u8>| -> Vec<u8> {
-        let mut frame = frame;
-        frame.splice(12..12, tags.iter().flatten().copied());
-        frame
-    };
-    let mut frames = vec![
-        udp_frame(1),
-        ethernet(0x0800, &ipv4(6, &tcp)),
-        ethernet(0x0800, &ipv4(1, &[8, 0, 0, 0, 0, 1, 0, 1])),
-        ethernet(0x0800, &ipv4(132, &[0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0])),
-        ethernet(0x0800, &ipv4(89, &[0; 8])),
-        ethernet(0x0800, &fragment),
-        ethernet(0x86dd, &ipv6(17, &[0, 1, 0, 2, 0, 8, 0, 0])),
-        ethernet(0x86dd, &ipv6(58, &nd)),
-        ethernet(0x86dd, &ipv6(58, &[128, 0, 0, 0, 0, 0, 0, 0])),
-        ethernet(0x86dd, &ipv6(0, &hop_by_hop)),
-        ethernet(0x0806, &arp),
-        ethernet(0x8847, &[0, 1, 0x20, 64, 0, 2, 0x31, 64, 1, 2, 3, 4]),
-        ethernet(0x894f, &nsh),
-        ethernet(0x88b5, &[1, 2, 3, 4]),
-        ethernet(20, &[0xaa, 0xbb, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-        tagged(&[[0x81, 0, 0xa0, 5]], udp_frame(2)),
-        tagged(&[[0x88, 0xa8, 0, 7], [0x81, 0, 0x20, 9]], udp_frame(3)),
-        ethernet(0x86dd, &ipv6(17, &[0; 8]))[..30].to_vec(),
-    ];
-    // A device may pad what is shorter; what is sent here stays as it is, so that it can be told again.
-    frames.iter_mut().for_each(|frame| frame.resize(frame.len().max(64), 0));
-    assert_eq!(frames.iter().collect::<HashSet<_>>().len(), frames.len());
-    frames
 }
