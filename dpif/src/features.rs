@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
-use datapath_common::extract::eth_type;
+use datapath_common::extract::{eth_type, ip_proto};
 use datapath_common::key::{MAC_PROTO_ETHERNET, VLAN_PRESENT};
 use datapath_common::{Be16, Be32, FlowKey, Vlan};
 
@@ -33,6 +33,10 @@ pub struct Features {
     pub recirc: bool,
     /// Sets of single bits.
     pub masked_set: bool,
+    /// Sets of ARP's fields.
+    pub set_arp: bool,
+    /// Sets of ICMP's type and code, of both versions.
+    pub set_icmp: bool,
     /// Flows by an id that userspace chooses.
     pub ufid: bool,
     /// `Action::Trunc`.
@@ -67,6 +71,8 @@ pub struct Features {
     pub ct_keys: CtKeys,
     /// IPv6 extension headers in keys.
     pub ipv6_exthdrs: bool,
+    /// Lists of actions are programs: what [`program::compile`](crate::program::compile) refuses, the engine refuses.
+    pub compiles: bool,
     /// Number of handlers that the backend insists on, if it does.
     pub required_handlers: Option<u32>,
 }
@@ -121,6 +127,16 @@ impl Features {
         let ipv6_exthdrs = key(&FlowKey { ipv6_exthdrs: 1, ..ipv6 })?;
         let ufid = key(&ipv4())?;
 
+        let mut sets = |key: &FlowKey, attr, mask: FlowKey| {
+            let set = SetAction { attr, value: FlowKey::ZERO, mask };
+            accepts(key, &mask_of(key), &[Action::Set(Box::new(set))])
+        };
+        let icmp = |eth_type, ip_proto| FlowKey { eth_type: Be16::new(eth_type), ip_proto, ..ipv4() };
+        let code = FlowKey { tp_dst: Be16::new(0xff), ..FlowKey::ZERO };
+        let set_arp = sets(&arp(), KeyAttr::Arp, FlowKey { arp_sha: [0xff; 6], ..FlowKey::ZERO })?;
+        let set_icmp = sets(&icmp(eth_type::IPV4, ip_proto::ICMP), KeyAttr::Icmp, code)?
+            && sets(&icmp(eth_type::IPV6, ip_proto::ICMPV6), KeyAttr::Icmpv6, code)?;
+
         let mut takes = |actions: &[Action]| accepts(&ipv4(), &mask_of(&ipv4()), actions);
         let mut sample_nesting = 0;
         while sample_nesting < MAX_SAMPLE_NESTING && takes(&[sample(sample_nesting + 1)])? {
@@ -141,6 +157,8 @@ impl Features {
             max_mpls_depth,
             recirc: recirc && takes(&[Action::Recirc(1)])?,
             masked_set: takes(&[Action::Set(Box::new(set))])?,
+            set_arp,
+            set_icmp,
             ufid,
             trunc: takes(&[Action::Trunc(64), Action::Output(OdpPort(0))])?,
             clone: takes(&[Action::Clone(Vec::new())])?,
@@ -158,6 +176,7 @@ impl Features {
             ct_zero_snat: takes(&ct(CtAction { nat: Some(zero_snat), ..commit }))?,
             ct_keys,
             ipv6_exthdrs,
+            compiles: false,
             required_handlers: None,
         })
     }
@@ -228,6 +247,10 @@ fn ipv4() -> FlowKey {
         ip_proto: 255,
         ..FlowKey::ZERO
     }
+}
+
+fn arp() -> FlowKey {
+    FlowKey { eth_type: Be16::new(eth_type::ARP), ip_proto: 1, ..ipv4() }
 }
 
 fn mpls(labels: usize) -> FlowKey {

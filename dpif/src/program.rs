@@ -42,7 +42,7 @@ pub fn features_of(compile: impl Fn(&[Action]) -> Result<Vec<Op>, CompileError>)
         Ok::<_, Infallible>((ct || !tracked) && compile(actions).is_ok())
     });
     match probed {
-        Ok(features) => features,
+        Ok(features) => Features { compiles: true, ..features },
         Err(never) => match never {},
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use dpif::Dpif;
+use dpif::{Dpif, Features};
 use parking_lot::{Condvar, Mutex};
 
 use crate::bridge::Config;
@@ -25,6 +25,8 @@ pub(crate) struct Backer {
     pub(crate) clock: Arc<dyn Clock>,
     limits: ArcSwap<Limits>,
     config: ArcSwap<Config>,
+    /// What the datapath can do: the same as in every configuration.
+    pub(crate) features: Arc<Features>,
     /// Held while a new configuration is made.
     writer: Mutex<()>,
     generation: AtomicU64,
@@ -72,11 +74,13 @@ struct RevalidatorState {
 
 impl Backer {
     pub(crate) fn new(dpif: Arc<dyn Dpif>, clock: Arc<dyn Clock>, limits: Limits) -> Self {
+        let features = Arc::new(dpif.features());
         Self {
             dpif,
             clock,
             limits: ArcSwap::from_pointee(limits),
-            config: ArcSwap::from_pointee(Config::default()),
+            config: ArcSwap::from_pointee(Config::of(Arc::clone(&features))),
+            features,
             writer: Mutex::new(()),
             // 0 is the generation of what has never been translated.
             generation: AtomicU64::new(1),

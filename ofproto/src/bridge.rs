@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use dpif::OdpPort;
+use dpif::{Features, OdpPort};
 use openflow::{OfPort, PortNames};
 
 use crate::mac_learning::{DEFAULT_AGING_S, DEFAULT_MAX_ENTRIES, MacTable};
@@ -29,6 +29,8 @@ pub struct Config {
     peers: Arc<HashMap<PortRef, PortRef, ahash::RandomState>>,
     /// Why and how packets come up beside misses.
     pub slow_paths: Arc<SlowPaths>,
+    /// What the datapath can do. That of our own engines, unless said otherwise.
+    pub features: Arc<Features>,
 }
 
 /// A port of a bridge, by number.
@@ -124,17 +126,23 @@ impl PortNames for Bridge {
 
 impl Default for Config {
     fn default() -> Self {
+        Self::of(Arc::new(dpif::program::features()))
+    }
+}
+
+impl Config {
+    /// No bridges, over a datapath that can do this.
+    pub fn of(features: Arc<Features>) -> Self {
         Self {
             bridges: BTreeMap::new(),
             by_odp: Arc::default(),
             recirc: RecircTable::new(),
             peers: Arc::default(),
             slow_paths: Arc::default(),
+            features,
         }
     }
-}
 
-impl Config {
     /// The bridge and the port that a datapath port belongs to.
     pub fn port_of(&self, odp: OdpPort) -> Option<(&Arc<Bridge>, &Arc<Port>)> {
         self.resolve(self.by_odp.get(&odp)?)

@@ -137,6 +137,13 @@ impl Flow {
         }
     }
 
+    /// Adds the 1-bits of a datapath's key, as [`Self::add`].
+    pub fn add_key(&mut self, other: &FlowKey) {
+        for (word, other) in self.key.words_mut().iter_mut().zip(other.words()) {
+            *word |= other;
+        }
+    }
+
     /// `self & mask`.
     #[must_use]
     pub fn masked(&self, mask: &Self) -> Self {

@@ -175,6 +175,10 @@ impl Switch {
     }
 
     fn started(&self) -> Result<Engine> {
+        if !self.backer.features.ufid {
+            let name = self.backer.dpif.name();
+            return Err(SwitchError::Invalid(format!("datapath {name} does not support unique flow ids")));
+        }
         let counts = self.thread_counts();
         counts.log(self.backer.dpif.name());
         Engine::start(&self.backer, counts)

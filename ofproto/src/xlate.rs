@@ -42,9 +42,11 @@ mod freeze;
 mod normal;
 mod output;
 mod special;
+mod support;
 
 use context::Context;
 pub(crate) use controller::EXPLICIT_MISS;
+pub(crate) use support::{fits, forget_unsayable};
 
 /// How deep resubmissions to the same or an earlier table may go.
 pub const MAX_DEPTH: u32 = 64;
@@ -83,6 +85,8 @@ pub struct Origin {
     pub in_port: OfPort,
     /// The datapath's meter under which packets come up that userspace has to handle, if there is one.
     pub meter: Option<u32>,
+    /// Whether the datapath has samples, which keep a meter from dropping the rest of a list.
+    pub samples: bool,
 }
 
 /// A protocol takes a packet.
@@ -154,6 +158,9 @@ pub enum XlateError {
     /// The packet comes back from a recirculation of which nothing is known (any more).
     #[error("no recirculation context")]
     NoRecirculationContext,
+    /// The packet should recirculate, and the datapath can't.
+    #[error("the datapath has no recirculation")]
+    NoRecirculation,
     /// A field that no datapath can write.
     #[error("SCTP ports can't be written")]
     SctpPorts,
@@ -193,9 +200,14 @@ impl Xlate {
 
     /// The actions of a datapath flow whose packets all come up for these reasons ([`SlowPath`](dpif::odp::SlowPath) bits).
     pub fn slow_path_actions(&self, reasons: u32) -> Vec<Action> {
-        let Origin { bridge, in_port, meter } = self.origin;
+        let Origin { bridge, in_port, meter, samples } = self.origin;
         let cookie = Cookie { in_port: in_port.0.into(), bridge, kind: CookieKind::SlowPath(reasons) }.encode();
-        vec![controller::metered(Action::Userspace(UserspaceAction { cookie, ..Default::default() }), meter)]
+        let up = Action::Userspace(UserspaceAction { cookie, ..Default::default() });
+        match meter {
+            // Nothing else is in the list that the meter could drop.
+            Some(id) if !samples => vec![Action::Meter(id), up],
+            meter => vec![controller::metered(up, meter)],
+        }
     }
 
     /// Lets each effect happen for `packets` packets, the last at `used_ms`. Says whether later translations may differ from

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{MACS, frame, ipv4, key_of, udp, udp_frame};
 use datapath_common::FlowKey;
 use dpif::odp::{Cookie, CookieKind};
-use dpif::{Action, OdpPort};
+use dpif::{Action, Features, OdpPort};
 use ofproto::bridge::{Bridge, BridgeSettings, Config};
 use ofproto::mac_learning::MacTable;
 use ofproto::port::{PatchStats, Port};
@@ -293,4 +293,20 @@ fn a_truncation_counts_what_the_packet_had_then() {
         &[&["actions=output(port=4,max_len=64),output:2"], &["actions=mod_vlan_vid:5,output:2,strip_vlan,output:3"]];
     assert_eq!(text(&xlate(bridges, &plain).odp_actions), "push(8100:1005),trunc(68),12,pop,trunc(64),13,2");
     assert!(xlate(bridges, &plain).slow.is_some(), "a truncation before a change is nothing for a datapath");
+}
+
+#[test]
+fn what_our_own_engines_can_not_compile_another_datapath_may_run() {
+    let mut config = config(&[&["in_port=1,actions=output(port=2,max_len=64),mod_nw_ttl:9,output:3"]]);
+    let key = key_of(&udp_frame(MACS[1], MACS[0], &[]), 1).unwrap();
+    let slow = |config: &Config| {
+        let xlate = translate(config, &key).unwrap();
+        (xlate.slow, xlate.slow_path != 0)
+    };
+    assert_eq!(slow(&config), (Some("action trunc before a change to the packet".into()), true));
+    config.features = Arc::new(Features { compiles: false, ..(*config.features).clone() });
+    assert_eq!(slow(&config), (None, false));
+    // But not what it doesn't have.
+    config.features = Arc::new(Features { trunc: false, ..(*config.features).clone() });
+    assert_eq!(slow(&config), (Some("action trunc".into()), true));
 }

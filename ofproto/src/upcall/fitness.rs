@@ -6,6 +6,9 @@
 use datapath_common::FlowKey;
 use datapath_common::extract::{clear_packet_fields, extract};
 use datapath_common::packet::Frame;
+use dpif::Features;
+
+use crate::xlate::fits;
 
 /// How a datapath's key fits its packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,13 +23,14 @@ pub(super) enum Fitness {
     Error,
 }
 
-/// Extracts a packet's fields into `again`, with the metadata of the datapath's `key`, and says how that key fits. `None`: the
-/// packet is malformed.
-pub(super) fn extract_again(packet: &[u8], key: &FlowKey, again: &mut FlowKey) -> Option<Fitness> {
+/// Extracts a packet's fields into `again`, with the metadata of the datapath's `key`, and says how that key fits: to say less than
+/// the packet does is in order where such a datapath says no more and nobody asks. `None`: the packet is malformed.
+pub(super) fn extract_again(packet: &[u8], key: &FlowKey, features: &Features, again: &mut FlowKey) -> Option<Fitness> {
     *again = *key;
     clear_packet_fields(again);
     extract(&Frame(packet), again).ok()?;
-    Some(compare(key, again))
+    // A tag that the datapath doesn't see is the Ethernet type to it.
+    Some(if fits(again, features) { compare(key, again) } else { Fitness::TooLittle })
 }
 
 fn compare(datapath: &FlowKey, packet: &FlowKey) -> Fitness {
@@ -64,15 +68,16 @@ mod tests {
         .concat();
         let mut key = FlowKey { in_port: 3, recirc_id: 9, skb_mark: 4, ..FlowKey::ZERO };
         let mut again = FlowKey::ZERO;
-        extract_again(&packet, &key, &mut again);
+        let features = dpif::program::features();
+        extract_again(&packet, &key, &features, &mut again);
         key = again;
         assert_eq!((key.in_port, key.recirc_id, key.skb_mark, key.tp_src.get()), (3, 9, 4, 0x0102));
-        let mut fit = |key: &FlowKey| extract_again(&packet, key, &mut again);
+        let mut fit = |key: &FlowKey| extract_again(&packet, key, &features, &mut again);
         assert_eq!(fit(&key), Some(Fitness::Perfect));
         assert_eq!(fit(&FlowKey { tp_src: Be16::new(0), tp_dst: Be16::new(0), ..key }), Some(Fitness::TooLittle));
         assert_eq!(fit(&FlowKey { nd_target: [1; 16], ..key }), Some(Fitness::TooMuch));
         assert_eq!(fit(&FlowKey { nd_target: [1; 16], tp_dst: Be16::new(0), ..key }), Some(Fitness::TooLittle));
         assert_eq!(fit(&FlowKey { ip_proto: 6, ..key }), Some(Fitness::Error));
-        assert_eq!(extract_again(&packet[..13], &key, &mut again), None);
+        assert_eq!(extract_again(&packet[..13], &key, &features, &mut again), None);
     }
 }

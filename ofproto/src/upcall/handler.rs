@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use datapath_common::FlowKey;
 use dpif::odp::SlowPath;
-use dpif::{Action, DpifError, DpifOp, Execute, FlowPut, PutMode, Ufid, Upcall, UpcallBatch};
+use dpif::{Action, DpifError, DpifOp, Execute, Features, FlowPut, PutMode, Ufid, Upcall, UpcallBatch};
 
 use super::classify::UpcallClass;
 use super::fitness::{Fitness, extract_again};
@@ -23,7 +23,7 @@ use super::stats::{HandlerStats, Split, count};
 use super::ukey::{Hints, Installation, MaskedWords, Phase, Refused, Ukey};
 use super::{cap, packet_in, sample, slow};
 use crate::backer::Backer;
-use crate::xlate::{Effect, Xlate, XlateError, translate};
+use crate::xlate::{Effect, Xlate, XlateError, forget_unsayable, translate};
 
 /// Of so many batches one is timed in detail.
 const SAMPLED: u64 = 16;
@@ -263,7 +263,8 @@ impl<'a> Desk<'a> {
             timer.lap(|split| &mut split.decode);
             return Some((actions, by, false));
         }
-        let Some(fitness) = extract_again(&upcall.packet.data, &upcall.key, &mut self.key) else {
+        let features = &self.backer.features;
+        let Some(fitness) = extract_again(&upcall.packet.data, &upcall.key, features, &mut self.key) else {
             coverage::inc!("upcall_malformed");
             count(&counters.malformed);
             return None;
@@ -368,7 +369,7 @@ impl<'a> Desk<'a> {
         let mut installs = false;
         if missed && fitness == Fitness::Perfect {
             let flow_actions = sends_up.unwrap_or_else(|| Arc::clone(&actions));
-            let exact = if backer.limits().megaflows { None } else { Some(exact_mask(&self.key)) };
+            let exact = if backer.limits().megaflows { None } else { Some(exact_mask(&self.key, &backer.features)) };
             let mask = exact.as_ref().unwrap_or(&xlate.mask);
             installs = self.install(upcall, mask, &flow_actions, xlate.effects, generation, now);
         } else if fitness != Fitness::Perfect {
@@ -377,7 +378,7 @@ impl<'a> Desk<'a> {
             coverage::inc!("upcall_key_unfit");
             count(&counters.unfit);
             if missed {
-                let mask = exact_mask(&upcall.key);
+                let mask = exact_mask(&upcall.key, &backer.features);
                 let sends_up = sends_up.unwrap_or_default();
                 installs = self.install(upcall, &mask, &sends_up, xlate.effects, generation, now);
             }
@@ -527,10 +528,12 @@ fn port_mask() -> FlowKey {
     FlowKey { in_port: u32::MAX, recirc_id: u32::MAX, ..FlowKey::ZERO }
 }
 
-/// The mask of a flow for one packet's fields.
-pub(super) fn exact_mask(key: &FlowKey) -> FlowKey {
+/// The mask of a flow for one packet's fields, as far as the datapath sees them.
+pub(super) fn exact_mask(key: &FlowKey, features: &Features) -> FlowKey {
     let packet = crate::flow::Flow::from_key(key, openflow::OfPort::NONE);
-    FlowKey { ip_frag: if packet.is_ip() { u8::MAX } else { 0 }, ..packet.present_fields() }
+    let mut mask = FlowKey { ip_frag: if packet.is_ip() { u8::MAX } else { 0 }, ..packet.present_fields() };
+    forget_unsayable(&mut mask, features);
+    mask
 }
 
 /// Something went wrong with a packet or a flow. The text is made only if it is going to be written.

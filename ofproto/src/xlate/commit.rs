@@ -86,12 +86,15 @@ impl Context<'_> {
         ports(&self.flow) != ports(&self.base)
     }
 
-    /// One set for the fields of an attribute that have changed, if any.
+    /// One set for the fields of an attribute that have changed, if any: for all of them where the datapath can't set bits, which
+    /// makes all of them count as looked at.
     fn commit_fields(&mut self, attr: KeyAttr, fields: &[FlowKey]) {
+        let differs = |field: &&FlowKey| self.flow.key.masked(field) != self.base.key.masked(field);
+        let whole = !self.config.features.masked_set && fields.iter().any(|field| differs(&field));
         let mut mask = FlowKey::ZERO;
-        for field in fields {
-            if self.flow.key.masked(field) == self.base.key.masked(field) {
-                continue;
+        for field in fields.iter().filter(|field| whole || differs(field)) {
+            if whole {
+                self.wildcards.add_key(field);
             }
             let looked_at = self.wildcards.key.masked(&self.present).masked(field);
             for (word, looked_at) in mask.words_mut().iter_mut().zip(looked_at.words()) {

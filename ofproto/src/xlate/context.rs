@@ -8,7 +8,7 @@ use dpif::Action;
 use dpif::odp::SlowPath;
 use openflow::{FieldId, OfPort, Prerequisite};
 
-use super::{Effect, MAX_ACTIONS, MAX_DEPTH, MAX_RESUBMITS, Origin, Taken, Xlate, XlateError};
+use super::{Effect, MAX_ACTIONS, MAX_DEPTH, MAX_RESUBMITS, Origin, Taken, Xlate, XlateError, support};
 use crate::bridge::{Bridge, Config};
 use crate::flow::{Flow, mask_of};
 use crate::recirc::Rest;
@@ -57,7 +57,12 @@ impl<'a> Context<'a> {
         Self {
             config,
             bridge,
-            origin: Origin { bridge: bridge.id(), in_port: packet.in_port(), meter },
+            origin: Origin {
+                bridge: bridge.id(),
+                in_port: packet.in_port(),
+                meter,
+                samples: config.features.sample_nesting > 0,
+            },
             packet,
             present: packet.present_fields(),
             flow: packet,
@@ -89,16 +94,13 @@ impl<'a> Context<'a> {
     }
 
     pub(super) fn finish(mut self) -> Xlate {
-        let mask = self.wildcards.datapath_mask(&self.packet);
+        let mut mask = self.wildcards.datapath_mask(&self.packet);
+        support::forget_unsayable(&mut mask, &self.config.features);
         if self.error.is_some() {
             self.actions.clear();
         }
-        let slow_paths = &self.config.slow_paths;
-        let checked = match slow_paths.controller_meter {
-            None => dpif::program::check(&self.actions),
-            Some(_) => dpif::program::check(&super::controller::unmetered(&self.actions)),
-        };
-        let slow = checked.err().map(|error| error.to_string());
+        let metered = self.config.slow_paths.controller_meter.is_some();
+        let slow = support::obstacle(&self.actions, &self.config.features, metered);
         let slow_path = self.slow_path | if slow.is_some() { SlowPath::ACTION } else { 0 };
         Xlate {
             odp_actions: self.actions,

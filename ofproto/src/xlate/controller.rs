@@ -37,7 +37,8 @@ impl Context<'_> {
             max_len: *max_len,
         };
         let cookie = Cookie { in_port: self.flow.in_port().0.into(), bridge: self.bridge.id(), kind }.encode();
-        let meter = self.config.slow_paths.controller_meter;
+        // Without samples a meter would drop what else becomes of the packet, so there is none.
+        let meter = self.config.slow_paths.controller_meter.filter(|_| self.config.features.sample_nesting > 0);
         self.emit(metered(Action::Userspace(UserspaceAction { cookie, ..Default::default() }), meter));
         self.effects.push(Effect::Hold(recirc));
     }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use dpif::Action;
 
-use super::Effect;
 use super::context::Context;
+use super::{Effect, XlateError};
 use crate::recirc::{Frozen, Recirc, Rest};
 
 impl Context<'_> {
@@ -28,6 +28,9 @@ impl Context<'_> {
 
     /// The rest of all lists is to be done after a recirculation.
     pub(super) fn freeze(&mut self) {
+        if !self.config.features.recirc {
+            return self.give_up(XlateError::NoRecirculation);
+        }
         self.frozen = Some(Vec::new());
     }
 

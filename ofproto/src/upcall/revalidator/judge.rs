@@ -167,7 +167,7 @@ impl Judge<'_> {
         if xlate.error == Some(XlateError::NoRecirculationContext) {
             return self.without_context(&key, state);
         }
-        let mask = if self.round.limits.megaflows { xlate.mask } else { exact_mask(&key) };
+        let mask = if self.round.limits.megaflows { xlate.mask } else { exact_mask(&key, &self.backer.features) };
         if !ukey.flow.covers(&mask) {
             return Again::Delete(DelReason::Wildcarded);
         }
