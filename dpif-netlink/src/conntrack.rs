@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use dpif::ct::{CtEntry, CtLimits, CtTuple, CtZoneLimit, TcpState};
+use dpif::ct::{CtEntry, CtLimits, CtMatch, CtTuple, CtZoneLimit, TcpState};
 use dpif::{DpifError, Result};
 use neli::consts::socket::NlFamily;
 use nix::errno::Errno;
@@ -45,12 +45,15 @@ impl Conntrack {
         Ok(self.find(zone)?.into_iter().map(|found| found.entry).collect())
     }
 
-    /// Forgets all connections, or those of a zone. One that is gone by itself meanwhile is as well.
-    pub(crate) fn flush(&self, zone: Option<u16>) -> Result<()> {
-        if zone.is_none() {
+    /// Forgets the connections that match. One that is gone by itself meanwhile is as well.
+    pub(crate) fn flush(&self, which: &CtMatch) -> Result<()> {
+        if *which == CtMatch::default() {
             return self.delete(0, |_| {});
         }
-        for Found { entry, family, tuple } in self.find(zone)? {
+        for Found { entry, family, tuple } in self.find(which.zone)? {
+            if !which.matches(&entry) {
+                continue;
+            }
             self.delete(family, |to| {
                 to.put(ctnl::TUPLE_ORIG, &tuple);
                 to.put(ctnl::ZONE, &entry.zone.to_be_bytes());

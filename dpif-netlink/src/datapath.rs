@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 
-use dpif::ct::{CtEntry, CtLimits};
+use dpif::ct::{CtEntry, CtLimits, CtMatch};
 use dpif::{
     DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, MeterConfig, MeterFeatures,
     MeterStats, OdpPort, PortEvent, PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch,
@@ -157,9 +157,11 @@ impl NetlinkDpif {
     }
 
     fn watch(&self, port: OdpPort) -> Result<()> {
-        let (sockets, pids) = self.dispatch.sockets_for_known_port(port)?;
+        let (sockets, pids, retired) = self.dispatch.sockets_for_known_port(port)?;
         self.dispatch.watch_port(port, sockets)?;
-        self.kernel.vport_set_pids(self.ifindex, port, &pids)
+        let set = self.kernel.vport_set_pids(self.ifindex, port, &pids);
+        drop(retired);
+        set
     }
 
     fn port_info(&self, vport: VportInfo) -> PortInfo {
@@ -256,7 +258,10 @@ impl Dpif for NetlinkDpif {
     }
 
     fn stats(&self) -> Result<DpStats> {
-        Ok(self.kernel.datapath_info(self.ifindex)?.stats)
+        let mut stats = self.kernel.datapath_info(self.ifindex)?.stats;
+        stats.drops =
+            vec![("upcall-discarded", self.dispatch.discarded()), ("upcall-unreadable", self.dispatch.unreadable())];
+        Ok(stats)
     }
 
     fn port_add(&self, spec: &PortSpec) -> Result<OdpPort> {
@@ -373,8 +378,10 @@ impl Dpif for NetlinkDpif {
     }
 
     fn handlers_set(&self, n_handlers: u32) -> Result<()> {
-        let own = self.dispatch.set_handlers(n_handlers)?;
-        self.announce(&own)
+        let (own, retired) = self.dispatch.set_handlers(n_handlers)?;
+        let announced = self.announce(&own);
+        drop(retired);
+        announced
     }
 
     fn recv(&self, handler: u32, batch: &mut UpcallBatch) -> Result<usize> {
@@ -409,8 +416,8 @@ impl Dpif for NetlinkDpif {
         self.conntrack.dump(zone)
     }
 
-    fn ct_flush(&self, zone: Option<u16>) -> Result<()> {
-        self.conntrack.flush(zone)
+    fn ct_flush(&self, which: &CtMatch) -> Result<()> {
+        self.conntrack.flush(which)
     }
 
     fn ct_limits(&self, zones: &[u16]) -> Result<CtLimits> {

@@ -72,6 +72,23 @@ pub(crate) struct Dispatch {
     overflows: Mutex<BTreeMap<Overflow, u64>>,
     /// Datagrams whose key could not be read.
     unreadable: AtomicU64,
+    /// Datagrams that nobody reads: their handler or their port is gone.
+    discarded: AtomicU64,
+}
+
+/// Sockets that nobody is to read any more. When it is dropped, what is in them is counted, so that has to be after the kernel has
+/// stopped to send there.
+#[must_use = "what is in the sockets is counted as discarded when this is dropped"]
+pub(crate) struct Retired<'a> {
+    discarded: &'a AtomicU64,
+    sockets: Vec<Arc<Socket>>,
+}
+
+impl Drop for Retired<'_> {
+    fn drop(&mut self) {
+        let left: u64 = self.sockets.iter().map(|socket| socket.drain()).sum();
+        self.discarded.fetch_add(left, Ordering::Relaxed);
+    }
 }
 
 struct Handler {
@@ -98,6 +115,7 @@ impl Dispatch {
             ports: RwLock::default(),
             overflows: Mutex::default(),
             unreadable: AtomicU64::new(0),
+            discarded: AtomicU64::new(0),
         }
     }
 
@@ -113,13 +131,21 @@ impl Dispatch {
         self.unreadable.load(Ordering::Relaxed)
     }
 
-    /// Sets the number of handlers. Sockets that are still wanted stay, with the upcalls that wait in them. Returns the sockets of
-    /// handlers (per CPU).
-    pub(crate) fn set_handlers(&self, n: u32) -> Result<Vec<u32>> {
+    pub(crate) fn discarded(&self) -> u64 {
+        self.discarded.load(Ordering::Relaxed)
+    }
+
+    fn retire(&self, sockets: Vec<Arc<Socket>>) -> Retired<'_> {
+        Retired { discarded: &self.discarded, sockets }
+    }
+
+    /// Sets the number of handlers. Sockets that are still wanted stay, with the upcalls that wait in them. Returns the numbers of
+    /// the handlers' sockets (per CPU), and those that go.
+    pub(crate) fn set_handlers(&self, n: u32) -> Result<(Vec<u32>, Retired<'_>)> {
         if n as usize > MAX_HANDLERS {
             return Err(DpifError::Invalid(format!("{n} handlers: a datapath has at most {MAX_HANDLERS}")));
         }
-        let mut pids = Vec::new();
+        let (mut pids, mut retired) = (Vec::new(), Vec::new());
         for (number, place) in self.handlers.iter().enumerate() {
             let wanted = number < n as usize;
             let handler = match place.get() {
@@ -133,7 +159,7 @@ impl Dispatch {
             let mut reader = handler.reader.lock();
             reader.ready = 0..0;
             if !wanted || self.mode != DispatchMode::PerCpu {
-                reader.own = None;
+                retired.extend(reader.own.take());
                 continue;
             }
             let socket = match reader.own.take() {
@@ -148,24 +174,25 @@ impl Dispatch {
             reader.own = Some(socket);
         }
         self.n.store(n, Ordering::SeqCst);
-        Ok(pids)
+        Ok((pids, self.retire(retired)))
     }
 
     /// Sockets for a port with the handlers that there are now, and their numbers: those that it has, as far as they are wanted,
-    /// and new ones.
-    pub(crate) fn sockets_for_known_port(&self, port: OdpPort) -> Result<(PortSockets, Vec<u32>)> {
+    /// and new ones. The others go.
+    pub(crate) fn sockets_for_known_port(&self, port: OdpPort) -> Result<(PortSockets, Vec<u32>, Retired<'_>)> {
         let mut ports = self.ports.write();
         let had = ports.get_mut(port.0 as usize).and_then(Option::take).unwrap_or_default();
         drop(ports);
         for handler in self.handlers.iter().filter_map(OnceLock::get) {
             had.iter().for_each(|socket| handler.forget(socket));
         }
-        let mut sockets: Vec<_> = had.into_iter().take(self.sockets_of_a_port()).collect();
+        let mut sockets = had.into_vec();
+        let retired = self.retire(sockets.split_off(sockets.len().min(self.sockets_of_a_port())));
         while sockets.len() < self.sockets_of_a_port() {
             sockets.push(Arc::new(new_socket()?));
         }
         let pids = sockets.iter().map(|socket| socket.pid()).collect();
-        Ok((sockets.into(), pids))
+        Ok((sockets.into(), pids, retired))
     }
 
     /// Sockets for a port that is to come, and their numbers. There are none without handlers, or where CPUs choose.
@@ -221,9 +248,8 @@ impl Dispatch {
 
     /// A port is gone, and what was not read of it.
     pub(crate) fn forget_port(&self, port: OdpPort) {
-        if let Some(place) = self.ports.write().get_mut(port.0 as usize) {
-            *place = None;
-        }
+        let had = self.ports.write().get_mut(port.0 as usize).and_then(Option::take).unwrap_or_default();
+        drop(self.retire(had.into_vec()));
     }
 
     /// The socket that a userspace action of a packet of this port should name. It has to be a number, also where the kernel
@@ -286,7 +312,10 @@ impl Dispatch {
         let mut purged = 0;
         loop {
             match self.recv(number, &mut batch)? {
-                0 => return Ok(purged),
+                0 => {
+                    self.discarded.fetch_add(purged as u64, Ordering::Relaxed);
+                    return Ok(purged);
+                }
                 n => purged += n,
             }
         }

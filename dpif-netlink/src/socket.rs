@@ -65,6 +65,21 @@ impl Socket {
         let len = retry(|| recv(self.inner.as_raw_fd(), buffer, flags))?;
         buffer.get(..len).ok_or_else(|| io::Error::other(format!("a datagram of {len} bytes")))
     }
+
+    /// Throws away the datagrams that are there, and says how many.
+    pub(crate) fn drain(&self) -> u64 {
+        let (mut buffer, mut count) = ([0; 64], 0);
+        loop {
+            match self.receive(&mut buffer, false) {
+                Ok(_) => count += 1,
+                // It was longer than the buffer.
+                Err(error) if error.raw_os_error().is_none() => count += 1,
+                // What did not fit is the kernel's to count.
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {}
+                Err(_) => return count,
+            }
+        }
+    }
 }
 
 impl AsFd for Socket {

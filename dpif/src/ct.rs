@@ -1,7 +1,11 @@
 //! Tracked connections, as an operator sees them: `dpctl/dump-conntrack`.
 
+mod matching;
+
 use std::fmt::Write as _;
 use std::net::IpAddr;
+
+pub use self::matching::{CtMatch, CtPart};
 
 /// One direction of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -7,7 +7,7 @@ use datapath_common::FlowKey;
 
 use crate::Result;
 use crate::action::Action;
-use crate::ct::{CtEntry, CtLimits};
+use crate::ct::{CtEntry, CtLimits, CtMatch};
 use crate::error::DpifError;
 use crate::features::Features;
 use crate::flow::{DatapathFlow, FlowPut, FlowStats, Ufid};
@@ -234,8 +234,8 @@ pub trait Dpif: Send + Sync {
     fn meter_del(&self, _id: u32) -> Result<MeterStats> {
         Err(DpifError::Unsupported("a meter".into(), self.engine().into()))
     }
-    /// Deletes tracked connections, of all zones or of one.
-    fn ct_flush(&self, _zone: Option<u16>) -> Result<()> {
+    /// Deletes the tracked connections that match.
+    fn ct_flush(&self, _which: &CtMatch) -> Result<()> {
         Err(DpifError::Unsupported("connection tracking".into(), self.engine().into()))
     }
 

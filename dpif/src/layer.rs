@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use crate::ct::{CtEntry, CtLimits};
+use crate::ct::{CtEntry, CtLimits, CtMatch};
 use crate::{
     DatapathFlow, DpStats, Dpif, DpifOp, Execute, Features, FlowPut, FlowStats, MeterConfig, MeterFeatures, MeterStats,
     OdpPort, PortEvent, PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch, XdpMode, XdpState,
@@ -70,7 +70,7 @@ layer! {
     fn meter_set(&self, id: u32, config: &MeterConfig) -> Result<()>;
     fn meter_get(&self, id: u32) -> Result<MeterStats>;
     fn meter_del(&self, id: u32) -> Result<MeterStats>;
-    fn ct_flush(&self, zone: Option<u16>) -> Result<()>;
+    fn ct_flush(&self, which: &CtMatch) -> Result<()>;
     fn ct_dump(&self, zone: Option<u16>) -> Result<Vec<CtEntry>>;
     fn ct_limits(&self, zones: &[u16]) -> Result<CtLimits>;
     fn ct_limits_set(&self, default: Option<u32>, zones: &[(u16, u32)]) -> Result<()>;

@@ -92,16 +92,28 @@ fn what_a_datapath_lacks_is_refused_by_name_and_listed_all_the_same() {
             format!("Setting caches not supported (sizing a cache {by} userspace)"),
         ),
         ("dpctl/ct-set-limits zone=x,limit=1", "invalid zone \"x\"".to_owned()),
-        (
-            "dpctl/flush-conntrack mark=1",
-            "flushing connections by mark=1 is not supported: say a zone, or nothing for all".to_owned(),
-        ),
+        ("dpctl/flush-conntrack mark=1", format!("failed to flush conntrack (connection tracking {by} userspace)")),
+        ("dpctl/flush-conntrack netdev@ovs-netdev mark=x", "failed to parse mark (Invalid argument)".to_owned()),
+        ("dpctl/flush-conntrack ct_tp_src=1", "port is set without protocol (Invalid argument)".to_owned()),
+        ("dpctl/ct-bkts gt=3", format!("starting conntrack dump (connection tracking {by} userspace)")),
+        ("dpctl/ct-stats-show verbose", format!("starting conntrack dump (connection tracking {by} userspace)")),
     ] {
         let words: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(daemon.call(words[0], &words[1..]), Err(error + "\n"), "{line}");
     }
     assert_eq!(daemon.ask("dpctl/add-if netdev@ovs-netdev x,port_no=40"), "");
     assert!(daemon.ask("dpctl/show").contains("  port 40: x\n"));
+    for (port, error) in [
+        ("x", None),
+        ("x,type=system,port_no=40,key=", None),
+        ("x,type=internal", Some("x: can't change type from system to internal")),
+        ("x,port_no=41", Some("x: can't change port number from 40 to 41")),
+        ("x,key=1", Some("x: key=… is not supported for ports of a datapath")),
+        ("y", Some("y: failed to query port in netdev@ovs-netdev (No such device)")),
+    ] {
+        let said = daemon.call("dpctl/set-if", &["netdev@ovs-netdev", port]);
+        assert_eq!(said, error.map_or(Ok(String::new()), |error| Err(format!("{error}\n"))), "{port}");
+    }
     assert_eq!(daemon.ask("dpctl/del-if netdev@ovs-netdev x"), "");
     assert!(!daemon.ask("dpctl/show").contains(": x\n"));
 }
@@ -164,6 +176,49 @@ fn datapath_flows_are_added_changed_shown_and_deleted_by_hand() {
         let said = call(line).unwrap_err();
         assert!(said.starts_with(error) && said.lines().count() == 1, "{line:?}: {said}");
     }
+}
+
+#[test]
+fn datapath_flows_come_and_go_by_files() {
+    let (directory, daemon) = start(&format!("{SWITCH} --max-revalidator 600000"));
+    daemon.ask("revalidator/wait");
+    daemon.ask("revalidator/pause");
+    let path = directory.path().join("flows");
+    let path = path.to_str().unwrap();
+    let file = |text: &str| std::fs::write(path, text).unwrap();
+    let key = |port: u32| format!("recirc_id(0),in_port({port}),eth(),eth_type(0x0800),ipv4(frag=no)");
+    let shown = || -> Vec<String> {
+        let flows = daemon.ask("dpctl/dump-flows");
+        let mut flows: Vec<_> = flows
+            .lines()
+            .filter_map(|line| {
+                Some(format!("{}{}", line.split_once("in_port(")?.1.split_once(')')?.0, line.split_once("actions:")?.1))
+            })
+            .collect();
+        flows.sort();
+        flows
+    };
+    file(&format!("# ports\n{} 2\n\nadd {} 3 # behind it\nadd {} drop\n", key(1), key(2), key(3)));
+    assert_eq!(daemon.call("dpctl/add-flows", &[path]), Ok(String::new()));
+    assert_eq!(shown(), ["12", "23", "3drop"]);
+    // What goes wrong is told, and the others are carried out.
+    file(&format!("{} 4\n{}\nnonsense( 2\ndelete {}\n{} 5\nmodify {} 7\n", key(1), key(2), key(3), key(4), key(2)));
+    let said = daemon.call("dpctl/mod-flows", &["netdev@ovs-netdev", path]).unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (3, "Failed parsing line number 2, skipped!"), "{said}");
+    assert!(lines[1].starts_with("parsing flow key (") && lines[2].starts_with("updating flow table ("), "{said}");
+    assert_eq!(shown(), ["14", "27"]);
+    file(&format!("{}\nadd {} 6\n{}\n", key(1), key(5), key(9)));
+    let said = daemon.call("dpctl/del-flows", &[path]).unwrap();
+    assert_eq!(said, "deleting flow (No such file or directory); perhaps you need to specify a UFID?\n");
+    assert_eq!(shown(), ["27", "56"]);
+    let error = daemon.call("dpctl/add-flows", &["/nonesuch"]).unwrap_err();
+    assert!(error.starts_with("Opening file \"/nonesuch\" failed (No such file or directory"), "{error}");
+    assert_eq!(daemon.call("dpctl/del-flows", &["netdev@ovs-netdev"]), Ok(String::new()));
+    assert_eq!(shown(), [""; 0]);
+    let actions = ["set(eth(dst=02:00:00:00:00:09)),2", "push_vlan(vid=7,pcp=0),3"];
+    assert_eq!(daemon.call("dpctl/parse-actions", &actions).unwrap(), actions.map(|text| format!("{text}\n")).concat());
+    assert!(daemon.call("dpctl/parse-actions", &["nonsense(2)"]).unwrap_err().starts_with("odp_actions_from_string (column "));
 }
 
 #[test]

@@ -222,6 +222,22 @@ fn connections_are_translated_shown_limited_and_flushed() {
     assert_eq!(ask("dpctl/ct-get-nconns"), "1\n");
     assert_eq!(ask("dpctl/flush-conntrack zone=3"), "");
     assert_eq!(ask("dpctl/ct-get-nconns"), "0\n");
+    // By what it is, one direction or both, its mark; and nothing that is something else.
+    let tuple = "ct_nw_src=10.0.0.1,ct_nw_dst=10.0.0.2,ct_nw_proto=17,ct_tp_src=1000,ct_tp_dst=2000";
+    for (other, this) in [
+        (tuple.replace("2000", "2001"), tuple.to_owned()),
+        ("ct_nw_proto=6".into(), "zone=3 ct_nw_proto=17".into()),
+        ("mark=0x4/0xff".into(), "mark=0x1/0x3".into()),
+        ("labels=0x1".into(), "zone=3 mark=5 labels=0".into()),
+        (format!("zone=4 {tuple}"), format!("{tuple} ct_nw_dst=10.9.9.9")),
+    ] {
+        wires.expect(&this, &plain(100), [Some(&there), None]);
+        for (which, left) in [(&other, "1\n"), (&this, "0\n")] {
+            assert_eq!(ask(&format!("dpctl/flush-conntrack {which}")), "");
+            assert_eq!(ask("dpctl/ct-get-nconns"), left, "{which}");
+        }
+    }
+    assert_eq!(ask("dpctl/ct-bkts"), "Command is available for UserSpace ConnTracker only.\n");
     wires.expect("again", &plain(100), [Some(&there), None]);
     ask("dpctl/flush-conntrack");
     assert_eq!(ask("dpctl/dump-conntrack"), "");

@@ -6,17 +6,21 @@ use std::sync::Arc;
 
 use dpif::ct::CtLimits;
 
+use super::ct_match;
 use super::options::Options;
 use super::say;
 use crate::switch::shared::Shared;
 use crate::unixctl::Registry;
 
+const FLUSH_USAGE: &str = "[dp] [zone=N] [mark=X[/M]] [labels=Y[/N]] [ct-orig-tuple [ct-reply-tuple]]";
+
 pub(super) fn register(registry: &Registry, shared: &Arc<Shared>) {
     type Command = fn(&Shared, &[String]) -> Result<String, String>;
     for (name, usage, min_args, max_args, command) in [
         ("dpctl/dump-conntrack", "[-m] [-s] [dp] [zone=N]", 0, 4, dump as Command),
-        ("dpctl/flush-conntrack", "[dp] [zone=N]", 0, 2, flush),
+        ("dpctl/flush-conntrack", FLUSH_USAGE, 0, 6, flush),
         ("dpctl/ct-stats-show", "[-m] [dp] [zone=N]", 0, 3, stats),
+        ("dpctl/ct-bkts", "[dp] [gt=N]", 0, 2, buckets),
         ("dpctl/ct-get-nconns", "[dp]", 0, 1, count),
         ("dpctl/ct-get-limits", "[dp] [zone=N1[,N2]...]", 0, 2, get_limits),
         ("dpctl/ct-set-limits", "[dp] [default=L] [zone=N,limit=L]...", 1, usize::MAX, set_limits),
@@ -47,20 +51,35 @@ fn dump(shared: &Shared, args: &[String]) -> Result<String, String> {
 
 fn flush(shared: &Shared, args: &[String]) -> Result<String, String> {
     let mut options = Options::read(args)?;
-    let zone = zone(&mut options)?;
-    let tuple =
-        |arg: &&str| ["mark=", "labels=", "ct_"].iter().any(|start| arg.starts_with(start)) || arg.contains('=');
-    if let Some(arg) = options.rest.iter().find(|arg| tuple(arg)) {
-        return Err(format!("flushing connections by {arg} is not supported: say a zone, or nothing for all"));
+    // A datapath is named in front of what says which connections.
+    let named = options.rest.first().is_some_and(|first| !first.is_empty() && !first.contains('='));
+    let which = options.rest.split_off(usize::from(named));
+    let which = ct_match::parse(&which).map_err(|error| format!("{error} (Invalid argument)"))?;
+    let switch = options.datapath(shared, 0)?;
+    switch.dpif().ct_flush(&which).map_err(|error| format!("failed to flush conntrack ({})", say(error)))?;
+    Ok(String::new())
+}
+
+/// How many connections each bucket of the table has: of a table in userspace, which nobody has here.
+fn buckets(shared: &Shared, args: &[String]) -> Result<String, String> {
+    let mut options = Options::read(args)?;
+    if let Some(at) = options.rest.iter().position(|arg| arg.starts_with("gt=")) {
+        number::<u16>(options.rest.remove(at).trim_start_matches("gt="), "number of connections")?;
     }
     let switch = options.datapath(shared, 0)?;
-    switch.dpif().ct_flush(zone).map_err(|error| format!("failed to flush conntrack ({})", say(error)))?;
-    Ok(String::new())
+    switch.dpif().ct_dump(None).map_err(|error| format!("starting conntrack dump ({})", say(error)))?;
+    Ok("Command is available for UserSpace ConnTracker only.\n".into())
 }
 
 fn stats(shared: &Shared, args: &[String]) -> Result<String, String> {
     let mut options = Options::read(args)?;
     let zone = zone(&mut options)?;
+    // An older spelling of -m.
+    options.rest.retain(|arg| {
+        let verbose = arg.starts_with("verbose");
+        options.more |= verbose;
+        !verbose
+    });
     let switch = options.datapath(shared, 0)?;
     let entries = switch.dpif().ct_dump(zone).map_err(|error| format!("starting conntrack dump ({})", say(error)))?;
     let (mut protocols, mut states) = (BTreeMap::new(), BTreeMap::new());

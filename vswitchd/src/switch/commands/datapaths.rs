@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use dpif::{DpifError, OdpPort, PortKind, PortSpec};
+use dpif::{DpifError, OdpPort, PortKind, PortSpec, odp};
 
 use super::options::{Options, find};
 use super::say;
@@ -12,10 +12,9 @@ use crate::switch::shared::Shared;
 use crate::unixctl::Registry;
 
 /// Commands of the field's that no engine has: name, usage, what isn't there.
-const NOT_THERE: [(&str, &str, &str); 16] = [
+const NOT_THERE: [(&str, &str, &str); 14] = [
     ("dpctl/offload-stats-show", "[dp]", "offloading flows to hardware"),
     ("dpctl/dump-conntrack-exp", "[dp] [zone=N]", "listing expected connections"),
-    ("dpctl/ct-bkts", "[dp] [gt=N]", "listing the connection tracker's buckets"),
     ("dpctl/ct-set-maxconns", "[dp] maxconns", "a limit of all connections"),
     ("dpctl/ct-get-maxconns", "[dp]", "a limit of all connections"),
     ("dpctl/ct-enable-tcp-seq-chk", "[dp]", "checking TCP sequence numbers"),
@@ -28,7 +27,6 @@ const NOT_THERE: [(&str, &str, &str); 16] = [
     ("dpctl/ipf-set-min-frag", "[dp] v4|v6 minfragment", "putting fragments together"),
     ("dpctl/ipf-set-max-nfrags", "[dp] maxfrags", "putting fragments together"),
     ("dpctl/ipf-get-status", "[dp]", "putting fragments together"),
-    ("dpctl/set-if", "dp iface...", "changing a port that is there"),
 ];
 
 pub(super) fn register(registry: &Registry, shared: &Arc<Shared>) {
@@ -36,9 +34,12 @@ pub(super) fn register(registry: &Registry, shared: &Arc<Shared>) {
     for (name, usage, min_args, max_args, command) in [
         ("dpctl/add-if", "dp iface...", 2, usize::MAX, add_if as Command),
         ("dpctl/del-if", "dp iface...", 2, usize::MAX, del_if),
+        ("dpctl/set-if", "dp iface...", 2, usize::MAX, set_if),
         ("dpctl/cache-get-size", "[dp]", 0, 1, cache_get_size),
         ("dpctl/cache-set-size", "dp cache <size>", 3, 3, cache_set_size),
         ("dpctl/list-commands", "", 0, usize::MAX, list_commands),
+        ("dpctl/help", "", 0, usize::MAX, list_commands),
+        ("dpctl/parse-actions", "actions", 1, usize::MAX, parse_actions),
         ("dpctl/add-dp", "dp [iface...]", 1, usize::MAX, |_, _| Err(OF_THE_CONFIGURATION.into())),
         ("dpctl/del-dp", "dp", 1, 1, |_, _| Err(OF_THE_CONFIGURATION.into())),
     ] {
@@ -102,6 +103,43 @@ fn port_spec(text: &str) -> Result<PortSpec, String> {
         other => return Err(format!("{name}: ports of type {other} are not supported")),
     };
     Ok(PortSpec { name, kind, request })
+}
+
+/// Changes ports that are there: `NAME[,OPTION=VALUE]…`. Those of our datapaths have nothing that could be changed, so this checks
+/// what is said of them.
+fn set_if(shared: &Shared, args: &[String]) -> Result<String, String> {
+    let options = Options::read(args)?;
+    let (datapath, interfaces) = options.rest.split_first().ok_or("too few arguments")?;
+    let dpif = Arc::clone(find(shared, datapath)?.dpif());
+    for interface in interfaces {
+        let (name, said) = interface.split_once(',').unwrap_or((interface, ""));
+        let port = dpif.port_by_name(name).map_err(say)?;
+        let port = port.ok_or_else(|| format!("{name}: failed to query port in {datapath} (No such device)"))?;
+        for option in said.split(',').filter(|option| !option.is_empty()) {
+            let (key, value) = option.split_once('=').unwrap_or((option, ""));
+            let (kind, number) = (port.kind.to_string(), port.port);
+            match key {
+                "" => return Err("Invalid option format".into()),
+                "type" if value == kind => {}
+                "type" => return Err(format!("{name}: can't change type from {kind} to {value}")),
+                "port_no" if value.parse() == Ok(number.0) => {}
+                "port_no" => return Err(format!("{name}: can't change port number from {number} to {value}")),
+                // Nothing is what it has already.
+                _ if value.is_empty() => {}
+                _ => return Err(format!("{name}: {key}=… is not supported for ports of a datapath")),
+            }
+        }
+    }
+    Ok(String::new())
+}
+
+/// Reads lists of actions and says them again.
+fn parse_actions(_: &Shared, args: &[String]) -> Result<String, String> {
+    let one = |text: &String| {
+        let actions = odp::parse_actions(text, None).map_err(|error| format!("odp_actions_from_string ({error})"))?;
+        Ok(format!("{}\n", odp::format_actions(&actions, None)))
+    };
+    args.iter().map(one).collect()
 }
 
 /// Removes ports, by name or number, that belong to no bridge: those of bridges are the configuration's.

@@ -25,7 +25,6 @@ pub(super) fn register(registry: &Registry, shared: &Arc<Shared>) {
         ("dpctl/add-flow", FLOW_USAGE, 2, |shared, args| put(shared, args, PutMode::Create)),
         ("dpctl/mod-flow", FLOW_USAGE, 2, |shared, args| put(shared, args, PutMode::Modify)),
         ("dpctl/del-flow", "[DP] FLOW", 1, del),
-        ("dpctl/del-flows", "[DP]", 0, del_all),
         ("dpif/dump-flows", "[-m] [--names | --no-names] BRIDGE", 1, dump_bridge),
     ] {
         let all = Arc::clone(shared);
@@ -105,10 +104,14 @@ fn put(shared: &Shared, args: &[String], mode: PutMode) -> Result<String, String
     let mut options = Options::read(args)?;
     let switch = options.datapath(shared, 2)?;
     let [text, actions] = options.rest.as_slice() else { return Err("too few arguments".into()) };
-    let (ufid, key, mask) = parse_flow(text, &switch)?;
-    let numbers = port_numbers(&switch);
+    put_line(&switch, text, actions, if options.may_create { PutMode::CreateOrModify } else { mode })
+}
+
+/// Puts a flow that is written down.
+pub(super) fn put_line(switch: &ofproto::Switch, text: &str, actions: &str, mode: PutMode) -> Result<String, String> {
+    let (ufid, key, mask) = parse_flow(text, switch)?;
+    let numbers = port_numbers(switch);
     let actions = odp::parse_actions(actions, Some(&numbers)).map_err(|error| format!("parsing actions ({error})"))?;
-    let mode = if options.may_create { PutMode::CreateOrModify } else { mode };
     let ufid = ufid.unwrap_or_else(|| generated(&key));
     let put = FlowPut { mode, ufid, key, mask, actions: actions.into() };
     switch.dpif().flow_put(&put).map_err(|error| format!("updating flow table ({})", say(error)))?;
@@ -119,11 +122,16 @@ fn del(shared: &Shared, args: &[String]) -> Result<String, String> {
     let mut options = Options::read(args)?;
     let switch = options.datapath(shared, 1)?;
     let text = options.rest.first().copied().unwrap_or_default();
+    del_line(&switch, text, &options)
+}
+
+/// Deletes a flow that is written down.
+pub(super) fn del_line(switch: &ofproto::Switch, text: &str, options: &Options<'_>) -> Result<String, String> {
     let ufid = match split_ufid(text)? {
         (Some(ufid), _) => ufid,
         // Whoever installed it, it is the one with this key.
         (None, _) => {
-            let (_, key, mask) = parse_flow(text, &switch)?;
+            let (_, key, mask) = parse_flow(text, switch)?;
             let key = key.masked(&mask);
             let flows = switch.flows_of_datapath().map_err(say)?;
             let flow = flows.iter().find(|flow| flow.key == key && flow.mask == mask);
@@ -138,12 +146,6 @@ fn del(shared: &Shared, args: &[String]) -> Result<String, String> {
         }
         Err(error) => Err(format!("deleting flow ({})", say(error))),
     }
-}
-
-fn del_all(shared: &Shared, args: &[String]) -> Result<String, String> {
-    let switch = Options::read(args)?.datapath(shared, 0)?;
-    switch.flush().map_err(say)?;
-    Ok(String::new())
 }
 
 /// The flows of packets that come in by a bridge's ports.

@@ -4,9 +4,11 @@
 
 mod bridges;
 mod conntrack;
+mod ct_match;
 mod datapaths;
 mod drops;
 mod filter;
+mod flow_files;
 mod flows;
 mod options;
 mod show;
@@ -23,6 +25,7 @@ pub(super) fn register(registry: &Registry, shared: &Arc<Shared>) {
     datapaths::register(registry, shared);
     conntrack::register(registry, shared);
     flows::register(registry, shared);
+    flow_files::register(registry, shared);
     drops::register(registry, shared);
     bridges::register(registry, shared);
     upcalls::register(registry, shared);
