@@ -8,10 +8,12 @@ use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
+use std::time::Duration;
 
 use common::{Daemon, Network, TIMEOUT, outcome};
+use nix::sys::signal::Signal;
 use testkit::process::run_ok;
-use testkit::{Need, ReferenceSwitch, tools, wait_until};
+use testkit::{Need, RawSocket, ReferenceSwitch, frames, tools, wait_until};
 
 const MODES: [&str; 3] = ["per-cpu", "per-port", "per-port-handler"];
 
@@ -183,6 +185,62 @@ fn without_privilege_the_error_says_what_is_missing() {
     });
     let (code, said) = inside.unwrap();
     assert!(code == Some(1) && said.contains("permission denied") && said.contains("CAP_NET_ADMIN"), "{said}");
+}
+
+#[test]
+fn a_burst_that_overflows_the_sockets_is_executed_or_counted_as_lost() {
+    const NAME: &str = "a_burst_that_overflows_the_sockets_is_executed_or_counted_as_lost";
+    if !have(NAME, &[]) {
+        return;
+    }
+    const SENT: u64 = 12_000;
+    for mode in MODES {
+        let network = Network::new(2);
+        let line = format!("--datapath netlink --upcall-dispatch {mode} --bridge br0 --port br0:v1 --port br0:v2");
+        let mut daemon = network.start(&format!("{line} --n-handlers 1"));
+        let [from, to] = [0, 1].map(|host| RawSocket::open(&network.hosts[host], "eth0").unwrap());
+        let frame = frames::udp(1);
+        // Nobody reads while it comes.
+        daemon.process.signal(Signal::SIGSTOP).unwrap();
+        (0..SENT).for_each(|_| from.send(&frame).unwrap());
+        daemon.process.signal(Signal::SIGCONT).unwrap();
+
+        let lookups = |daemon: &Daemon| {
+            let show = daemon.ask("dpctl/show");
+            let line = show.lines().find_map(|line| line.trim().strip_prefix("lookups: ")).unwrap().to_owned();
+            ["missed:", "lost:"].map(|name| {
+                let number = line.split(' ').find_map(|word| word.strip_prefix(name));
+                number.unwrap().parse::<u64>().unwrap()
+            })
+        };
+        let [missed, lost] = lookups(&daemon);
+        assert!(missed == SENT && lost > 0, "{mode}: {missed} missed, {lost} lost");
+        // Their station is not known: each that was not lost goes out of the other port. The switch's own port has its copy.
+        let mut came = 0;
+        while came < SENT - lost {
+            let next = to.recv(TIMEOUT).unwrap().unwrap_or_else(|| panic!("{mode}: {came} came, {lost} lost"));
+            came += u64::from(next.bytes == frame);
+        }
+        let told = format!("upcalls: (received {came}) (executed {came})");
+        let show = || daemon.ask("upcall/show");
+        assert!(wait_until(TIMEOUT, || show().contains(&told)), "{mode}: {told}: {}", show());
+        assert_eq!(to.recv(Duration::from_millis(100)).unwrap(), None, "{mode}");
+        assert_eq!(lookups(&daemon), [SENT, lost], "{mode}");
+        let port = daemon.ask("dpctl/show").lines().find_map(|line| {
+            let number = line.trim().strip_prefix("port ")?.strip_suffix(": v1")?;
+            Some(number.to_owned())
+        });
+        let of_port = if mode == "per-cpu" { String::new() } else { format!(" of port {}", port.unwrap()) };
+        let log = daemon.read("vswitchd.log");
+        let lines: Vec<_> = log.lines().filter(|line| line.contains(": lost upcalls")).collect();
+        assert!(
+            !lines.is_empty() && lines.iter().all(|line| line.ends_with(&format!(": lost upcalls{of_port}"))),
+            "{log}"
+        );
+        assert!(lines.iter().all(|line| line.contains("|WARN|handler ")), "{lines:?}");
+        daemon.ask("exit --cleanup");
+        assert_eq!(daemon.ended(), Some(0));
+    }
 }
 
 /// Seconds since the machine was started.

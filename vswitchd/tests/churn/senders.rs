@@ -29,6 +29,9 @@ pub(crate) struct Senders {
     seed: u64,
     sent: AtomicU64,
     super_packets: AtomicU64,
+    malformed: AtomicU64,
+    /// Whether super-packets are sent.
+    with_super_packets: bool,
 }
 
 struct Wire {
@@ -40,13 +43,15 @@ struct Wire {
 }
 
 impl Senders {
-    pub(crate) fn new(lab: &Lab, n_wires: usize, seed: u64) -> Self {
+    pub(crate) fn new(lab: &Lab, n_wires: usize, seed: u64, with_super_packets: bool) -> Self {
         let wire = |n| Wire { socket: lab.socket(n), open: RwLock::new(false), sent: AtomicU64::new(0) };
         Self {
             wires: (1..=n_wires).map(wire).collect(),
             seed,
             sent: AtomicU64::new(0),
             super_packets: AtomicU64::new(0),
+            malformed: AtomicU64::new(0),
+            with_super_packets,
         }
     }
 
@@ -68,6 +73,11 @@ impl Senders {
 
     pub(crate) fn super_packets(&self) -> u64 {
         self.super_packets.load(Ordering::Relaxed)
+    }
+
+    /// Frames sent that nothing can be looked up for.
+    pub(crate) fn malformed(&self) -> u64 {
+        self.malformed.load(Ordering::Relaxed)
     }
 
     /// Sends until the end: bursts of what is known and of what is new, with pauses in which all is answered.
@@ -96,9 +106,11 @@ impl Senders {
             0 => {
                 // A service header that is shorter than it can be: nothing to look up.
                 let nsh = [&[0x50, 0x54, 0, 0, 0, to, 0x50, 0x54, 0, 0, 0, from, 0x89, 0x4f][..], &[0; 46]].concat();
-                self.count(wire, wire.socket.send(&nsh));
+                let sent = wire.socket.send(&nsh);
+                self.malformed.fetch_add(u64::from(sent.is_ok()), Ordering::Relaxed);
+                self.count(wire, sent);
             }
-            1 => {
+            1 if self.with_super_packets => {
                 let gso = Gso { kind: GsoKind::Tcp4, size: 1000, headers: 54 };
                 let offload = Offload { checksum: Some((34, 16)), gso: Some(gso) };
                 let sent = wire.socket.send_offloaded(&tcp_super_packet(to, from, ports, 5054), offload);

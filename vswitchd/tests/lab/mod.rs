@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use dpif::inproc::{InprocDatapath, Options as InprocOptions, PortBackend};
 use dpif::{Dpif, OdpPort};
 use dpif_ebpf::{EbpfDpif, Options as EbpfOptions};
+use dpif_netlink::{DispatchMode, NetlinkDpif, Options as NetlinkOptions};
 use ofproto::{BridgeSettings, FailMode, Options, PortKind, PortVlan, Switch};
 use openflow::{FlowMod, NoPortNames};
 use testkit::{Need, Netns, RawSocket, veth_pair};
@@ -19,6 +20,8 @@ pub(crate) enum Datapath {
     Ebpf,
     /// In this process, on the same wires.
     Userspace,
+    /// The kernel's `openvswitch` module.
+    Netlink(DispatchMode),
 }
 
 impl Datapath {
@@ -27,6 +30,7 @@ impl Datapath {
         match self {
             Self::Ebpf => &[Need::Namespaces, Need::Bpf, Need::EbpfObject],
             Self::Userspace => &[Need::Namespaces],
+            Self::Netlink(_) => &[Need::Namespaces, Need::OvsModule],
         }
     }
 
@@ -40,6 +44,10 @@ impl Datapath {
             Self::Userspace => {
                 let options = InprocOptions { backend: PortBackend::Devices, ..InprocOptions::new(name) };
                 Arc::new(InprocDatapath::with_options(options))
+            }
+            Self::Netlink(mode) => {
+                let options = NetlinkOptions { name: name.into(), dispatch: Some(mode) };
+                Arc::new(NetlinkDpif::open(&options).unwrap_or_else(|error| panic!("{name}: {error}")))
             }
         }
     }

@@ -22,6 +22,7 @@ const TESTS: [Test; 7] = [
     Test { package: "vswitchd", test: "netlink", datapath: "netlink", only: &[] },
     Test { package: "vswitchd", test: "netlink_actions", datapath: "netlink", only: &[] },
     Test { package: "vswitchd", test: "forwarding", datapath: "netlink", only: &[] },
+    Test { package: "vswitchd", test: "module_and_programs", datapath: "netlink", only: &[] },
     Test { package: "vswitchd", test: "forwarding", datapath: "ebpf", only: &["hosts_on_a_bridge"] },
     Test { package: "dpif-ebpf", test: "actions_on_the_wire", datapath: "ebpf", only: &["a_hash_chooses"] },
     Test { package: "dpif-ebpf", test: "xdp_ports", datapath: "ebpf", only: &["a_port_forwards"] },
