@@ -17,7 +17,7 @@ use testkit::tools;
 
 /// What runs in the machine: all that is about the module, and of the eBPF datapath's tests those that show that its programs are
 /// taken and work, because loading them takes an emulated machine long.
-const TESTS: [Test; 7] = [
+const TESTS: [Test; 8] = [
     Test { package: "dpif-netlink", test: "kernel", datapath: "netlink", only: &[] },
     Test { package: "vswitchd", test: "netlink", datapath: "netlink", only: &[] },
     Test { package: "vswitchd", test: "netlink_actions", datapath: "netlink", only: &[] },
