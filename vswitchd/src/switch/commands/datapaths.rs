@@ -124,6 +124,10 @@ fn set_if(shared: &Shared, args: &[String]) -> Result<String, String> {
                 "type" => return Err(format!("{name}: can't change type from {kind} to {value}")),
                 "port_no" if value.parse() == Ok(number.0) => {}
                 "port_no" => return Err(format!("{name}: can't change port number from {number} to {value}")),
+                "xdp" => {
+                    let failed = |error| format!("{name}: can't set xdp to {value} ({})", say(error));
+                    dpif.port_set_xdp(number, value.parse()?).map_err(failed)?;
+                }
                 // Nothing is what it has already.
                 _ if value.is_empty() => {}
                 _ => return Err(format!("{name}: {key}=… is not supported for ports of a datapath")),

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use dpif::{DpStats, PortInfo, PortKind, PortStats, SlotStats, UpcallStats};
+use dpif::{DpStats, PortInfo, PortKind, PortStats, SlotStats, UpcallStats, XdpState};
 use serde_json::{Value, json};
 
 use super::options::{Options, find};
@@ -63,7 +63,7 @@ fn text(switch: &ofproto::Switch, statistics: bool) -> Result<String, String> {
     out.push_str(&super::datapaths::caches(switch));
     out.push_str(&more(&stats));
     for port in dpif.ports().map_err(say)? {
-        let _ = writeln!(out, "  port {}: {}{}", port.port, port.name, remark(&port));
+        let _ = writeln!(out, "  port {}: {}{}{}", port.port, port.name, remark(&port), xdp(dpif.port_xdp(port.port)));
         if statistics {
             match dpif.port_stats(port.port) {
                 Ok(stats) => out.push_str(&port_statistics(&stats)),
@@ -105,6 +105,14 @@ fn remark(port: &PortInfo) -> String {
     }
 }
 
+/// That the XDP hook meets a port's frames, if it does.
+fn xdp(state: dpif::Result<XdpState>) -> String {
+    match state {
+        Ok(state @ (XdpState::Native | XdpState::Generic)) => format!(" (xdp: {state})"),
+        Ok(XdpState::Off(_)) | Err(_) => String::new(),
+    }
+}
+
 /// A port's statistics in the field's five lines; what isn't counted is a question mark there.
 fn port_statistics(stats: &PortStats) -> String {
     let PortStats { rx_packets, rx_bytes, tx_packets, tx_bytes, rx_dropped, tx_dropped, .. } = stats;
@@ -132,6 +140,7 @@ fn value(switch: &ofproto::Switch) -> Result<Value, String> {
         let stats = dpif.port_stats(port.port).map(|stats| port_value(&stats)).unwrap_or(Value::Null);
         json!({
             "port": port.port.0, "name": port.name, "type": port.kind.to_string(), "mtu": port.mtu, "mac": mac,
+            "xdp": dpif.port_xdp(port.port).ok().map(|state| state.to_string()),
             "error": port.error, "statistics": stats,
         })
     };
