@@ -164,7 +164,10 @@ impl Ports {
                 PortKind::System => self.add_system(number, &spec.name, state)?,
                 PortKind::Internal => self.add_internal(number, &spec.name)?,
             };
-            port.xdp = self.choose_xdp(number, &mut port, XdpMode::Auto)?;
+            match self.choose_xdp(number, &mut port, XdpMode::Auto) {
+                Ok(chosen) => port.xdp = chosen,
+                Err(error) => port = self.undone(number, port.record, Err(error))?,
+            }
             state.ports.insert(number, port);
             state.next = if number + 1 < MAX_PORTS as u32 { number + 1 } else { FIRST };
             Ok(OdpPort(number))
