@@ -110,6 +110,8 @@ fn what_a_datapath_lacks_is_refused_by_name_and_listed_all_the_same() {
         ("x,port_no=41", Some("x: can't change port number from 40 to 41")),
         ("x,key=1", Some("x: key=… is not supported for ports of a datapath")),
         ("y", Some("y: failed to query port in netdev@ovs-netdev (No such device)")),
+        ("x,xdp=auto", None),
+        ("x,xdp=fast", Some("\"fast\" is no XDP mode: auto, native, generic and off are")),
     ] {
         let said = daemon.call("dpctl/set-if", &["netdev@ovs-netdev", port]);
         assert_eq!(said, error.map_or(Ok(String::new()), |error| Err(format!("{error}\n"))), "{port}");
