@@ -220,7 +220,12 @@ fn datapath_flows_come_and_go_by_files() {
     assert_eq!(shown(), [""; 0]);
     let actions = ["set(eth(dst=02:00:00:00:00:09)),2", "push_vlan(vid=7,pcp=0),3"];
     assert_eq!(daemon.call("dpctl/parse-actions", &actions).unwrap(), actions.map(|text| format!("{text}\n")).concat());
-    assert!(daemon.call("dpctl/parse-actions", &["nonsense(2)"]).unwrap_err().starts_with("odp_actions_from_string (column "));
+    assert!(
+        daemon
+            .call("dpctl/parse-actions", &["nonsense(2)"])
+            .unwrap_err()
+            .starts_with("odp_actions_from_string (column ")
+    );
 }
 
 #[test]

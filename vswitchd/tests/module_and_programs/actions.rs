@@ -1,7 +1,7 @@
 //! Lists of actions by chance, of those that the module and our programs have both.
 //!
 //! Left out, because one of the two refuses them or means something else: sets of ICMP and ARP (the module has none), transport
-//! ports of fragments without a transport header (the module writes into their payload), truncation before a change of the packet
+//! ports of fragments that have no transport header, truncation before a change of the packet
 //! and recirculation before one (our programs refuse such lists, and userspace runs them), truncation below the headers (ours
 //! drops and counts the output), sets of IP fields behind the push of a second tag (the module writes them four bytes too early).
 

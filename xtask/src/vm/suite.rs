@@ -17,29 +17,39 @@ use testkit::tools;
 
 /// What runs in the machine: all that is about the module, and of the eBPF datapath's tests those that show that its programs are
 /// taken and work, because loading them takes an emulated machine long.
-const TESTS: [Test; 8] = [
-    Test { package: "dpif-netlink", test: "kernel", datapath: "netlink", only: &[] },
-    Test { package: "vswitchd", test: "netlink", datapath: "netlink", only: &[] },
-    Test { package: "vswitchd", test: "netlink_actions", datapath: "netlink", only: &[] },
-    Test { package: "vswitchd", test: "forwarding", datapath: "netlink", only: &[] },
-    Test { package: "vswitchd", test: "module_and_programs", datapath: "netlink", only: &[] },
-    Test { package: "vswitchd", test: "forwarding", datapath: "ebpf", only: &["hosts_on_a_bridge"] },
-    Test { package: "dpif-ebpf", test: "actions_on_the_wire", datapath: "ebpf", only: &["a_hash_chooses"] },
-    Test { package: "dpif-ebpf", test: "xdp_ports", datapath: "ebpf", only: &["a_port_forwards"] },
+const TESTS: [Test; 9] = [
+    Test::of("dpif-netlink", "kernel"),
+    Test::of("vswitchd", "netlink"),
+    Test::of("vswitchd", "netlink_actions"),
+    Test { datapath: "netlink", ..Test::of("vswitchd", "forwarding") },
+    Test { only: &["on_the_module"], ..Test::of("vswitchd", "churn") },
+    Test::of("vswitchd", "module_and_programs"),
+    Test { datapath: "ebpf", only: &["hosts_on_a_bridge"], ..Test::of("vswitchd", "forwarding") },
+    Test { only: &["a_hash_chooses"], ..Test::of("dpif-ebpf", "actions_on_the_wire") },
+    Test { only: &["a_port_forwards"], ..Test::of("dpif-ebpf", "xdp_ports") },
+];
+/// The rest of the eBPF datapath's tests (`--all`), those that can be shorter so short that they end within minutes. Left out:
+/// benchmarks in the form of tests, and the sudden ends of processes, whose times are those of a machine that is not emulated.
+const REST: [Test; 8] = [
+    Test::of("dpif-ebpf", "lifecycle"),
+    Test::of("dpif-ebpf", "traffic"),
+    Test::of("dpif-ebpf", "flow_cache"),
+    Test::of("dpif-ebpf", "devices"),
+    Test { env: "SLUICE_DIFF_KEYS=4000 SLUICE_DIFF_CASES=1000", ..Test::of("dpif-ebpf", "differential") },
+    Test { env: "SLUICE_LIFE_CYCLE=20000", ..Test::of("dpif-ebpf", "slot_life_cycle") },
+    Test::of("vswitchd", "rules"),
+    Test::of("vswitchd", "slow_path"),
 ];
 /// Those that `cargo xtask test` runs: what goes up and down between daemon and module, and packets that pass.
 const CORE: [Test; 2] = [
     Test {
-        package: "dpif-netlink",
-        test: "kernel",
-        datapath: "netlink",
         only: &["generated_flows_come_back", "upcalls_come_with_the_key", "a_packet_that_is_executed"],
+        ..Test::of("dpif-netlink", "kernel")
     },
     Test {
-        package: "vswitchd",
-        test: "forwarding",
         datapath: "netlink",
         only: &["hosts_on_a_bridge", "access_ports_of_two_vlans"],
+        ..Test::of("vswitchd", "forwarding")
     },
 ];
 /// The kernel of those.
@@ -54,6 +64,14 @@ struct Test {
     datapath: &'static str,
     /// Words in the names of tests that are wanted; none wants all.
     only: &'static [&'static str],
+    /// More of its environment, as a shell has it.
+    env: &'static str,
+}
+
+impl Test {
+    const fn of(package: &'static str, test: &'static str) -> Self {
+        Self { package, test, datapath: "netlink,ebpf", only: &[], env: "" }
+    }
 }
 /// Programs and files that the tests look for.
 const FILES: [&str; 3] = ["rust-toolchain.toml", "target/bpf/port-entry.o", "target/bpf/tc.o"];
@@ -73,11 +91,14 @@ pub(crate) struct Options {
     #[arg(long = "kernel", value_name = "VERSION")]
     kernels: Vec<String>,
     /// Run only what `cargo xtask test` runs: a core of the tests on 6.12, and what packets cost beside the reference
-    #[arg(long, conflicts_with_all = ["kernels", "args"])]
+    #[arg(long, conflicts_with_all = ["kernels", "args", "all"])]
     short: bool,
     /// End the tests of a kernel after this many seconds
-    #[arg(long, default_value_t = 900, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 1800, value_name = "SECONDS")]
     timeout: u64,
+    /// All of the eBPF datapath's own tests too, which takes half an hour for each kernel
+    #[arg(long)]
+    all: bool,
     /// For the test programs, such as a test's name
     #[arg(last = true, value_name = "ARGS")]
     args: Vec<String>,
@@ -92,7 +113,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         println!("==> done in {}", cmd::seconds(started.elapsed()));
         return Ok(true);
     }
-    let programs = build(&TESTS)?;
+    let tests = TESTS.iter().chain(REST.iter().filter(|_| options.all));
+    let programs = build(tests)?;
     let kernels: Vec<String> =
         if options.kernels.is_empty() { KERNELS.map(String::from).to_vec() } else { options.kernels.clone() };
     let mut failed = Vec::new();
@@ -113,7 +135,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
 
 /// Runs the short core of them on one kernel.
 pub(crate) fn core() -> Result<()> {
-    match boot(CORE_KERNEL, &build(&CORE)?, &[], CORE_TIMEOUT)? {
+    match boot(CORE_KERNEL, &build(CORE.iter())?, &[], CORE_TIMEOUT)? {
         0 => Ok(()),
         code => bail!("tests on {CORE_KERNEL} failed with exit code {code}"),
     }
@@ -133,8 +155,8 @@ fn script(programs: &[Program], args: &[String]) -> String {
     for Program { file, test, .. } in programs {
         let only = if args.is_empty() { test.only.iter().map(ToString::to_string).collect() } else { args.to_vec() };
         let only = only.iter().map(|arg| format!(" '{}'", arg.replace('\'', r"'\''"))).collect::<String>();
-        let (datapath, file) = (test.datapath, file.display());
-        script += &format!("SLUICE_DATAPATHS={datapath} '{file}' --test-threads=1 --nocapture{only} || code=1\n");
+        let (datapath, env, file) = (test.datapath, test.env, file.display());
+        script += &format!("SLUICE_DATAPATHS={datapath} {env} '{file}' --test-threads=1 --nocapture{only} || code=1\n");
     }
     script + "exit $code\n"
 }
@@ -158,7 +180,7 @@ struct Program {
 }
 
 /// Builds the test programs, and finds out where they are.
-fn build(tests: &'static [Test]) -> Result<Vec<Program>> {
+fn build(tests: impl Iterator<Item = &'static Test>) -> Result<Vec<Program>> {
     let mut programs = Vec::new();
     for of in tests {
         let Test { package, test, .. } = of;
