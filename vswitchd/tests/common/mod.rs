@@ -12,8 +12,9 @@ use testkit::process::run_bounded;
 use testkit::{Netns, Process, veth_pair, wait_until};
 use vswitchd::unixctl::call;
 
-/// How long anything may take: generous, because an emulated machine takes half of it to load the programs.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long anything may take: generous, because an emulated machine takes a third of it to load the programs, and more if others
+/// keep it busy.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A command that runs the daemon with `OVS_RUNDIR` and `OVS_LOGDIR` in `directory`.
 pub(crate) fn vswitchd(directory: &Path, args: &[&str]) -> Command {
