@@ -57,7 +57,6 @@ impl<'a> Limit<'a> {
                 pin(&program, &path)?;
                 netns.exec(&format!("tc qdisc add dev {IN} clsact"))?;
                 let limit = Self { netns, link: None };
-                // Run where the file system is mounted: `ip netns exec` has a /sys of its own.
                 let line = format!("tc filter add dev {IN} ingress bpf direct-action object-pinned {}", path.display());
                 let added = netns.exec(&line);
                 std::fs::remove_file(&path)?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use testkit::report::{Relation, Results};
+use testkit::wait_until;
 
 use crate::limits::{Fate, Limit};
 use crate::meter::Meter;
@@ -31,6 +32,9 @@ struct Size {
 
 const WHOLE: Size = Size { set_up: 6400, warm: 1280, forward: 100_000, flows: 60_000, pause: Duration::from_millis(6) };
 const SMALL: Size = Size { set_up: 640, warm: 640, forward: 20_000, flows: 0, pause: Duration::from_millis(25) };
+
+/// How late the last packet of a measurement may be.
+const LATE: Duration = Duration::from_secs(5);
 
 /// One switch, less what bringing the packets costs.
 #[derive(Default)]
@@ -159,6 +163,9 @@ impl Bench {
         self.new_flows(0, size.warm)?;
         counts.set_up = self.new_flows(size.warm, size.set_up)? - bring.set_up;
         let sent = u64::from(size.warm) + u64::from(size.set_up);
+        // A slow daemon may still be at the last of them.
+        let is_out = || self.wires.sent_out().is_ok_and(|out| out - before >= sent);
+        wait_until(LATE, || is_out() && switch.flows_and_masks().is_ok_and(|(flows, _)| flows >= sent));
         let (out, flows) = (self.wires.sent_out()? - before, switch.flows_and_masks()?);
         eprintln!("    {sent} new flows: {out} packets out, {} flows with {} masks", flows.0, flows.1);
         expect("packets out", out, sent)?;
@@ -178,6 +185,7 @@ impl Bench {
             let [a, b, c, _] = FIRST_MASK;
             let one = |n: u16| ([a, b, c, (n % MASKS) as u8], FIRST_PORT + n);
             self.wires.send((0..size.flows).map(one), size.pause)?;
+            wait_until(LATE, || switch.flows_and_masks().is_ok_and(|(flows, _)| flows >= size.flows.into()));
             let (flows, masks) = switch.flows_and_masks()?;
             eprintln!("    {} flows behind masks: {flows} flows with {masks} masks", size.flows);
             expect("flows", flows, size.flows.into())?;
