@@ -54,7 +54,7 @@ const CORE: [Test; 2] = [
 ];
 /// The kernel of those.
 const CORE_KERNEL: &str = "6.12";
-const CORE_TIMEOUT: Duration = Duration::from_secs(240);
+const CORE_TIMEOUT: Duration = Duration::from_secs(480);
 
 /// A program of tests.
 struct Test {
