@@ -5,6 +5,8 @@ use datapath_common::extract::HEAD;
 use datapath_common::key::Vlan;
 use datapath_common::packet::{PacketHead, PacketRead};
 
+use crate::loads::read_by_load;
+
 /// The first bytes of a packet.
 #[derive(Clone, Copy)]
 pub struct Head<P> {
@@ -24,7 +26,7 @@ impl<P> Head<P> {
         if offset + size_of::<T>() as u32 > HEAD {
             return None;
         }
-        // SAFETY: in front of the end, which was compared; unaligned as in `Skb::load_direct`.
+        // SAFETY: in front of the end, which was compared; unaligned as in `loads!`.
         Some(unsafe { self.at.add(offset as usize).cast::<T>().read_volatile() })
     }
 
@@ -47,22 +49,7 @@ impl<P: PacketRead> PacketRead for Head<P> {
     fn accelerated_vlan(&self) -> Vlan {
         self.packet.accelerated_vlan()
     }
-    #[inline(always)]
-    fn u8(&self, offset: u32) -> Option<u8> {
-        self.load(offset)
-    }
-    #[inline(always)]
-    fn u16(&self, offset: u32) -> Option<u16> {
-        self.load(offset)
-    }
-    #[inline(always)]
-    fn u32(&self, offset: u32) -> Option<u32> {
-        self.load(offset)
-    }
-    #[inline(always)]
-    fn u64(&self, offset: u32) -> Option<u64> {
-        self.load(offset)
-    }
+    read_by_load!();
     #[inline(always)]
     fn is_ufo(&self) -> bool {
         self.packet.is_ufo()

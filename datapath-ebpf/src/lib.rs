@@ -20,6 +20,7 @@ pub mod debug;
 pub mod finish;
 pub mod head;
 pub mod interpret;
+mod loads;
 pub mod lookup;
 pub mod maps;
 pub mod skb;

@@ -9,73 +9,18 @@ use aya_ebpf::helpers::{
     bpf_skb_vlan_push,
 };
 use datapath_common::Be16;
-use datapath_common::extract::HEAD;
 use datapath_common::key::{VLAN_PRESENT, Vlan};
 use datapath_common::packet::{Balanced, Edit, EditFailed, L4Sum, PacketEdit, PacketRead};
 
-use crate::head::Head;
+use crate::loads::{loads, read_by_load};
 
 /// A socket buffer in a TC program.
 #[derive(Clone, Copy)]
 pub struct Skb(pub *mut __sk_buff);
 
-/// Offsets up to here are loaded directly; headers that lie deeper take the helper.
-const DIRECT: u32 = 2047;
+loads!(Skb, __sk_buff, bpf_skb_load_bytes);
 
 impl Skb {
-    /// The packet, if its first [`HEAD`] bytes are linear.
-    #[inline(always)]
-    pub fn head(self) -> Option<Head<Self>> {
-        // SAFETY: the context is the kernel's; the pointer is compared with the end.
-        unsafe {
-            let at = (*self.0).data as usize as *const u8;
-            let end = (*self.0).data_end as usize as *const u8;
-            if at.add(HEAD as usize) <= end { Some(Head::new(at, self)) } else { None }
-        }
-    }
-
-    /// Loads a `T` from packet bytes.
-    #[inline(always)]
-    fn load<T: Copy>(self, offset: u32) -> Option<T> {
-        if let Some(value) = self.load_direct(offset) {
-            return Some(value);
-        }
-        let mut value = 0u64;
-        if load_slow(self.0, offset, size_of::<T>() as u32, &mut value) == 0 {
-            // SAFETY: `T` is an integer of at most eight bytes.
-            return Some(unsafe { *core::ptr::from_ref(&value).cast::<T>() });
-        }
-        None
-    }
-
-    /// As [`Skb::load`], 0 behind the end: no branch for what the caller has excluded.
-    #[inline(always)]
-    fn load_or_zero<T: Copy>(self, offset: u32) -> T {
-        if let Some(value) = self.load_direct(offset) {
-            return value;
-        }
-        let mut value = 0u64;
-        // The helper clears what it can't fill.
-        load_slow(self.0, offset, size_of::<T>() as u32, &mut value);
-        // SAFETY: `T` is an integer of at most eight bytes.
-        unsafe { *core::ptr::from_ref(&value).cast::<T>() }
-    }
-
-    /// As [`Skb::load`], from the linear part alone.
-    #[inline(always)]
-    fn load_direct<T: Copy>(self, offset: u32) -> Option<T> {
-        if offset > DIRECT {
-            return None;
-        }
-        // SAFETY: the context is the kernel's; the pointer is compared with the end before it is read, and unaligned reads
-        // are what the architectures that the verifier lets do this do.
-        unsafe {
-            let at = ((*self.0).data as usize + offset as usize) as *const u8;
-            let end = (*self.0).data_end as usize as *const u8;
-            if at.add(size_of::<T>()) <= end { Some(at.cast::<T>().read_volatile()) } else { None }
-        }
-    }
-
     #[inline(always)]
     fn store(self, offset: u32, bytes: *const u8, len: u32, flags: u64) -> Edit {
         // SAFETY: `bytes` points to `len` bytes of the caller.
@@ -93,24 +38,6 @@ fn flags(balanced: Balanced) -> u64 {
     match balanced {
         Balanced::Yes => 0,
         Balanced::No => u64::from(BPF_F_RECOMPUTE_CSUM),
-    }
-}
-
-/// Up to eight bytes through the helper, into the first bytes of `value`. 0 = done.
-#[inline(never)]
-fn load_slow(skb: *mut __sk_buff, offset: u32, size: u32, value: &mut u64) -> i64 {
-    // SAFETY: the context is the kernel's; `value` has eight bytes.
-    unsafe {
-        if size > 8 || size == 0 {
-            return -1;
-        }
-        // Constant sizes: the verifier then knows what the helper writes.
-        match size {
-            1 => bpf_skb_load_bytes(skb.cast(), offset, core::ptr::from_mut(value).cast(), 1) as i64,
-            2 => bpf_skb_load_bytes(skb.cast(), offset, core::ptr::from_mut(value).cast(), 2) as i64,
-            4 => bpf_skb_load_bytes(skb.cast(), offset, core::ptr::from_mut(value).cast(), 4) as i64,
-            _ => bpf_skb_load_bytes(skb.cast(), offset, core::ptr::from_mut(value).cast(), 8) as i64,
-        }
     }
 }
 
@@ -132,34 +59,7 @@ impl PacketRead for Skb {
         }
     }
 
-    #[inline(always)]
-    fn u8(&self, offset: u32) -> Option<u8> {
-        self.load(offset)
-    }
-    #[inline(always)]
-    fn u16(&self, offset: u32) -> Option<u16> {
-        self.load(offset)
-    }
-    #[inline(always)]
-    fn u32(&self, offset: u32) -> Option<u32> {
-        self.load(offset)
-    }
-    #[inline(always)]
-    fn u64(&self, offset: u32) -> Option<u64> {
-        self.load(offset)
-    }
-    #[inline(always)]
-    fn u16_or_zero(&self, offset: u32) -> u16 {
-        self.load_or_zero(offset)
-    }
-    #[inline(always)]
-    fn u32_or_zero(&self, offset: u32) -> u32 {
-        self.load_or_zero(offset)
-    }
-    #[inline(always)]
-    fn u64_or_zero(&self, offset: u32) -> u64 {
-        self.load_or_zero(offset)
-    }
+    read_by_load!(or_zero);
 }
 
 impl PacketEdit for Skb {
