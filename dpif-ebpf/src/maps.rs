@@ -275,7 +275,8 @@ pub(crate) struct Shape {
 
 impl Shape {
     fn new(options: &Options) -> Result<Self> {
-        let most = u32::MAX as usize / MAX_LANES / size_of::<Slot>();
+        // The kernel counts the bytes of an array in 32 bits.
+        let most = u32::MAX as usize / size_of::<Slot>().max(MAX_LANES * size_of::<FlowStats>()) - 64;
         if options.slots <= EXECUTE_SLOTS || options.slots > most {
             return Err(DpifError::Invalid(format!(
                 "{} flow slots: a datapath has more than {EXECUTE_SLOTS} and at most {most}",
