@@ -93,7 +93,8 @@ fn sum(json: &str) -> Result<Stats> {
             let word = bytes.get(offset..).and_then(|rest| rest.first_chunk());
             word.map(|word| u64::from_ne_bytes(*word)).context("bpftool printed a short value")
         };
-        sum.hit += word(offset_of!(DpStats, hit))?;
+        // What the cache answers is counted apart.
+        sum.hit += word(offset_of!(DpStats, hit))? + word(offset_of!(DpStats, cache_hit))?;
         sum.missed += word(offset_of!(DpStats, missed))?;
         sum.lost += word(offset_of!(DpStats, lost))?;
     }
@@ -121,8 +122,8 @@ mod tests {
 
     #[test]
     fn lanes_are_added_up() {
-        let lane = |hit: u8, missed: u8, lost: u8| {
-            let words = [hit, missed, lost].map(|low| {
+        let lane = |hit: u8, missed: u8, lost: u8, cache_hit: u8| {
+            let words = [hit, missed, lost, 77, cache_hit].map(|low| {
                 let mut word = [0; 8];
                 word[if cfg!(target_endian = "little") { 0 } else { 7 }] = low;
                 word
@@ -130,7 +131,7 @@ mod tests {
             let bytes: Vec<String> = words.concat().iter().map(|byte| format!("0x{byte:02x}")).collect();
             serde_json::json!({"key": ["0x00"], "value": bytes})
         };
-        let dump = serde_json::json!([lane(255, 2, 0), lane(1, 3, 4)]).to_string();
+        let dump = serde_json::json!([lane(250, 2, 0, 5), lane(0, 3, 4, 1)]).to_string();
         assert_eq!(sum(&dump).unwrap(), Stats { hit: 256, missed: 5, lost: 4 });
         assert!(sum("[{\"key\": []}]").is_err() && sum("").is_err());
     }
