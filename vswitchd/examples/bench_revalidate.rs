@@ -5,6 +5,9 @@
 //! are timed: one in which nothing has changed, one in which every flow has counted a packet since the last, one that
 //! translates every flow again and finds it right, and one that changes every flow's actions.
 
+// For its allocator: the switch is measured with the one that the daemon has.
+use vswitchd as _;
+
 use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

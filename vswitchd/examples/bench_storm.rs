@@ -10,6 +10,9 @@ mod generator;
 #[path = "../tests/lab/mod.rs"]
 mod lab;
 
+// For its allocator: the switch is measured with the one that the daemon has.
+use vswitchd as _;
+
 use std::time::Duration;
 
 use generator::Generator;

@@ -16,3 +16,8 @@ pub mod reconcile;
 pub mod switch;
 pub mod unixctl;
 pub mod vlog;
+
+/// Flows are made by handlers and let go by revalidators, so most memory is freed by another thread than that which asked for it.
+/// The C library's allocator then goes its long way for each new flow.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

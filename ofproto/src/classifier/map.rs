@@ -15,14 +15,17 @@ const FANOUT_BITS: u32 = FANOUT.trailing_zeros();
 const MAX_DEPTH: u32 = 12;
 /// Entries of a leaf that can still be divided.
 const LEAF: usize = 64;
-/// Slots of a leaf: twice its entries, so that a search for what is not there is short. They are chosen by hash bits that no
-/// branch looks at.
-const SLOTS: usize = 2 * LEAF;
-const SLOT_SHIFT: u32 = u64::BITS - SLOTS.trailing_zeros();
-/// A slot without an entry. One with an entry has its number in the low byte and eight bits of its hash in the high one, by which
-/// most others are told from it without looking further.
-const EMPTY: u16 = u16::MAX;
-const TAG_SHIFT: u32 = SLOT_SHIFT - 8;
+/// A leaf's slots are looked at in groups of four, which are one word: an entry has its slot in the group that its hash says, or in
+/// the next one with room. With twice as many slots as entries most are in the first.
+const GROUPS: usize = 2 * LEAF / LANES;
+const LANES: usize = 4;
+/// A slot's bits in the word of its group: a tag from the entry's hash, never 0, which is a slot without an entry.
+const LANE_BITS: u32 = u64::BITS / LANES as u32;
+/// 1 in each slot of a group.
+const ONES: u64 = u64::MAX / 0xffff;
+/// Groups and tags are chosen by hash bits that no branch looks at.
+const GROUP_SHIFT: u32 = u64::BITS - GROUPS.trailing_zeros();
+const TAG_SHIFT: u32 = GROUP_SHIFT - LANE_BITS + 1;
 
 /// A map whose keys have as many words as its first one.
 #[derive(Clone, Debug)]
@@ -44,8 +47,12 @@ struct Branch<T> {
 
 #[derive(Clone, Debug)]
 struct Leaf<T> {
-    /// Open addressing: where in the arrays the entry is, or [`EMPTY`]. Not in use in a leaf of more than [`LEAF`] entries.
-    slots: [u16; SLOTS],
+    /// Which of the groups are full and have entries that stand in a later one.
+    spilled: u32,
+    /// Tags of the first [`LEAF`] entries, which are all unless the leaf is beyond what can be divided.
+    groups: [u64; GROUPS],
+    /// Where in the arrays below the entry of a slot is.
+    places: [[u8; LANES]; GROUPS],
     hashes: Vec<u64>,
     /// The keys' words, one key after the other.
     keys: Vec<u64>,
@@ -205,30 +212,40 @@ impl<T: Clone> Branch<T> {
 
 impl<T: Clone> Leaf<T> {
     fn new() -> Self {
-        Self { slots: [EMPTY; SLOTS], hashes: Vec::new(), keys: Vec::new(), items: Vec::new() }
+        Self {
+            spilled: 0,
+            groups: [0; GROUPS],
+            places: [[0; LANES]; GROUPS],
+            hashes: Vec::new(),
+            keys: Vec::new(),
+            items: Vec::new(),
+        }
     }
 
     #[inline]
     fn find(&self, hash: u64, width: usize, is_key: impl Fn(&[u64]) -> bool) -> Option<usize> {
-        let is_entry = |at: usize| {
-            self.hashes.get(at) == Some(&hash) && self.keys.get(at * width..(at + 1) * width).is_some_and(&is_key)
-        };
-        if self.items.len() > LEAF {
-            return (0..self.items.len()).find(|at| is_entry(*at));
-        }
-        let mut slot = (hash >> SLOT_SHIFT) as usize;
-        let tag = tag(hash);
+        let is_entry = |at: usize| self.keys.get(at * width..(at + 1) * width).is_some_and(&is_key);
+        let tags = tag(hash) * ONES;
+        let mut group = first_group(hash);
         loop {
-            // Half of the slots are empty, so this ends.
-            let found = self.slots[slot % SLOTS];
-            if found == EMPTY {
+            // The lowest bit that this finds is right; a later one may be of a tag that differs in its last bit, and its entry's
+            // key will differ.
+            let differ = self.groups[group] ^ tags;
+            let mut same = differ.wrapping_sub(ONES) & !differ & (ONES << (LANE_BITS - 1));
+            while same != 0 {
+                let at = usize::from(self.places[group][(same.trailing_zeros() / LANE_BITS) as usize % LANES]);
+                if is_entry(at) {
+                    return Some(at);
+                }
+                same &= same - 1;
+            }
+            if self.spilled >> group & 1 == 0 {
                 return None;
             }
-            let at = usize::from(found & 0xff);
-            if found & 0xff00 == tag && is_entry(at) {
-                return Some(at);
+            if self.items.len() > LEAF {
+                return (0..self.items.len()).find(|at| is_entry(*at));
             }
-            slot += 1;
+            group = (group + 1) % GROUPS;
         }
     }
 
@@ -242,13 +259,22 @@ impl<T: Clone> Leaf<T> {
     /// Lets a slot lead to the entry `at`.
     fn place(&mut self, hash: u64, at: usize) {
         if at >= LEAF {
+            // Whoever doesn't find an entry looks through them all.
+            self.spilled = u32::MAX;
             return;
         }
-        let mut slot = (hash >> SLOT_SHIFT) as usize;
-        while self.slots[slot % SLOTS] != EMPTY {
-            slot += 1;
+        let mut group = first_group(hash);
+        loop {
+            // Half of the slots are empty, so this ends.
+            let tags = self.groups[group];
+            if let Some(lane) = (0..LANES).find(|lane| lane_of(tags, *lane) == 0) {
+                self.groups[group] |= tag(hash) << (lane as u32 * LANE_BITS);
+                self.places[group][lane] = at as u8;
+                return;
+            }
+            self.spilled |= 1 << group;
+            group = (group + 1) % GROUPS;
         }
-        self.slots[slot % SLOTS] = tag(hash) | at as u16;
     }
 
     fn remove(&mut self, hash: u64, key: &[u64]) -> Option<T> {
@@ -260,8 +286,8 @@ impl<T: Clone> Leaf<T> {
         self.keys.truncate(last * width);
         let item = self.items.swap_remove(at);
         // Anew: entries behind the one removed may have been placed where they are because of it.
-        self.slots = [EMPTY; SLOTS];
-        for at in 0..last.min(LEAF) {
+        (self.spilled, self.groups) = (0, [0; GROUPS]);
+        for at in 0..last {
             self.place(self.hashes[at], at);
         }
         Some(item)
@@ -276,8 +302,19 @@ impl<T: Clone> Leaf<T> {
 
 /// The bits of a hash that stand in a slot.
 #[inline]
-fn tag(hash: u64) -> u16 {
-    ((hash >> TAG_SHIFT) as u16) << 8
+fn tag(hash: u64) -> u64 {
+    (hash >> TAG_SHIFT & 0x7fff) << 1 | 1
+}
+
+/// The group in which an entry has its slot, if there is room.
+#[inline]
+fn first_group(hash: u64) -> usize {
+    (hash >> GROUP_SHIFT) as usize % GROUPS
+}
+
+/// The tag in slot `lane` of a group.
+fn lane_of(tags: u64, lane: usize) -> u64 {
+    tags >> (lane as u32 * LANE_BITS) & 0xffff
 }
 
 #[cfg(test)]

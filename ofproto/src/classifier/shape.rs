@@ -4,7 +4,6 @@
 //! later stage goes on from the sum of the one before. Keys are random, new in each process, and odd, so that two keys of which
 //! only one word differs never have the same sum.
 
-use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use super::stage::{N_STAGES, stage_masks};
@@ -13,9 +12,24 @@ use crate::flow::{FLOW_WORDS, Flow};
 /// A word of a flow, of which some bits are looked at.
 #[derive(Clone, Copy, Debug)]
 struct Word {
-    index: usize,
     bits: u64,
     key: u64,
+    index: u32,
+    /// The stage, of those that have fields.
+    stage: u32,
+}
+
+impl Word {
+    #[inline]
+    fn of(&self, flow: &Flow) -> u64 {
+        flow.word(self.index as usize) & self.bits
+    }
+
+    /// What the word adds to a sum.
+    #[inline]
+    fn product(&self, flow: &Flow) -> u64 {
+        self.of(flow).wrapping_mul(self.key)
+    }
 }
 
 /// The words of a mask that aren't zero, by stage.
@@ -33,7 +47,8 @@ impl Shape {
         for (stage, fields) in stage_masks().iter().enumerate() {
             let before = words.len();
             for (index, bits) in mask.masked(fields).words().iter().enumerate().filter(|(_, bits)| **bits != 0) {
-                words.push(Word { index, bits: *bits, key: keys().get(index).copied().unwrap_or(1) });
+                let key = keys().get(index).copied().unwrap_or(1);
+                words.push(Word { bits: *bits, key, index: index as u32, stage: stages.len() as u32 });
             }
             if words.len() > before {
                 stages.push((words.len(), stage));
@@ -56,28 +71,39 @@ impl Shape {
 
     /// The words' bits in a flow.
     pub(super) fn key(&self, flow: &Flow) -> Vec<u64> {
-        self.words.iter().map(|word| flow.word(word.index) & word.bits).collect()
+        self.words.iter().map(|word| word.of(flow)).collect()
     }
 
     /// Whether a flow has these bits.
     #[inline]
     pub(super) fn is_key(&self, key: &[u64], flow: &Flow) -> bool {
-        self.words.iter().zip(key).all(|(word, key)| flow.word(word.index) & word.bits == *key)
+        self.words.iter().zip(key).all(|(word, key)| word.of(flow) == *key)
     }
 
-    /// What the words `range` of a flow add to the sum of those before.
+    /// The sum of all words of a flow.
     #[inline]
-    pub(super) fn sum(&self, range: Range<usize>, flow: &Flow) -> u64 {
-        let words = self.words.get(range).unwrap_or_default();
-        let product = |word: &Word| (flow.word(word.index) & word.bits).wrapping_mul(word.key);
-        words.iter().fold(0, |sum, word| sum.wrapping_add(product(word)))
+    pub(super) fn sum(&self, flow: &Flow) -> u64 {
+        self.words.iter().fold(0, |sum, word| sum.wrapping_add(word.product(flow)))
+    }
+
+    /// The sum of all words of a flow, and at the place of each stage with fields that of the words up to its end.
+    #[inline]
+    pub(super) fn sums(&self, flow: &Flow) -> (u64, [u64; N_STAGES]) {
+        let (mut sum, mut sums) = (0u64, [0; N_STAGES]);
+        for word in &*self.words {
+            sum = sum.wrapping_add(word.product(flow));
+            // One loop over the words takes fewer steps than one for each stage.
+            sums[word.stage as usize % N_STAGES] = sum;
+        }
+        (sum, sums)
     }
 
     /// Adds the bits of the first `n` words to a mask.
     #[inline]
     pub(super) fn add_to(&self, n: usize, wildcards: &mut Flow) {
-        for word in self.words.get(..n).unwrap_or_default() {
-            wildcards.add_word(word.index, word.bits);
+        // Always over all words: how many count is hard to guess for a processor, how many there are is not.
+        for (at, word) in self.words.iter().enumerate() {
+            wildcards.add_word(word.index as usize, if at < n { word.bits } else { 0 });
         }
     }
 }

@@ -32,7 +32,26 @@ pub(super) struct Subtable {
 #[derive(Clone, Debug)]
 struct Stage {
     end: usize,
+    /// The hash is the key, too.
     hashes: Map<usize>,
+}
+
+impl Stage {
+    #[inline]
+    fn has(&self, hash: u64) -> bool {
+        self.hashes.find(hash, 1, |key| key == [hash]).is_some()
+    }
+
+    fn count(&mut self, hash: u64, adds: bool) {
+        match (adds, self.hashes.get_mut(hash, &[hash])) {
+            (true, Some(n)) => *n += 1,
+            (true, None) => self.hashes.insert(hash, &[hash], 1),
+            (false, Some(n)) if *n > 1 => *n -= 1,
+            (false, _) => {
+                self.hashes.remove(hash, &[hash]);
+            }
+        }
+    }
 }
 
 /// The transport ports: both as one number, the source in the upper half.
@@ -131,9 +150,7 @@ impl Subtable {
     /// The rules that `flow` matches.
     #[inline]
     pub(super) fn find(&self, flow: &Flow) -> Option<&Head> {
-        let width = self.shape.width();
-        let sum = self.shape.sum(0..width, flow);
-        self.heads.find(hash(sum), width, |key| self.shape.is_key(key, flow))
+        self.heads.find(hash(self.shape.sum(flow)), self.shape.width(), |key| self.shape.is_key(key, flow))
     }
 
     /// As [`Self::find`]; adds to `wildcards` what had to be looked at to know, which is the whole mask where there is a match.
@@ -142,15 +159,8 @@ impl Subtable {
     #[inline]
     pub(super) fn find_wildcarding(&self, flow: &Flow, asked: &mut Asked<'_>, wildcards: &mut Flow) -> Option<&Head> {
         let shape = &self.shape;
-        let (mut sum, mut from) = (0u64, 0);
-        let mut sums = [0u64; N_STAGES];
-        for (stage, sum_there) in self.stages.iter().zip(&mut sums) {
-            sum = sum.wrapping_add(shape.sum(from..stage.end, flow));
-            *sum_there = sum;
-            from = stage.end;
-        }
+        let (sum, sums) = shape.sums(flow);
         let width = shape.width();
-        sum = sum.wrapping_add(shape.sum(from..width, flow));
         let found = self.heads.find(hash(sum), width, |key| shape.is_key(key, flow));
         match found {
             Some(_) => shape.add_to(width, wildcards),
@@ -173,8 +183,9 @@ impl Subtable {
         if let Some(stage) = self.stages.get(absent) {
             return shape.add_to(stage.end, wildcards);
         }
-        // Of the ports only what it takes to know that no rule has them.
-        let ports = (self.ports.len != 0).then(|| ports_of(wildcards) | self.ports.needed(flow));
+        // Of the ports only what it takes to know that no rule has them, unless all was looked at before.
+        let seen = ports_of(wildcards);
+        let ports = (self.ports.mask & !seen != 0).then(|| seen | self.ports.needed(flow));
         shape.add_to(shape.width(), wildcards);
         if let Some(ports) = ports {
             set_ports(wildcards, ports);
@@ -187,7 +198,7 @@ impl Subtable {
     /// common with some, so the last stage is asked first. A hash that two fields share only lets the lookup look at more.
     #[inline]
     fn first_absent(&self, sums: &[u64; N_STAGES]) -> usize {
-        let is_there = |(stage, sum): (&Stage, &u64)| stage.hashes.find(hash(*sum), 0, |_| true).is_some();
+        let is_there = |(stage, sum): (&Stage, &u64)| stage.has(hash(*sum));
         let sums = sums.get(..self.stages.len()).unwrap_or_default();
         self.stages.iter().zip(sums).rposition(is_there).map_or(0, |last| last + 1)
     }
@@ -238,7 +249,7 @@ impl Subtable {
     }
 
     fn hash(&self, value: &Flow) -> u64 {
-        hash(self.shape.sum(0..self.shape.width(), value))
+        hash(self.shape.sum(value))
     }
 
     fn count(&mut self, priority: u16) {
@@ -248,19 +259,9 @@ impl Subtable {
 
     /// Adds a match to stages and tries, or takes it away.
     fn index(&mut self, value: &Flow, tries: &mut [(PrefixField, Trie)], adds: bool) {
-        let (mut sum, mut from) = (0u64, 0);
-        for stage in &mut self.stages {
-            sum = sum.wrapping_add(self.shape.sum(from..stage.end, value));
-            from = stage.end;
-            let hash = hash(sum);
-            match (adds, stage.hashes.get_mut(hash, &[])) {
-                (true, Some(n)) => *n += 1,
-                (true, None) => stage.hashes.insert(hash, &[], 1),
-                (false, Some(n)) if *n > 1 => *n -= 1,
-                (false, _) => {
-                    stage.hashes.remove(hash, &[]);
-                }
-            }
+        let (_, sums) = self.shape.sums(value);
+        for (stage, sum) in self.stages.iter_mut().zip(sums) {
+            stage.count(hash(sum), adds);
         }
         let change = |trie: &mut Trie, bits, len| if adds { trie.insert(bits, len) } else { trie.remove(bits, len) };
         for (at, len) in &*self.prefixes {
