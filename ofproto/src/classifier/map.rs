@@ -224,29 +224,50 @@ impl<T: Clone> Leaf<T> {
 
     #[inline]
     fn find(&self, hash: u64, width: usize, is_key: impl Fn(&[u64]) -> bool) -> Option<usize> {
-        let is_entry = |at: usize| self.keys.get(at * width..(at + 1) * width).is_some_and(&is_key);
-        let tags = tag(hash) * ONES;
-        let mut group = first_group(hash);
-        loop {
-            // The lowest bit that this finds is right; a later one may be of a tag that differs in its last bit, and its entry's
-            // key will differ.
-            let differ = self.groups[group] ^ tags;
-            let mut same = differ.wrapping_sub(ONES) & !differ & (ONES << (LANE_BITS - 1));
-            while same != 0 {
-                let at = usize::from(self.places[group][(same.trailing_zeros() / LANE_BITS) as usize % LANES]);
-                if is_entry(at) {
-                    return Some(at);
-                }
-                same &= same - 1;
-            }
-            if self.spilled >> group & 1 == 0 {
-                return None;
-            }
-            if self.items.len() > LEAF {
-                return (0..self.items.len()).find(|at| is_entry(*at));
-            }
-            group = (group + 1) % GROUPS;
+        let group = first_group(hash);
+        let found = self.find_in(group, hash, width, &is_key);
+        if found.is_none() && self.spilled >> group & 1 != 0 {
+            return self.find_spilled(group, hash, width, &is_key);
         }
+        found
+    }
+
+    /// The entry, if its slot is in this group.
+    #[inline]
+    fn find_in(&self, group: usize, hash: u64, width: usize, is_key: &impl Fn(&[u64]) -> bool) -> Option<usize> {
+        // The lowest bit that this finds is right; a later one may be of a tag that differs in its last bit, and its entry's key
+        // will differ.
+        let differ = self.groups[group] ^ (tag(hash) * ONES);
+        let mut same = differ.wrapping_sub(ONES) & !differ & (ONES << (LANE_BITS - 1));
+        while same != 0 {
+            let at = usize::from(self.places[group][(same.trailing_zeros() / LANE_BITS) as usize % LANES]);
+            if self.is_entry(at, width, is_key) {
+                return Some(at);
+            }
+            same &= same - 1;
+        }
+        None
+    }
+
+    /// The entry, if its slot is in a later group than the first, or it has none.
+    #[inline(never)]
+    fn find_spilled(&self, first: usize, hash: u64, width: usize, is_key: &impl Fn(&[u64]) -> bool) -> Option<usize> {
+        if self.items.len() > LEAF {
+            return (0..self.items.len()).find(|at| self.is_entry(*at, width, is_key));
+        }
+        let mut group = first;
+        while self.spilled >> group & 1 != 0 {
+            group = (group + 1) % GROUPS;
+            if let Some(at) = self.find_in(group, hash, width, is_key) {
+                return Some(at);
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn is_entry(&self, at: usize, width: usize, is_key: &impl Fn(&[u64]) -> bool) -> bool {
+        self.keys.get(at * width..(at + 1) * width).is_some_and(is_key)
     }
 
     fn push(&mut self, entry: Entry<'_, T>) {

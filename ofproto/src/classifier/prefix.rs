@@ -3,7 +3,7 @@
 use datapath_common::extract::eth_type;
 use datapath_common::{Be32, FlowKey};
 
-use super::trie::{Prefixes, Trie};
+use super::trie::{Prefixes, Trie, bit_of};
 use crate::flow::Flow;
 
 /// A field whose prefixes are in a trie: `prefixes` of the table `Flow_Table`.
@@ -74,6 +74,24 @@ impl PrefixField {
     }
 }
 
+/// A prefix that a mask looks at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Prefix {
+    /// Which of the classifier's tries has the field.
+    pub(super) trie: usize,
+    /// 1 or more.
+    pub(super) len: u32,
+    /// The bit that stands for this length in [`Prefixes`].
+    bit: u128,
+}
+
+impl Prefix {
+    /// None of length 0.
+    pub(super) fn new(trie: usize, len: u32) -> Option<Self> {
+        (len != 0).then(|| Self { trie, len, bit: bit_of(len) })
+    }
+}
+
 /// The tries of a classifier, and what they said in this lookup: each is asked at most once, when it is needed.
 pub(super) struct Asked<'a> {
     tries: &'a [(PrefixField, Trie)],
@@ -86,19 +104,19 @@ impl<'a> Asked<'a> {
         Self { tries, answers: [None; MAX_PREFIX_FIELDS] }
     }
 
-    /// Whether the tries tell that no rule with prefixes of these lengths (each of a trie) matches, with no more bits looked at
+    /// Whether the tries tell that no rule with these prefixes matches, with no more bits looked at
     /// than the rules themselves look at, or the lookup has looked at already. If so, these bits are in `wildcards`.
     #[inline]
-    pub(super) fn rule_out(&mut self, lens: &[(usize, u32)], flow: &Flow, wildcards: &mut Flow) -> bool {
-        for (at, len) in lens {
-            let (Some((field, trie)), Some(answer)) = (self.tries.get(*at), self.answers.get_mut(*at)) else {
+    pub(super) fn rule_out(&mut self, prefixes: &[Prefix], flow: &Flow, wildcards: &mut Flow) -> bool {
+        for Prefix { trie, len, bit } in prefixes {
+            let (Some((field, trie)), Some(answer)) = (self.tries.get(*trie), self.answers.get_mut(*trie)) else {
                 continue;
             };
             let answer = answer.get_or_insert_with(|| match field.is_in(flow) {
                 true => trie.lookup(field.bits(flow), field.width()),
                 false => Prefixes::ANY,
             });
-            if answer.may_have(*len) {
+            if answer.lens & bit != 0 {
                 continue;
             }
             // The trie is that of all rules: it may have looked at bits which matter only for rules of other kinds of packets.

@@ -86,24 +86,23 @@ impl Shape {
         self.words.iter().fold(0, |sum, word| sum.wrapping_add(word.product(flow)))
     }
 
-    /// The sum of all words of a flow, and at the place of each stage with fields that of the words up to its end.
+    /// The sum of all words of a flow. At the place of each stage with fields, `sums` gets that of the words up to its end.
     #[inline]
-    pub(super) fn sums(&self, flow: &Flow) -> (u64, [u64; N_STAGES]) {
-        let (mut sum, mut sums) = (0u64, [0; N_STAGES]);
+    pub(super) fn sum_stages(&self, flow: &Flow, sums: &mut [u64; N_STAGES]) -> u64 {
+        let mut sum = 0u64;
         for word in &*self.words {
             sum = sum.wrapping_add(word.product(flow));
             // One loop over the words takes fewer steps than one for each stage.
             sums[word.stage as usize % N_STAGES] = sum;
         }
-        (sum, sums)
+        sum
     }
 
     /// Adds the bits of the first `n` words to a mask.
     #[inline]
     pub(super) fn add_to(&self, n: usize, wildcards: &mut Flow) {
-        // Always over all words: how many count is hard to guess for a processor, how many there are is not.
-        for (at, word) in self.words.iter().enumerate() {
-            wildcards.add_word(word.index as usize, if at < n { word.bits } else { 0 });
+        for word in self.words.get(..n).unwrap_or_default() {
+            wildcards.add_word(word.index as usize, word.bits);
         }
     }
 }

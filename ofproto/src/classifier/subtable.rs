@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rpds::RedBlackTreeMapSync;
 
 use super::map::Map;
-use super::prefix::{Asked, PrefixField};
+use super::prefix::{Asked, Prefix, PrefixField};
 use super::shape::{Shape, hash};
 use super::stage::{LAYER3, N_STAGES};
 use super::trie::Trie;
@@ -24,7 +24,7 @@ pub(super) struct Subtable {
     /// How many stages come before that of the prefixes, and where these end.
     layer3: Option<(usize, usize)>,
     /// The tries of the classifier that the mask has a prefix for, and its length.
-    prefixes: Arc<[(usize, u32)]>,
+    prefixes: Arc<[Prefix]>,
     ports: Ports,
     heads: Map<Head>,
 }
@@ -119,7 +119,8 @@ impl Subtable {
         let layer3 = before_layer3.map(|n| (n, end_of(n)));
         let stages = stages.split_last().map_or(&[][..], |(_, before)| before);
         let stage = |&(end, _): &(usize, usize)| Stage { end, hashes: Map::new() };
-        let prefixes = tries.iter().map(|(field, _)| field.prefix_len(mask)).enumerate().filter(|(_, len)| *len != 0);
+        let prefixes =
+            tries.iter().enumerate().filter_map(|(trie, (field, _))| Prefix::new(trie, field.prefix_len(mask)));
         let ports = ports_of(mask);
         Self {
             mask: Arc::new(*mask),
@@ -159,7 +160,8 @@ impl Subtable {
     #[inline]
     pub(super) fn find_wildcarding(&self, flow: &Flow, asked: &mut Asked<'_>, wildcards: &mut Flow) -> Option<&Head> {
         let shape = &self.shape;
-        let (sum, sums) = shape.sums(flow);
+        let mut sums = [0; N_STAGES];
+        let sum = shape.sum_stages(flow, &mut sums);
         let width = shape.width();
         let found = self.heads.find(hash(sum), width, |key| shape.is_key(key, flow));
         match found {
@@ -259,14 +261,15 @@ impl Subtable {
 
     /// Adds a match to stages and tries, or takes it away.
     fn index(&mut self, value: &Flow, tries: &mut [(PrefixField, Trie)], adds: bool) {
-        let (_, sums) = self.shape.sums(value);
+        let mut sums = [0; N_STAGES];
+        self.shape.sum_stages(value, &mut sums);
         for (stage, sum) in self.stages.iter_mut().zip(sums) {
             stage.count(hash(sum), adds);
         }
         let change = |trie: &mut Trie, bits, len| if adds { trie.insert(bits, len) } else { trie.remove(bits, len) };
-        for (at, len) in &*self.prefixes {
-            if let Some((field, trie)) = tries.get_mut(*at) {
-                change(trie, field.bits(value), *len);
+        for prefix in &*self.prefixes {
+            if let Some((field, trie)) = tries.get_mut(prefix.trie) {
+                change(trie, field.bits(value), prefix.len);
             }
         }
         if self.ports.len != 0 {

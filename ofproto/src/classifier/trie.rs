@@ -26,17 +26,12 @@ pub(super) struct Prefixes {
     /// So many bits of the value had to be looked at.
     pub(super) looked_at: u32,
     /// Which lengths the prefixes have that the value begins with: length 1 is the most significant bit.
-    lens: u128,
+    pub(super) lens: u128,
 }
 
 impl Prefixes {
     /// Nothing is known: there may be prefixes of any length.
     pub(super) const ANY: Self = Self { looked_at: 0, lens: u128::MAX };
-
-    /// Whether the value may begin with a prefix of `len` bits, 1 to 128.
-    pub(super) fn may_have(&self, len: u32) -> bool {
-        self.lens & bit_of(len) != 0
-    }
 }
 
 impl Trie {
@@ -223,7 +218,7 @@ fn first(bits: u128, len: u32) -> u128 {
 }
 
 /// The bit that stands for a length of 1 to 128.
-fn bit_of(len: u32) -> u128 {
+pub(super) fn bit_of(len: u32) -> u128 {
     1u128.checked_shl(u128::BITS.saturating_sub(len)).unwrap_or(0)
 }
 
