@@ -20,8 +20,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut, tran
 
 mod field;
 
-pub use field::mask_of;
-
 /// Number of 64-bit words of a [`Flow`].
 pub const FLOW_WORDS: usize = 2 + KEY_WORDS + REG_WORDS;
 /// Words of the registers, two in each.

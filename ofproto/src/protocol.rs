@@ -11,7 +11,7 @@ use dpif::Packet;
 use dpif::odp::SlowPath;
 use openflow::{FieldId, OfPort};
 
-use crate::flow::{Flow, mask_of};
+use crate::flow::Flow;
 
 /// Which protocol: why its packets come up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,7 +68,7 @@ impl<'a> Look<'a> {
     /// A field, its value in the low bits; `None` in packets that have no such field.
     pub fn field(&mut self, field: FieldId) -> Option<u128> {
         self.flow.meets(field.info().prerequisite, self.wildcards).then(|| {
-            self.wildcards.add(&mask_of(field, field.full_mask()));
+            self.wildcards.look_at(field, field.full_mask());
             self.flow.get(field)
         })
     }

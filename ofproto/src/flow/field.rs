@@ -1,7 +1,7 @@
 //! Fields by name: what `set_field`, `load`, `move` and `output:FIELD` work on.
 
 use datapath_common::key::VLAN_PRESENT;
-use datapath_common::{Be16, Be32, Be64};
+use datapath_common::{Be16, Be32, Be64, FlowKey};
 use openflow::{FieldId, Prerequisite};
 
 use super::{Flow, NW_FRAG_ANY, NW_FRAG_LATER};
@@ -11,16 +11,6 @@ const VID: u16 = 0x0fff;
 const PCP: u16 = 0xe000;
 const DSCP: u8 = 0xfc;
 const ECN: u8 = 0x03;
-
-/// The mask of `bits` of `field`. Of a VLAN's id or priority it has the tag's presence, too.
-pub fn mask_of(field: FieldId, bits: u128) -> Flow {
-    let mut mask = Flow::ZERO;
-    mask.set(field, bits);
-    if matches!(field, FieldId::VlanVid | FieldId::VlanPcp | FieldId::DlVlan | FieldId::DlVlanPcp) {
-        mask.key.vlan.tci = mask.key.vlan.tci | Be16::new(VLAN_PRESENT);
-    }
-    mask
-}
 
 impl Flow {
     /// A field's bits as one number, the least significant bit first, as [`FieldId`] counts.
@@ -121,6 +111,20 @@ impl Flow {
         }
     }
 
+    /// In a mask: adds these bits of a field. Of a VLAN's id or priority also the tag's presence.
+    pub fn look_at(&mut self, field: FieldId, bits: u128) {
+        // What a field can't hold may be set where it is a part of something wider, and stays.
+        let FlowKey { in_port, ip_frag, tp_src, tp_dst, tcp_flags, ipv6_label, .. } = self.key;
+        self.set(field, self.get(field) | bits);
+        let key = &mut self.key;
+        (key.in_port, key.ip_frag) = (key.in_port | in_port, key.ip_frag | ip_frag);
+        (key.tp_src, key.tp_dst) = (key.tp_src | tp_src, key.tp_dst | tp_dst);
+        (key.tcp_flags, key.ipv6_label) = (key.tcp_flags | tcp_flags, key.ipv6_label | ipv6_label);
+        if matches!(field, FieldId::VlanVid | FieldId::VlanPcp | FieldId::DlVlan | FieldId::DlVlanPcp) {
+            key.vlan.tci = key.vlan.tci | Be16::new(VLAN_PRESENT);
+        }
+    }
+
     /// Whether the packet has what a field presupposes. Adds to `looked_at` the mask of what says so.
     pub fn meets(&self, prerequisite: Prerequisite, looked_at: &mut Flow) -> bool {
         looked_at.key.eth_type = Be16::MAX;
@@ -181,4 +185,36 @@ fn mac_bits(mac: [u8; 6]) -> u128 {
 fn mac_bytes(bits: u128) -> [u8; 6] {
     let [.., a, b, c, d, e, f] = bits.to_be_bytes();
     [a, b, c, d, e, f]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use openflow::FieldId;
+    use proptest::prelude::*;
+    use zerocopy::FromBytes as _;
+
+    proptest! {
+        #[test]
+        fn looking_at_a_field_adds_its_bits_and_takes_none_away(
+            bytes in prop::collection::vec(any::<u8>(), size_of::<Flow>()),
+            bits: u128,
+        ) {
+            for field in FieldId::all() {
+                let bits = bits & field.full_mask();
+                let mut before = Flow::read_from_bytes(&bytes).expect("a flow's bytes");
+                before.set_conj_id(before.conj_id());
+                let mut mask = Flow::ZERO;
+                mask.set(field, bits);
+                if matches!(field, FieldId::VlanVid | FieldId::VlanPcp | FieldId::DlVlan | FieldId::DlVlanPcp) {
+                    mask.key.vlan.tci = mask.key.vlan.tci | Be16::new(VLAN_PRESENT);
+                }
+                let mut slowly = before;
+                slowly.add(&mask);
+                let mut looked = before;
+                looked.look_at(field, bits);
+                prop_assert_eq!(looked, slowly, "{}", field);
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@ use openflow::{Action, Controller, FieldId, OfPort, PacketInReason, Prerequisite
 
 use super::XlateError;
 use super::context::Context;
-use crate::flow::{is_present, mask_of};
+use crate::flow::is_present;
 
 impl Context<'_> {
     /// Carries out a rule's actions.
@@ -106,7 +106,7 @@ impl Context<'_> {
         if !self.meets(prerequisite) {
             return;
         }
-        self.wildcards.add(&mask_of(field, mask));
+        self.wildcards.look_at(field, mask);
         let new = (self.flow.get(field) & !mask) | (value & mask);
         match field {
             FieldId::VlanTci | FieldId::DlVlan | FieldId::VlanVid | FieldId::DlVlanPcp | FieldId::VlanPcp => {
@@ -139,7 +139,7 @@ impl Context<'_> {
 
     /// `mod_vlan_*` (with `push`) and `set_vlan_*`.
     fn set_tag(&mut self, field: FieldId, value: u128, push: bool) {
-        self.wildcards.add(&mask_of(field, field.full_mask()));
+        self.wildcards.look_at(field, field.full_mask());
         if self.has_vlan() || push {
             self.write_tag(field, value);
         }

@@ -10,7 +10,7 @@ use openflow::{FieldId, OfPort, Prerequisite};
 
 use super::{Effect, MAX_ACTIONS, MAX_DEPTH, MAX_RESUBMITS, Origin, Taken, Xlate, XlateError, support};
 use crate::bridge::{Bridge, Config};
-use crate::flow::{Flow, mask_of};
+use crate::flow::Flow;
 use crate::recirc::Rest;
 
 /// The state of a translation.
@@ -193,7 +193,7 @@ impl<'a> Context<'a> {
 
     /// Bits of a field.
     pub(super) fn read(&mut self, field: FieldId, bits: u128) -> u128 {
-        self.wildcards.add(&mask_of(field, bits));
+        self.wildcards.look_at(field, bits);
         self.flow.get(field)
     }
 

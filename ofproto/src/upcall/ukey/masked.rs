@@ -32,17 +32,18 @@ impl MaskedWords {
 
     /// Becomes the words of `key & mask` and `mask`.
     pub(crate) fn set(&mut self, key: &FlowKey, mask: &FlowKey) {
-        let (mut map, mut n) = (0u64, 0);
-        for (index, mask) in mask.words().iter().enumerate() {
-            map |= u64::from(*mask != 0) << index;
-            n += usize::from(*mask != 0);
-        }
+        let map = mask.words().iter().enumerate().fold(0u64, |map, (at, mask)| map | u64::from(*mask != 0) << at);
+        let n = map.count_ones() as usize;
         self.len = 1 + 2 * n;
         let Some((first, rest)) = self.words.split_first_mut() else { return };
         *first = map;
         let (keys, masks) = rest.split_at_mut(n.min(KEY_WORDS));
-        let both = key.words().iter().zip(mask.words()).filter(|(_, mask)| **mask != 0);
-        for ((key, mask), (to_key, to_mask)) in both.zip(keys.iter_mut().zip(masks)) {
+        let mut left = map;
+        for (to_key, to_mask) in keys.iter_mut().zip(masks) {
+            // Few words of a mask have bits, so they are gone through by the bitmap.
+            let at = left.trailing_zeros() as usize;
+            left &= left.wrapping_sub(1);
+            let (Some(key), Some(mask)) = (key.words().get(at), mask.words().get(at)) else { return };
             (*to_key, *to_mask) = (key & mask, *mask);
         }
     }
