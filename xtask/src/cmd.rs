@@ -84,7 +84,7 @@ pub(crate) fn seconds(time: Duration) -> String {
 }
 
 /// The command as one would type it, without its environment.
-fn show(command: &Command) -> String {
+pub(crate) fn show(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
     let words = std::iter::once(program).chain(command.get_args()).map(|word| word.to_string_lossy());
     format!("`{}`", words.collect::<Vec<_>>().join(" "))

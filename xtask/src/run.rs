@@ -8,6 +8,7 @@
 //! | | |
 //! | --- | --- |
 //! | `--keep` | leaves it all up ([`keep`]) and says how to look around; `--end` removes it |
+//! | `--short` | only what a loaded machine can't change: nothing is compared by its rate. `cargo xtask test` runs this |
 //! | `--port IFACE` | no namespaces: a bridge of real devices, until Ctrl-C ([`devices`]) |
 //! | no root, no BPF | the same kinds of traffic through the datapath that runs in a process ([`in_process`]) |
 
@@ -41,6 +42,9 @@ pub(crate) struct Options {
     /// Leave the switch and its hosts up, and say how to look around
     #[arg(long, conflicts_with_all = ["ports", "end"])]
     keep: bool,
+    /// Compare no rates, and use the daemon that the tests use, built with debugging
+    #[arg(long, conflicts_with_all = ["keep", "ports", "end"])]
+    short: bool,
     /// Remove what an earlier --keep left up
     #[arg(long, conflicts_with = "ports")]
     end: bool,
@@ -71,24 +75,30 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         }
     }
     build_ebpf::run(&build_ebpf::Options::default())?;
-    let program = build_daemon()?;
+    let program = build_daemon(options.short)?;
     interrupt::install()?;
     if options.ports.is_empty() { show(options, program) } else { devices::run(&options.ports, program) }
 }
 
 /// Why the eBPF datapath can't run here; `None` if it can.
-fn missing() -> Option<String> {
+pub(crate) fn missing() -> Option<String> {
     let root = nix::unistd::geteuid().is_root();
     let tools = if root { setup::run_tools().err().map(|error| format!("{error:#}")) } else { None };
     tools.or_else(|| [Need::Namespaces, Need::Bpf].into_iter().find_map(Need::missing))
 }
 
 /// Builds the daemon, with the eBPF programs in it; returns where it is.
-fn build_daemon() -> Result<PathBuf> {
+fn build_daemon(debug: bool) -> Result<PathBuf> {
     let step = cmd::step("building vswitchd");
-    cmd::run(cmd::cargo().args(["build", "--release", "--package", "vswitchd"]).env_remove("CARGO_TARGET_DIR"))?;
-    step.done("target/release/vswitchd");
-    Ok(cmd::root().join("target/release/vswitchd"))
+    let mut build = cmd::cargo();
+    build.args(["build", "--package", "vswitchd"]).env_remove("CARGO_TARGET_DIR");
+    let program = if debug { "target/debug/vswitchd" } else { "target/release/vswitchd" };
+    if !debug {
+        build.arg("--release");
+    }
+    cmd::run(&mut build)?;
+    step.done(program);
+    Ok(cmd::root().join(program))
 }
 
 /// Lets this process's senders and receivers (not the daemon, which runs already) go before other work of the machine, whose
@@ -111,13 +121,17 @@ fn show(options: &Options, program: PathBuf) -> Result<bool> {
     lab.connect()?;
     step.done(format!("{} hosts, vswitchd is process {}", lab.hosts().count(), daemon.pid()));
 
-    take_precedence();
+    if !options.short {
+        take_precedence();
+    }
     let mut report = Report::new();
     kinds::run(&lab, &mut report)?;
     vlan::run(&lab, &mut report)?;
-    throughput::run(&lab, &mut report)?;
-    counters::show(&daemon, before, &mut report)?;
-    stopped::run(&lab, &daemon, &mut report)?;
+    if !options.short {
+        throughput::run(&lab, &mut report)?;
+    }
+    counters::show(&daemon, before, options.short, &mut report)?;
+    stopped::run(&lab, &daemon, options.short, &mut report)?;
     counters::with_bpftool(&daemon, &place, &mut report)?;
     if !options.keep {
         report.check("clean-up", || daemon.end(&lab, &place))?;

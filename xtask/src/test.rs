@@ -3,6 +3,7 @@
 //! Checks (formatting, lints, documentation, the eBPF build) count as one each, tests one by one. What this machine
 //! can't run is skipped by name: tests report it themselves through `testkit::require!`, which returns early and notes
 //! the reason in a file; since the harness sees such a test pass, they are taken out of the passed ones here.
+//! Then `cargo xtask run --short` has to pass: what users see first, without the rates, which a loaded machine changes.
 //! What needs another kernel runs in virtual machines at the end, one check each for the tests and for what packets cost.
 //! The last line is `N passed, N failed, N skipped`.
 
@@ -19,7 +20,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{build_ebpf, cmd, setup, vm};
+use crate::{build_ebpf, cmd, run as demonstration, setup, vm};
 
 /// What is built for the machine it runs on.
 const USERSPACE: [&str; 3] = ["--workspace", "--exclude", "datapath-ebpf"];
@@ -58,6 +59,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     }
     tests(&mut tally, options)?;
     if options.args.is_empty() {
+        shown(&mut tally, ebpf);
         machines(&mut tally, ebpf);
     }
     tally.report(started.elapsed());
@@ -102,6 +104,24 @@ fn checks(tally: &mut Tally, ebpf: bool) {
     check("doc", "documentation", &mut || {
         cmd::run(cargo(&["doc", "--no-deps"]).args(USERSPACE).env("RUSTDOCFLAGS", "-Dwarnings"))
     });
+}
+
+/// What `cargo xtask run` shows, but for the rates. A process of its own: it removes all it made, also if this one is interrupted.
+fn shown(tally: &mut Tally, ebpf: bool) {
+    const NAME: &str = "cargo xtask run --short";
+    const TIMEOUT: Duration = Duration::from_secs(300);
+    let missing = demonstration::missing().or_else(|| (!ebpf).then(|| "the eBPF programs are not built".into()));
+    if let Some(reason) = missing {
+        tally.skip(NAME, &reason);
+        return;
+    }
+    let step = cmd::step("the switch at work (cargo xtask run shows more)");
+    let ran = std::env::current_exe().context("can't find this program").and_then(|program| {
+        follow(Command::new(program).args(["run", "--short"]), TIMEOUT, |line| println!("{line}"))
+    });
+    if tally.check(NAME, ran) {
+        step.done("passed");
+    }
 }
 
 /// What runs in virtual machines: a core of the tests on the stock module, and the cost of packets beside the reference's.
@@ -153,8 +173,9 @@ fn tests(tally: &mut Tally, options: &Options) -> Result<()> {
 
 /// Runs a command, hands over each line of its output, and ends it with all its descendants when its time is over.
 fn follow(command: &mut Command, timeout: Duration, mut line: impl FnMut(&str)) -> Result<()> {
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("can't run cargo")?;
-    let output = child.stdout.take().context("cargo has no output")?;
+    let name = cmd::show(command);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("can't run {name}"))?;
+    let output = child.stdout.take().with_context(|| format!("{name} has no output"))?;
     let pid = child.id();
     let (ended, end) = mpsc::channel::<()>();
     let watchdog = thread::spawn(move || {
@@ -165,14 +186,14 @@ fn follow(command: &mut Command, timeout: Duration, mut line: impl FnMut(&str)) 
         late
     });
     for text in BufReader::new(output).split(b'\n') {
-        line(&String::from_utf8_lossy(&text.context("can't read cargo's output")?));
+        line(&String::from_utf8_lossy(&text.with_context(|| format!("can't read the output of {name}"))?));
     }
-    let status = child.wait().context("can't wait for cargo")?;
+    let status = child.wait().with_context(|| format!("can't wait for {name}"))?;
     drop(ended);
     if watchdog.join().unwrap_or(false) {
         anyhow::bail!("stopped after {}", cmd::seconds(timeout));
     }
-    anyhow::ensure!(status.success(), "`cargo test` failed ({status})");
+    anyhow::ensure!(status.success(), "{name} failed ({status})");
     Ok(())
 }
 
