@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::pipe;
+use nix::unistd::pipe2;
 
 /// A thread that is stopped, and waited for, when this is dropped.
 pub(crate) struct Background {
@@ -24,7 +25,8 @@ impl Background {
         name: &'static str,
         work: impl FnOnce(Stop) -> io::Result<()> + Send + 'static,
     ) -> io::Result<Self> {
-        let (stopped, stop) = pipe()?;
+        // A child process that had the other end would keep the thread waiting.
+        let (stopped, stop) = pipe2(OFlag::O_CLOEXEC)?;
         let run = move || {
             if let Err(error) = work(Stop(stopped)) {
                 tracing::error!("thread {name} has ended: {error}");

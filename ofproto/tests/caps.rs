@@ -203,3 +203,75 @@ fn flows_that_were_there_before_count_and_stay() {
     assert_eq!((p1.flows, p1.refused, world.dp.stats().unwrap().flows), (3, 1, 3));
     assert!(world.ports[1].recv().is_some());
 }
+
+#[test]
+fn masks_of_least_use_make_room_where_others_are_wanted() {
+    let _alone = alone();
+    let world = with(&PREFIXES, |options| options.port_mask_limit = 2);
+    let send = |at: usize, n: usize| {
+        for _ in 0..n {
+            world.ports[0].send(datagram(1, addresses()[at])).unwrap();
+        }
+        assert_eq!(world.out(2).len(), n);
+    };
+    let masks = || world.dp.stats().unwrap().masks;
+    let installed = || world.report().installed;
+    let period = || {
+        world.clock.advance_ms(500);
+        world.switch.revalidate_now();
+    };
+    // Two masks, one of which is used; a third one is wanted.
+    send(0, 1);
+    send(2, 1);
+    period();
+    period();
+    assert_eq!((masks(), installed()), (2, 2));
+    send(0, 20);
+    send(3, 5);
+    assert_eq!((masks(), installed(), of(&world, "p1").refused), (2, 2, 5));
+    // The end of the period chooses, the next round evicts.
+    period();
+    world.switch.revalidate_now();
+    assert_eq!((masks(), of(&world, "p1").masks), (1, 1));
+    send(3, 1);
+    assert_eq!((masks(), installed()), (2, 3));
+    // It is the one in use that has stayed: its packets need no upcall.
+    let received = world.report().received;
+    send(0, 1);
+    assert_eq!(world.report().received, received);
+}
+
+#[test]
+fn a_mask_with_more_packets_than_were_refused_stays_and_nobody_evicts_without_need() {
+    let _alone = alone();
+    let world = with(&PREFIXES, |options| options.mask_limit = 2);
+    let send = |port: usize, at: usize, n: usize| {
+        for _ in 0..n {
+            world.ports[port].send(datagram(1, addresses()[at])).unwrap();
+        }
+        assert_eq!(world.out(2).len(), n);
+    };
+    let rounds = || {
+        for _ in 0..3 {
+            world.clock.advance_ms(500);
+            world.switch.revalidate_now();
+        }
+    };
+    send(0, 0, 1);
+    send(0, 2, 1);
+    rounds();
+    assert_eq!(world.switch.n_masks(), 2);
+    // Both are used more than the third is wanted.
+    send(0, 0, 9);
+    send(0, 2, 9);
+    send(2, 3, 5);
+    rounds();
+    assert_eq!((world.switch.n_masks(), of(&world, "p1").masks), (2, 2));
+    // One is not: it goes, whichever port it belongs to.
+    send(0, 0, 9);
+    send(2, 3, 5);
+    rounds();
+    assert_eq!((world.switch.n_masks(), of(&world, "p1").masks), (1, 1));
+    send(2, 3, 1);
+    assert_eq!((world.switch.n_masks(), of(&world, "p3").masks), (2, 1));
+}

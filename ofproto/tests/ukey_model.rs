@@ -31,7 +31,7 @@ type Work = Box<dyn FnOnce(&World) + Send>;
 /// The checker's types, with the interface of the ones they stand for.
 mod sync {
     pub(crate) use shuttle::sync::MutexGuard;
-    pub(crate) use shuttle::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
     use shuttle::sync::{RwLockReadGuard, RwLockWriteGuard};
 
     pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);

@@ -52,7 +52,8 @@ impl ReferenceSwitch {
         let unixctl = format!("--unixctl={}", control.display());
         let mut args = vec![unixctl.as_str(), remote.as_str()];
         if datapath_type != "system" {
-            args.insert(0, "--disable-system");
+            // With what is for tests only, such as the action debug_recirc.
+            args.splice(0..0, ["--disable-system", "--enable-dummy"]);
         }
         let vswitchd = spawn(namespace, folder.path(), "ovs-vswitchd", &args)?;
         if !wait_until(TIMEOUT, || control.exists()) {
@@ -87,6 +88,23 @@ impl ReferenceSwitch {
         process::run_ok(tool("ovs-appctl")?.arg("-t").arg(control).args(words), TIMEOUT)
     }
 
+    /// Runs `ovs-vsctl` on its database, with words split at blanks.
+    ///
+    /// # Errors
+    /// What the tool says.
+    pub fn vsctl(&self, words: &str) -> io::Result<String> {
+        let remote = format!("--db=unix:{}", self.folder.path().join("db.sock").display());
+        process::run_ok(tool("ovs-vsctl")?.arg(remote).args(words.split_whitespace()), TIMEOUT)
+    }
+
+    /// Deletes the bridge's flows, also those that [`ReferenceSwitch::replace_flows`] can't read back.
+    ///
+    /// # Errors
+    /// What the tool says.
+    pub fn delete_flows(&self) -> io::Result<()> {
+        process::run_ok(tool("ovs-ofctl")?.arg("del-flows").arg(self.bridge()), TIMEOUT).map(drop)
+    }
+
     /// Replaces the bridge's flows by these, in `ovs-ofctl`'s syntax, one a line.
     ///
     /// # Errors
@@ -94,9 +112,12 @@ impl ReferenceSwitch {
     pub fn replace_flows(&self, flows: &str) -> io::Result<()> {
         let file = self.folder.path().join("flows");
         std::fs::write(&file, flows)?;
-        let bridge = format!("unix:{}", self.folder.path().join("br0.mgmt").display());
-        process::run_ok(tool("ovs-ofctl")?.arg("replace-flows").arg(bridge).arg(file), TIMEOUT)?;
+        process::run_ok(tool("ovs-ofctl")?.arg("replace-flows").arg(self.bridge()).arg(file), TIMEOUT)?;
         Ok(())
+    }
+
+    fn bridge(&self) -> String {
+        format!("unix:{}", self.folder.path().join("br0.mgmt").display())
     }
 }
 

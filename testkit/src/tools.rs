@@ -44,9 +44,15 @@ pub fn ovs_environment() -> Vec<(&'static str, PathBuf)> {
     let folder = ovs_folder();
     let libraries = fs::read_dir(folder.join("usr/lib")).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut paths: Vec<PathBuf> = libraries.filter(|path| is_multiarch(path)).collect();
+    // Where the library for AF_XDP sockets looks for its program.
+    let programs = paths.first().map(|folder| folder.join("bpf")).unwrap_or_default();
     paths.extend(env::var_os("LD_LIBRARY_PATH").iter().flat_map(env::split_paths));
     let paths = env::join_paths(paths).unwrap_or_default();
-    vec![("LD_LIBRARY_PATH", paths.into()), ("OVS_PKGDATADIR", folder.join("usr/share/openvswitch"))]
+    vec![
+        ("LD_LIBRARY_PATH", paths.into()),
+        ("OVS_PKGDATADIR", folder.join("usr/share/openvswitch")),
+        ("LIBXDP_OBJECT_PATH", programs),
+    ]
 }
 
 fn ovs_programs() -> impl Iterator<Item = PathBuf> {

@@ -3,7 +3,11 @@
 //! A benchmark is a program that measures and prints its [`Results`] as JSON (the contract stands in
 //! `testkit::report`). Here they become a table with median and spread, a file `target/bench/NAME.json` with every
 //! sample and the machine it was taken on, and one line per goal: `goal ID VALUE RELATION TARGET met|missed`. A missed
-//! goal is a result, not a failure: the exit code tells only whether the measuring worked.
+//! goal is a result, not a failure: the exit code tells only whether the measuring worked. What forwarding costs goes to
+//! docs/performance.md too ([`performance`]), with plots ([`plot`]).
+
+mod performance;
+mod plot;
 
 use std::{
     env, fs,
@@ -28,6 +32,9 @@ pub(crate) struct Options {
     /// How often the benchmark `vm` boots its machine
     #[arg(long, default_value_t = vm::bench::BOOTS)]
     boots: u32,
+    /// Fewer rounds of the benchmarks forward, masks and tse, whose figures then say little; docs/performance.md stays as it is
+    #[arg(long)]
+    short: bool,
 }
 
 /// A benchmark that can be run by its name.
@@ -40,17 +47,47 @@ struct Bench {
     /// The crate and its example that measures.
     package: &'static str,
     example: &'static str,
+    /// What the example is told; one that is told anything knows `--short` too, and its results go to docs/performance.md.
+    args: &'static [&'static str],
     /// Whether it needs the eBPF objects.
     ebpf: bool,
 }
 
-const BENCHES: [Bench; 7] = [
+const BENCHES: [Bench; 10] = [
     Bench {
         name: "datapath",
         about: "ns per packet of the eBPF datapath by the kernel's test run, and the verifier's cost",
         vm: false,
         package: "dpif-ebpf",
         example: "bench_datapath",
+        args: &[],
+        ebpf: true,
+    },
+    Bench {
+        name: "forward",
+        about: "frames per second, latency and TCP bulk beside bare redirections, the kernel's bridge and the reference",
+        vm: false,
+        package: "dpif-ebpf",
+        example: "bench_forward",
+        args: &["forward"],
+        ebpf: true,
+    },
+    Bench {
+        name: "masks",
+        about: "frames per second over 1 to 200 masks and up to 60,000 flows, beside the reference",
+        vm: false,
+        package: "dpif-ebpf",
+        example: "bench_forward",
+        args: &["masks"],
+        ebpf: true,
+    },
+    Bench {
+        name: "tse",
+        about: "what packets that each make a new mask cost established flows",
+        vm: false,
+        package: "vswitchd",
+        example: "bench_tse",
+        args: &["tse"],
         ebpf: true,
     },
     Bench {
@@ -59,6 +96,7 @@ const BENCHES: [Bench; 7] = [
         vm: false,
         package: "ofproto",
         example: "bench_classifier",
+        args: &[],
         ebpf: false,
     },
     Bench {
@@ -67,6 +105,7 @@ const BENCHES: [Bench; 7] = [
         vm: false,
         package: "vswitchd",
         example: "bench_upcall",
+        args: &[],
         ebpf: true,
     },
     Bench {
@@ -75,6 +114,7 @@ const BENCHES: [Bench; 7] = [
         vm: false,
         package: "vswitchd",
         example: "bench_storm",
+        args: &[],
         ebpf: true,
     },
     Bench {
@@ -83,6 +123,7 @@ const BENCHES: [Bench; 7] = [
         vm: false,
         package: "vswitchd",
         example: "bench_crr",
+        args: &[],
         ebpf: true,
     },
     Bench {
@@ -91,6 +132,7 @@ const BENCHES: [Bench; 7] = [
         vm: false,
         package: "vswitchd",
         example: "bench_revalidate",
+        args: &[],
         ebpf: true,
     },
     Bench {
@@ -99,6 +141,7 @@ const BENCHES: [Bench; 7] = [
         vm: true,
         package: "vswitchd",
         example: "bench_vm",
+        args: &[],
         ebpf: true,
     },
 ];
@@ -139,19 +182,23 @@ impl Bench {
             setup::test_tools();
         }
         let step = cmd::step(format!("benchmark {}", self.name));
-        let results = if self.vm { vm::bench::measure(&options.kernel, options.boots)? } else { self.measure()? };
+        let results =
+            if self.vm { vm::bench::measure(&options.kernel, options.boots)? } else { self.measure(options.short)? };
         println!();
         print!("{}", table(&results.rows));
         results.notes.iter().for_each(|note| println!("  {note}"));
         println!();
         results.verdicts().iter().for_each(|verdict| println!("{verdict}"));
         let file = self.save(&results)?;
+        if !self.args.is_empty() && !options.short {
+            performance::write()?;
+        }
         step.done(file);
         Ok(())
     }
 
     /// Builds and runs the program; its progress on standard error is the user's to see.
-    fn measure(&self) -> Result<Results> {
+    fn measure(&self, short: bool) -> Result<Results> {
         if self.package == "vswitchd" {
             cmd::run(cmd::cargo().args([
                 "build",
@@ -164,7 +211,11 @@ impl Bench {
             ]))?;
         }
         let mut cargo = cmd::cargo();
-        cargo.args(["run", "--release", "--package", self.package, "--example", self.example]);
+        cargo.args(["run", "--release", "--package", self.package, "--example", self.example, "--"]);
+        cargo.args(self.args);
+        if short && !self.args.is_empty() {
+            cargo.arg("--short");
+        }
         let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("can't run cargo")?;
         let text = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
@@ -273,7 +324,8 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let error = choose(&["datapth".into()]).err().map(|error| error.to_string());
-        let known = "no benchmark datapth: datapath, classifier, upcall, storm, crr, revalidate, vm";
+        let known =
+            "no benchmark datapth: datapath, forward, masks, tse, classifier, upcall, storm, crr, revalidate, vm";
         assert_eq!(error.as_deref(), Some(known));
     }
 }

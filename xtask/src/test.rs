@@ -116,9 +116,9 @@ fn shown(tally: &mut Tally, ebpf: bool) {
         return;
     }
     let step = cmd::step("the switch at work (cargo xtask run shows more)");
-    let ran = std::env::current_exe().context("can't find this program").and_then(|program| {
-        follow(Command::new(program).args(["run", "--short"]), TIMEOUT, |line| println!("{line}"))
-    });
+    let ran = std::env::current_exe()
+        .context("can't find this program")
+        .and_then(|program| follow(Command::new(program).args(["run", "--short"]), TIMEOUT, |line| println!("{line}")));
     if tally.check(NAME, ran) {
         step.done("passed");
     }
@@ -174,7 +174,8 @@ fn tests(tally: &mut Tally, options: &Options) -> Result<()> {
 /// Runs a command, hands over each line of its output, and ends it with all its descendants when its time is over.
 fn follow(command: &mut Command, timeout: Duration, mut line: impl FnMut(&str)) -> Result<()> {
     let name = cmd::show(command);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("can't run {name}"))?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("can't run {name}"))?;
     let output = child.stdout.take().with_context(|| format!("{name} has no output"))?;
     let pid = child.id();
     let (ended, end) = mpsc::channel::<()>();

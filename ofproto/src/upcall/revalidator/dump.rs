@@ -117,7 +117,12 @@ fn dumped(judge: &Judge<'_>, ops: &mut Ops<'_>, batch: &Batch, ukey: &Arc<Ukey>,
     }
     (state.seen_in_pass, state.missed) = (round.number, 0);
     let idle_since = stats.used_ms.max(ukey.created_ms);
-    let verdict = match batch.end_of(idle_since) {
+    let packets = stats.packets.saturating_sub(state.pushed.packets);
+    let evicted = ukey.counted.as_ref().is_some_and(|counted| {
+        counted.used(packets);
+        counted.is_evicted()
+    });
+    let verdict = match batch.end_of(idle_since).or_else(|| evicted.then_some(DelReason::MaskEvicted)) {
         Some(reason) => Verdict::Delete(reason),
         None => judge.revalidate(ukey, &mut state, stats),
     };

@@ -156,6 +156,10 @@ pub(crate) fn revalidate(backer: &Backer) {
     }
     shared.last_us.store(began.elapsed().as_micros() as u64, Ordering::Relaxed);
 
+    if backer.census.make_room(round.limits.caps, backer.clock.now_ms()) > 0 {
+        coverage::inc!("upcall_mask_evicted");
+    }
+
     let duration = backer.clock.now_ms().saturating_sub(began_ms).max(1);
     backer.adapted_limit.round_ended(duration, flows, round.limits.flow_limit);
     if duration > 2000 {

@@ -129,5 +129,6 @@ fn count(reason: DelReason) {
         DelReason::XlateError => coverage::inc!("upcall_flow_del_xlation_error"),
         DelReason::MissingInDatapath => coverage::inc!("upcall_flow_del_missing_dp"),
         DelReason::InstallFailed => coverage::inc!("upcall_flow_del_install_failed"),
+        DelReason::MaskEvicted => coverage::inc!("upcall_flow_del_mask_evicted"),
     }
 }

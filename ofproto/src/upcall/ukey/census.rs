@@ -3,13 +3,22 @@
 //! A port's flows are those that match on it. Who sends odd packets into a port can make flows and masks come without end, and
 //! each mask costs every packet of the datapath a look. So both can be capped, by port and in all: who is over a cap gets no new
 //! flow, its packets are executed all the same. A ukey is counted as long as there is something of it.
+//!
+//! Who comes first must not keep masks for ever that nobody uses: where flows were refused for want of a mask, twice a second the
+//! masks with the fewest packets since the last time are **evicted** ([`Census::make_room`]), and their flows go with the
+//! revalidators' next round. A mask that had as many packets as were refused is nobody's to take.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use datapath_common::FlowKey;
 
-use crate::sync::{AtomicU64, AtomicUsize, Ordering, RwLock};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering, RwLock};
+
+/// Of a cap on masks, the part that is evicted at once: one in so many.
+const EVICTED_PART: usize = 8;
+/// Milliseconds of use that masks are judged by.
+const PERIOD_MS: u64 = 500;
 
 /// All that is counted.
 pub(crate) struct Census {
@@ -18,12 +27,22 @@ pub(crate) struct Census {
 
 impl Default for Census {
     fn default() -> Self {
-        Self { all: Arc::new(All { tables: RwLock::new(Tables::default()) }) }
+        Self {
+            all: Arc::new(All {
+                tables: RwLock::new(Tables::default()),
+                wanted: AtomicU64::new(0),
+                since_ms: AtomicU64::new(0),
+            }),
+        }
     }
 }
 
 struct All {
     tables: RwLock<Tables>,
+    /// Flows that were refused in this period because there were as many masks as there may be.
+    wanted: AtomicU64,
+    /// When this period of use began.
+    since_ms: AtomicU64,
 }
 
 #[derive(Default)]
@@ -39,6 +58,8 @@ struct PortCount {
     flows: AtomicUsize,
     masks: AtomicUsize,
     refused: AtomicU64,
+    /// Flows that it was refused in this period because it had as many masks as it may have.
+    wanted: AtomicU64,
 }
 
 /// A mask of a port.
@@ -48,6 +69,12 @@ struct Use {
     mask: FlowKey,
     count: Arc<PortCount>,
     flows: AtomicUsize,
+    /// Packets of its flows in this period.
+    packets: AtomicU64,
+    /// It has seen a period end: what it counts is of a whole one.
+    settled: AtomicBool,
+    /// Its flows are to go, and no other gets in.
+    evicted: AtomicBool,
 }
 
 /// The most that there may be; 0 is no cap.
@@ -116,10 +143,11 @@ impl Census {
     pub(crate) fn enter(&self, hints: &mut Hints, port: u32, mask: &FlowKey, caps: Caps) -> Result<Counted, Over> {
         let hinted = hints.find(port, mask).and_then(|place| place.enter(caps).map(|done| done.map(|()| place)));
         if let Some(done) = hinted {
-            return done.map(|place| Counted(Arc::clone(place))).inspect_err(|_| self.refused(port));
+            return done.map(|place| Counted(Arc::clone(place))).inspect_err(|over| self.refused(port, *over));
         }
         let place = self.known(port, mask, caps);
-        let place = place.unwrap_or_else(|| self.new_mask(port, mask, caps)).inspect_err(|_| self.refused(port))?;
+        let place =
+            place.unwrap_or_else(|| self.new_mask(port, mask, caps)).inspect_err(|over| self.refused(port, *over))?;
         hints.keep(&place);
         Ok(Counted(place))
     }
@@ -160,15 +188,48 @@ impl Census {
         count.masks.fetch_add(1, Ordering::Relaxed);
         *tables.masks.entry(*mask).or_default() += 1;
         let all = Arc::downgrade(&self.all);
-        let place = Arc::new(Use { all, port, mask: *mask, count, flows: AtomicUsize::new(1) });
+        let place = Arc::new(Use::new(all, port, *mask, count));
         tables.uses.insert((port, *mask), Arc::clone(&place));
         Ok(place)
     }
 
-    fn refused(&self, port: u32) {
+    fn refused(&self, port: u32, over: Over) {
         if let Some(count) = self.all.tables.read().ports.get(&port) {
             count.refused.fetch_add(1, Ordering::Relaxed);
+            match over {
+                Over::PortMasks => count.wanted.fetch_add(1, Ordering::Relaxed),
+                Over::Masks => self.all.wanted.fetch_add(1, Ordering::Relaxed),
+                Over::PortFlows => 0,
+            };
         }
+    }
+
+    /// After a round: if a period of use is over, evicts the masks of least use where others were wanted. Says how many. One caller at
+    /// a time.
+    pub(crate) fn make_room(&self, caps: Caps, now_ms: u64) -> usize {
+        if now_ms.saturating_sub(self.all.since_ms.load(Ordering::Relaxed)) < PERIOD_MS {
+            return 0;
+        }
+        self.all.since_ms.store(now_ms, Ordering::Relaxed);
+        let tables = self.all.tables.read();
+        let mut of_ports: HashMap<u32, Vec<Candidate>> = HashMap::new();
+        let mut of_all: HashMap<FlowKey, Candidate, ahash::RandomState> = HashMap::default();
+        let wanted_by_all = self.all.wanted.swap(0, Ordering::Relaxed);
+        let wanted: HashMap<u32, u64> =
+            tables.ports.iter().map(|(port, count)| (*port, count.wanted.swap(0, Ordering::Relaxed))).collect();
+        for ((port, mask), place) in &tables.uses {
+            let candidate = place.end_period();
+            if wanted_by_all > 0 {
+                of_all.entry(*mask).or_default().add(&candidate);
+            }
+            if wanted.get(port).is_some_and(|wanted| *wanted > 0) {
+                of_ports.entry(*port).or_default().push(candidate);
+            }
+        }
+        let by_port = of_ports.into_iter().map(|(port, candidates)| {
+            evict(candidates, wanted.get(&port).copied().unwrap_or_default(), caps.port_masks)
+        });
+        by_port.sum::<usize>() + evict(of_all.into_values().collect(), wanted_by_all, caps.masks)
     }
 
     /// Masks in all.
@@ -197,6 +258,35 @@ impl Census {
     }
 }
 
+/// A mask that may have to go: of one port, or of all that use it.
+#[derive(Default)]
+struct Candidate {
+    places: Vec<Arc<Use>>,
+    packets: u64,
+    /// Something of it is too young to be judged.
+    young: bool,
+}
+
+impl Candidate {
+    fn add(&mut self, other: &Self) {
+        self.places.extend(other.places.iter().cloned());
+        self.packets += other.packets;
+        self.young |= other.young;
+    }
+}
+
+/// Evicts those of least use for so many flows that were refused; how many.
+fn evict(mut candidates: Vec<Candidate>, wanted: u64, cap: usize) -> usize {
+    candidates.retain(|candidate| !candidate.young && candidate.packets < wanted);
+    candidates.sort_by_key(|candidate| candidate.packets);
+    candidates.truncate(cap.div_ceil(EVICTED_PART));
+    candidates
+        .iter()
+        .flat_map(|candidate| &candidate.places)
+        .for_each(|place| place.evicted.store(true, Ordering::Relaxed));
+    candidates.len()
+}
+
 impl Tables {
     /// The cap on masks that a port would be over with another one.
     fn over(&self, count: &PortCount, mask: &FlowKey, caps: Caps) -> Option<Over> {
@@ -210,7 +300,8 @@ impl Tables {
 
 impl PortCount {
     fn new() -> Arc<Self> {
-        Arc::new(Self { flows: AtomicUsize::new(0), masks: AtomicUsize::new(0), refused: AtomicU64::new(0) })
+        let (flows, masks) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { flows, masks, refused: AtomicU64::new(0), wanted: AtomicU64::new(0) })
     }
 
     fn one_more_flow(&self, caps: Caps) -> Result<(), Over> {
@@ -233,8 +324,27 @@ impl PortCount {
 }
 
 impl Use {
-    /// One more flow, unless its port has as many as it may have. `None`: it has no flow any more, and is about to be taken out.
+    /// With its first flow.
+    fn new(all: Weak<All>, port: u32, mask: FlowKey, count: Arc<PortCount>) -> Self {
+        let (flows, packets) = (AtomicUsize::new(1), AtomicU64::new(0));
+        let (settled, evicted) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { all, port, mask, count, flows, packets, settled, evicted }
+    }
+
+    /// What it was used for in the period that has ended.
+    fn end_period(self: &Arc<Self>) -> Candidate {
+        let packets = self.packets.swap(0, Ordering::Relaxed);
+        let young = !self.settled.swap(true, Ordering::Relaxed);
+        Candidate { places: vec![Arc::clone(self)], packets, young }
+    }
+
+    /// One more flow, unless it is evicted or its port has as many as it may have. `None`: it has no flow any more, and is about to be
+    /// taken out.
     fn enter(&self, caps: Caps) -> Option<Result<(), Over>> {
+        // Without caps it is a flow that is there already, and is counted.
+        if caps != Caps::default() && self.evicted.load(Ordering::Relaxed) && self.flows.load(Ordering::Relaxed) > 0 {
+            return Some(Err(Over::PortMasks));
+        }
         if let Err(over) = self.count.one_more_flow(caps) {
             return Some(Err(over));
         }
@@ -263,6 +373,20 @@ impl Use {
                 tables.masks.remove(&self.mask);
             }
         }
+    }
+}
+
+impl Counted {
+    /// So many packets more were its flow's.
+    pub(crate) fn used(&self, packets: u64) {
+        if packets > 0 {
+            self.0.packets.fetch_add(packets, Ordering::Relaxed);
+        }
+    }
+
+    /// Its flow is to go, with its mask.
+    pub(crate) fn is_evicted(&self) -> bool {
+        self.0.evicted.load(Ordering::Relaxed)
     }
 }
 

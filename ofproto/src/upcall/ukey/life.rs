@@ -85,11 +85,13 @@ pub(crate) enum DelReason {
     MissingInDatapath,
     /// The datapath refused to install it.
     InstallFailed,
+    /// Its mask is among those of least use, and others are waiting for a mask.
+    MaskEvicted,
 }
 
 impl DelReason {
     /// All of them, in the order of [`DelReason::code`].
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::AvoidCaching,
         Self::BadFit,
         Self::Idle,
@@ -102,9 +104,10 @@ impl DelReason {
         Self::XlateError,
         Self::MissingInDatapath,
         Self::InstallFailed,
+        Self::MaskEvicted,
     ];
 
-    /// The number that tracing scripts know it by (`enum flow_del_reason`); 12 is ours, a ukey whose flow never was.
+    /// The number that tracing scripts know it by (`enum flow_del_reason`); 12 and 13 are ours: a ukey whose flow never was, and a mask that had to go.
     #[allow(dead_code)]
     pub(crate) fn code(self) -> usize {
         self as usize + 1
@@ -126,6 +129,7 @@ impl fmt::Display for DelReason {
             Self::XlateError => "flow translation error",
             Self::MissingInDatapath => "flow is missing from the datapath",
             Self::InstallFailed => "datapath refused the flow",
+            Self::MaskEvicted => "mask of least use evicted",
         })
     }
 }

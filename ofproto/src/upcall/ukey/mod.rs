@@ -42,8 +42,7 @@ pub(crate) struct Ukey {
     pub(crate) flow: MaskedKey,
     /// When it was installed or found.
     pub(crate) created_ms: u64,
-    /// It counts for its port as long as it is there; nobody asks.
-    #[allow(dead_code)]
+    /// It counts for its port as long as it is there.
     pub(crate) counted: Option<Counted>,
     pub(crate) state: Mutex<State>,
 }
