@@ -53,7 +53,7 @@ pub enum Change {
         /// The port.
         port: PortConfig,
     },
-    /// Change a port while it runs: its VLANs, or the peer of a patch port.
+    /// Change a port while it runs: its VLANs, its place in the XDP hook, or the peer of a patch port.
     SetPort {
         /// The bridge.
         bridge: String,
@@ -379,7 +379,9 @@ mod tests {
         ];
         (kind, prop::option::of(0..3i64), prop::option::of(1..4u16)).prop_map(move |(kind, tag, ofport_request)| {
             let vlan = PortVlan { tag: tag.and_then(|tag| Vlan::try_from(tag).ok()), ..PortVlan::default() };
-            PortConfig { name: name.clone(), kind, vlan, ofport_request }
+            let xdp =
+                tag.map(|tag| if tag == 1 { crate::config::XdpMode::Native } else { crate::config::XdpMode::Off });
+            PortConfig { name: name.clone(), kind, vlan, ofport_request, xdp }
         })
     }
 

@@ -341,6 +341,51 @@ fn a_port_whose_device_goes_says_so_and_works_again_when_it_is_back() {
 }
 
 #[test]
+fn a_configuration_says_where_ports_have_the_xdp_hook() {
+    const NAME: &str = "a_configuration_says_where_ports_have_the_xdp_hook";
+    testkit::require!(NAME; Need::Namespaces, Need::Tool("ping"));
+    testkit::require_root_and_bpf!(NAME);
+    if !wanted("ebpf") {
+        return;
+    }
+    let network = Network::new(2);
+    let path = network.directory().join("switch.toml");
+    let write = |modes: [&str; 2]| {
+        let mut text = "[[bridge]]\nname = \"br0\"\n".to_owned();
+        for (n, mode) in (1..).zip(modes) {
+            text += &format!("[[bridge.port]]\nname = \"v{n}\"\n{mode}\n");
+        }
+        fs::write(&path, text).unwrap();
+    };
+    // The mode of each port, as far as it is in the hook.
+    let shown =
+        |show: &str| [1, 2].map(|n| ["native", "generic"].map(|mode| show.contains(&format!(": v{n} (xdp: {mode})"))));
+    let (none, native, generic) = ([false, false], [true, false], [false, true]);
+    write(["xdp = \"generic\"", "xdp = \"off\""]);
+    let daemon = network.start(&format!("--config {} --cleanup-on-exit", path.display()));
+    assert_eq!(shown(&daemon.ask("dpctl/show")), [generic, none]);
+    assert!(network.pings(1, 2, 3));
+    write(["xdp = \"native\"", "xdp = \"generic\""]);
+    assert_eq!(daemon.ask("config/reload"), "2 changes\n");
+    assert_eq!(shown(&daemon.ask("dpctl/show")), [native, generic]);
+    assert!(network.pings(1, 2, 3));
+    // Who says nothing any more has what all begin with, and who never said anything keeps what it has.
+    write(["", "xdp = \"generic\""]);
+    assert_eq!(daemon.ask("config/reload"), "1 changes\n");
+    assert_eq!(shown(&daemon.ask("dpctl/show")), [none, generic]);
+    daemon.ask("dpctl/set-if system@ovs-system v1,xdp=native");
+    write(["tag = 7", "xdp = \"generic\""]);
+    daemon.ask("config/reload");
+    assert_eq!(shown(&daemon.ask("dpctl/show")), [native, generic]);
+    // What can't be changes nothing.
+    write(["xdp = \"fast\"", "xdp = \"off\""]);
+    assert!(daemon.call("config/reload", &[]).unwrap_err().contains("\"fast\" is no XDP mode"));
+    assert_eq!(shown(&daemon.ask("dpctl/show")), [native, generic]);
+    daemon.process.stop(TIMEOUT).unwrap();
+    assert_eq!(network.left(), [""; 0]);
+}
+
+#[test]
 fn bridges_come_and_go_by_a_changed_configuration() {
     on_each_datapath("bridges_come_and_go_by_a_changed_configuration", |datapath| {
         let network = Network::new(2);

@@ -32,7 +32,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::parts::{FlowsPart, OptionsPart};
 use super::{
     BridgeConfig, BridgePart, DatapathType, DesiredState, FailMode, Options, Parts, PortConfig, PortKind, PortPart,
-    PortVlan, Vlan, VlanMode, VlanSet, spec,
+    PortVlan, Vlan, VlanMode, VlanSet, XdpMode, spec,
 };
 
 /// What is wrong with a file, in one line that begins with where.
@@ -134,6 +134,7 @@ struct Port {
     kind: Option<PortKind>,
     vlan: PortVlan,
     ofport: Option<u16>,
+    xdp: Option<XdpMode>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -149,6 +150,8 @@ struct PortTable {
     #[serde(default, with = "text", skip_serializing_if = "Option::is_none")]
     vlan_mode: Option<VlanMode>,
     ofport: Option<u16>,
+    #[serde(default, with = "text", skip_serializing_if = "Option::is_none")]
+    xdp: Option<XdpMode>,
 }
 
 impl TryFrom<PortTable> for Port {
@@ -160,6 +163,7 @@ impl TryFrom<PortTable> for Port {
             vlan: PortVlan { tag: table.tag, trunks: table.trunks, mode: table.vlan_mode },
             name: table.name,
             ofport: table.ofport,
+            xdp: table.xdp,
         })
     }
 }
@@ -177,6 +181,7 @@ impl From<Port> for PortTable {
             trunks: port.vlan.trunks,
             vlan_mode: port.vlan.mode,
             ofport: port.ofport,
+            xdp: port.xdp,
         }
     }
 }
@@ -191,6 +196,7 @@ impl File {
                 kind: port.kind,
                 vlan: port.vlan,
                 ofport_request: port.ofport,
+                xdp: port.xdp,
             }));
             parts.flows.extend(
                 bridge.flows.map(|path| FlowsPart { bridge: Some(bridge.name.clone()), path: directory.join(path) }),
@@ -237,12 +243,14 @@ impl Bridge {
             kind: None,
             vlan: settings.local_vlan.clone(),
             ofport: None,
+            xdp: None,
         });
         let port = |port: &PortConfig| Port {
             name: port.name.clone(),
             kind: Some(port.kind.clone()),
             vlan: port.vlan.clone(),
             ofport: port.ofport_request,
+            xdp: port.xdp,
         };
         Bridge {
             name: bridge.name.clone(),
@@ -372,6 +380,7 @@ mod tests {
             name = "veth1"
             trunks = [1, 2, "10-12"]
             ofport = 7
+            xdp = "generic"
             [[bridge]]
             name = "br1"
             datapath = "ebpf"
@@ -387,7 +396,7 @@ mod tests {
             datapath_type: Some(DatapathType::Userspace),
             options: OptionsPart { flow_limit: Some(1000), n_handlers: Some(2), ..OptionsPart::default() },
             bridges: ["br0,fail-mode=secure,mac-aging-time=60", "br1,datapath=ebpf"].map(|s| s.parse().unwrap()).into(),
-            ports: ["br0:veth0,tag=10", "br0:veth1,trunks=1-2+10-12,ofport=7", "br1:p,type=patch,peer=q"]
+            ports: ["br0:veth0,tag=10", "br0:veth1,trunks=1-2+10-12,ofport=7,xdp=generic", "br1:p,type=patch,peer=q"]
                 .map(|s| s.parse().unwrap())
                 .into(),
             flows: ["br0:/etc/sluice/br0.flows", "br1:/tmp/br1.flows"].map(|s| s.parse().unwrap()).into(),
@@ -408,6 +417,7 @@ mod tests {
             ("[[bridge]]\nname = \"b\"\nport = [{name = \"p\", trunks = \"3-1\"}]\n", "VLAN range 3-1 is backwards"),
             ("[[bridge]]\nname = \"b\"\nport = [{name = \"p\", type = \"gre\"}]\n", "port type gre is not supported"),
             ("[[bridge]]\nname = \"b\"\nport = [{name = \"p\", type = \"patch\"}]\n", "needs peer=PORT"),
+            ("[[bridge]]\nname = \"b\"\nport = [{name = \"p\", xdp = \"fast\"}]\n", "\"fast\" is no XDP mode"),
             ("[options]\nmax-idle = -1\n", "2:12: invalid value: integer `-1`, expected u32"),
             ("a = \n", "1:5: "),
             ("name = \"ü\" x\n", "1:12: "),
@@ -434,6 +444,7 @@ mod tests {
                 "br0:br0,tag=4",
                 "br0:veth0,tag=10,trunks=3+7-9,vlan-mode=native-tagged",
                 "br0:i,type=internal,ofport=9",
+                "br1:veth1,xdp=off",
                 "br1:p,type=patch,peer=q",
                 "br1:q,type=patch,peer=p",
             ]

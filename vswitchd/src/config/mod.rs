@@ -16,6 +16,8 @@ mod vlan;
 use std::fmt;
 use std::str::FromStr;
 
+/// Whether a port's frames are met in the XDP hook.
+pub use dpif::XdpMode;
 pub use file::{FileError, from_toml, read_toml, to_toml};
 pub use flows::{FlowFile, FlowFileError};
 pub use parts::{BridgePart, ConfigError, FlowsPart, OptionsPart, Parts, PortPart};
@@ -96,6 +98,8 @@ pub struct PortConfig {
     pub vlan: PortVlan,
     /// The OpenFlow port number it should have, 1 to [`OFPORT_MAX`]; `None` lets the bridge choose.
     pub ofport_request: Option<u16>,
+    /// Whether its frames are met in the XDP hook; `None` leaves that as the datapath has it.
+    pub xdp: Option<XdpMode>,
 }
 
 /// The largest OpenFlow port number that a port can ask for; those above are reserved.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BridgeConfig, BridgeSettings, DatapathType, DesiredState, FailMode, FlowFile, FlowFileError, Invalid, Options,
-    PortConfig, PortKind, PortVlan, validate,
+    PortConfig, PortKind, PortVlan, XdpMode, validate,
 };
 
 /// What one source says.
@@ -56,6 +56,8 @@ pub struct PortPart {
     pub vlan: PortVlan,
     /// The OpenFlow port number it should have.
     pub ofport_request: Option<u16>,
+    /// Whether its frames are met in the XDP hook.
+    pub xdp: Option<XdpMode>,
 }
 
 /// A flow file, for the bridge named or for the only one.
@@ -249,6 +251,9 @@ impl PortPart {
     fn add_to(self, bridge: &mut BridgeConfig) -> Result<(), ConfigError> {
         if self.name == bridge.name {
             let kind = self.kind.unwrap_or(PortKind::Internal);
+            if self.xdp.is_some() {
+                return Err(Invalid::Xdp { port: self.name }.into());
+            }
             if kind != PortKind::Internal || self.ofport_request.is_some() {
                 return Err(ConfigError::Local(self.name, kind.name()));
             }
@@ -259,6 +264,7 @@ impl PortPart {
                 kind: self.kind.unwrap_or(PortKind::System),
                 vlan: self.vlan,
                 ofport_request: self.ofport_request,
+                xdp: self.xdp,
             });
         }
         Ok(())

@@ -3,6 +3,7 @@
 //! ```text
 //! --bridge NAME[,datapath=ebpf|userspace][,fail-mode=standalone|secure][,mac-aging-time=S][,mac-table-size=N]
 //! --port   BRIDGE:NAME[,type=system|internal|patch][,peer=NAME][,tag=VLAN][,trunks=VLANS][,vlan-mode=MODE][,ofport=N]
+//!          [,xdp=auto|native|generic|off]
 //! --flows  [BRIDGE:]FILE
 //! ```
 
@@ -55,6 +56,9 @@ pub enum SpecError {
     /// A kind of port that the switch doesn't have.
     #[error("port type {0} is not supported: use system, internal or patch")]
     UnsupportedType(String),
+    /// No XDP mode.
+    #[error("{0}")]
+    Xdp(String),
     /// A patch port that leads nowhere.
     #[error("a port of type patch needs peer=PORT")]
     NoPeer,
@@ -88,7 +92,7 @@ impl FromStr for PortPart {
             return Err(SpecError::NoName("bridge"));
         }
         let (name, rest) = head(port, "port")?;
-        let mut keys = Keys::parse(rest, &["type", "peer", "tag", "trunks", "vlan-mode", "ofport"])?;
+        let mut keys = Keys::parse(rest, &["type", "peer", "tag", "trunks", "vlan-mode", "ofport", "xdp"])?;
         Ok(PortPart {
             bridge: bridge.to_owned(),
             name,
@@ -99,6 +103,7 @@ impl FromStr for PortPart {
                 mode: keys.take("vlan-mode").map(|text| text.parse()).transpose()?,
             },
             ofport_request: keys.number("ofport", u16::MAX)?,
+            xdp: keys.take("xdp").map(|text| text.parse()).transpose().map_err(SpecError::Xdp)?,
         })
     }
 }
@@ -245,6 +250,7 @@ mod tests {
             ("br0:p,tag=4096", "VLAN 4096 is out of range: it must be 0 to 4095"),
             ("br0:p,tag=", r#""" is not a VLAN"#),
             ("br0:p,trunks=", "no VLAN given"),
+            ("br0:p,xdp=fast", "\"fast\" is no XDP mode: auto, native, generic and off are"),
             ("br0:p,ofport=70000", "ofport=70000: expected a number from 0 to 65535"),
             ("br0:p,ofport=-1", "ofport=-1: expected a number"),
             ("br0:p,type=vxlan", "port type vxlan is not supported"),

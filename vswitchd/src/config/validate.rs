@@ -67,6 +67,12 @@ pub enum Invalid {
         /// The number.
         ofport: u16,
     },
+    /// A port without a device of the system that is to have the XDP hook.
+    #[error("port {port}: only a port of type system has an XDP hook")]
+    Xdp {
+        /// The port.
+        port: String,
+    },
     /// Two ports of a bridge that ask for one number.
     #[error("ports {first} and {second} on bridge {bridge} both ask for OpenFlow port {ofport}")]
     DuplicateOfport {
@@ -180,6 +186,9 @@ fn check_port(port: &PortConfig) -> Result<(), Invalid> {
         && !(1..=OFPORT_MAX).contains(&ofport)
     {
         return Err(Invalid::OfportRange { port: port.name.clone(), ofport });
+    }
+    if port.xdp.is_some() && port.kind != PortKind::System {
+        return Err(Invalid::Xdp { port: port.name.clone() });
     }
     vlan(&port.name, &port.vlan)
 }

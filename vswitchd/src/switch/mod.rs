@@ -112,6 +112,7 @@ impl Switch for Bridges {
             }
             Change::SetPort { bridge, port } => {
                 let switch = self.backer_of(bridge)?.0;
+                self.ports.change_xdp(&switch, port)?;
                 switch.port_set_vlan(bridge, &port.name, port_vlan(&port.vlan))?;
                 if let config::PortKind::Patch { peer } = &port.kind {
                     switch.port_set_peer(bridge, &port.name, peer)?;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use dpif::PortEvent;
+use dpif::{PortEvent, XdpMode};
 use openflow::OfPort;
 
 use super::{port_kind, port_vlan};
@@ -31,7 +31,22 @@ pub(super) fn add(
     port: &PortConfig,
     number: Option<OfPort>,
 ) -> Result<OfPort, SwitchError> {
-    Ok(switch.port_add(bridge, &port.name, port_kind(port), port_vlan(&port.vlan), number)?)
+    let number = switch.port_add(bridge, &port.name, port_kind(port), port_vlan(&port.vlan), number)?;
+    if let Err(error) = set_xdp(switch, &port.name, port.xdp) {
+        switch.port_del(bridge, &port.name)?;
+        return Err(error);
+    }
+    Ok(number)
+}
+
+/// Has the XDP hook of a port's device as it is asked for; without a word it stays as it is.
+fn set_xdp(switch: &ofproto::Switch, name: &str, mode: Option<XdpMode>) -> Result<(), SwitchError> {
+    let Some(mode) = mode else { return Ok(()) };
+    let dpif = switch.dpif();
+    let failed = |error: dpif::DpifError| SwitchError::from(format!("{name}: can't set xdp to {mode}: {error}"));
+    let port = dpif.port_by_name(name).map_err(failed)?;
+    let port = port.ok_or_else(|| SwitchError::from(format!("{name}: it is no port of the datapath")))?;
+    dpif.port_set_xdp(port.port, mode).map(drop).map_err(failed)
 }
 
 impl Ports {
@@ -39,6 +54,15 @@ impl Ports {
     pub(super) fn added(&mut self, bridge: &str, port: &PortConfig) {
         let lost = self.0.get(&port.name).and_then(|asked| asked.lost);
         self.0.insert(port.name.clone(), Asked { bridge: bridge.into(), port: port.clone(), lost });
+    }
+
+    /// Changes a port's place in the XDP hook if something else is asked for than before. Whoever says nothing any more means `auto`.
+    pub(super) fn change_xdp(&self, switch: &ofproto::Switch, port: &PortConfig) -> Result<(), SwitchError> {
+        let before = self.0.get(&port.name).and_then(|asked| asked.port.xdp);
+        match port.xdp {
+            same if same == before => Ok(()),
+            mode => set_xdp(switch, &port.name, mode.or(Some(XdpMode::Auto))),
+        }
     }
 
     /// A port is on no bridge any more.
