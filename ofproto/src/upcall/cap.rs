@@ -1,7 +1,8 @@
 //! Caps on what one port may have of the datapath's table, and the alarm when one holds.
 //!
 //! Over a cap packets are executed, and no flow is installed for them: each comes up. So whoever makes flows or masks come
-//! without end pays with the share of the upcalls that his port has, and nobody else's lookups get slower.
+//! without end pays with the share of the upcalls that his port has, and nobody else's lookups get slower. What was refused for
+//! want of a mask gets one when masks of least use are evicted ([`Census::make_room`](super::ukey::Census::make_room)).
 
 use datapath_common::FlowKey;
 use dpif::OdpPort;
@@ -63,10 +64,14 @@ fn refuse(backer: &Backer, counters: &Counters, port: u32, over: Over, effects: 
             coverage::inc!("upcall_port_flow_limit_hit");
             count(&counters.port_flow_limit);
         }
-        Over::PortMasks | Over::Masks => {
+        Over::PortMasks | Over::Masks | Over::Evicted => {
             coverage::inc!("upcall_mask_limit_hit");
             count(&counters.mask_limit);
         }
+    }
+    // That was said when the cap was met.
+    if over == Over::Evicted {
+        return;
     }
     let allowed = backer.warnings.caps.lock().entry(port).or_default().allow(backer.clock.now_ms());
     let Some(before) = allowed else { return };
@@ -81,7 +86,9 @@ fn refuse(backer: &Backer, counters: &Counters, port: u32, over: Over, effects: 
     let limit = match over {
         Over::PortFlows => format!("as many flows as a port may have (port-flow-limit {})", caps.port_flows),
         Over::PortMasks => format!("as many masks as a port may have (port-mask-limit {})", caps.port_masks),
-        Over::Masks => format!("flows that need another mask, with {all} there already (mask-limit {})", caps.masks),
+        Over::Masks | Over::Evicted => {
+            format!("flows that need another mask, with {all} there already (mask-limit {})", caps.masks)
+        }
     };
     let table = responsible(&config, effects).map_or_else(String::new, |(bridge, table, subtables)| {
         format!("; most masks come of table {table} of bridge {bridge}, whose rules have {subtables}")

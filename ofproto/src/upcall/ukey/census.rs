@@ -97,6 +97,8 @@ pub(crate) enum Over {
     PortMasks,
     /// There are as many masks as there may be, and this is another.
     Masks,
+    /// Its mask is being evicted.
+    Evicted,
 }
 
 /// What a port has.
@@ -199,7 +201,7 @@ impl Census {
             match over {
                 Over::PortMasks => count.wanted.fetch_add(1, Ordering::Relaxed),
                 Over::Masks => self.all.wanted.fetch_add(1, Ordering::Relaxed),
-                Over::PortFlows => 0,
+                Over::PortFlows | Over::Evicted => 0,
             };
         }
     }
@@ -343,7 +345,7 @@ impl Use {
     fn enter(&self, caps: Caps) -> Option<Result<(), Over>> {
         // Without caps it is a flow that is there already, and is counted.
         if caps != Caps::default() && self.evicted.load(Ordering::Relaxed) && self.flows.load(Ordering::Relaxed) > 0 {
-            return Some(Err(Over::PortMasks));
+            return Some(Err(Over::Evicted));
         }
         if let Err(over) = self.count.one_more_flow(caps) {
             return Some(Err(over));
