@@ -103,9 +103,7 @@ impl Masks {
         }
         if state.list.len() >= MAX_MASKS {
             coverage::inc!("dpif_ebpf_masks_full");
-            return Err(DpifError::Full(format!(
-                "the datapath's flows have {MAX_MASKS} different masks, as many as it takes"
-            )));
+            return Err(DpifError::TooManyMasks(MAX_MASKS));
         }
         let mask = Mask::new(MaskEntry::new(state.next_id, key), *key, 1);
         state.next_id = state.next_id.wrapping_add(1);

@@ -33,6 +33,9 @@ pub enum DpifError {
     /// A table of the datapath is full; the text says which.
     #[error("{0}")]
     Full(String),
+    /// The flow needs another mask, and there are so many already.
+    #[error("the datapath's flows have {0} different masks, as many as it takes")]
+    TooManyMasks(usize),
     /// Another key has the same digest: the flow can't be installed, packets go on by upcall.
     #[error("the flow's digest collides with another flow's")]
     DigestCollision,

@@ -242,6 +242,46 @@ fn masks_of_least_use_make_room_where_others_are_wanted() {
 }
 
 #[test]
+fn masks_of_least_use_make_room_where_the_datapath_takes_no_more() {
+    let _alone = alone();
+    let world = with(&PREFIXES, |_| {});
+    let send = |at: usize, n: usize| {
+        for _ in 0..n {
+            world.ports[0].send(datagram(1, addresses()[at])).unwrap();
+        }
+        assert_eq!(world.out(2).len(), n);
+    };
+    let period = || {
+        world.clock.advance_ms(500);
+        world.switch.revalidate_now();
+    };
+    let refused = |error: fn() -> dpif::DpifError| {
+        for _ in 0..5 {
+            *world.faulty.put_error.lock() = Some(error);
+            send(3, 1);
+        }
+    };
+    send(0, 1);
+    send(2, 1);
+    period();
+    period();
+    send(0, 20);
+    refused(|| dpif::DpifError::TooManyMasks(2));
+    assert_eq!((world.dp.stats().unwrap().masks, world.report().put_failed), (2, 5));
+    period();
+    world.switch.revalidate_now();
+    assert_eq!(world.dp.stats().unwrap().masks, 1);
+    let received = world.report().received;
+    send(0, 1);
+    assert_eq!(world.report().received, received);
+    // Other errors want no mask.
+    refused(|| dpif::DpifError::Full("slots".into()));
+    period();
+    period();
+    assert_eq!(world.dp.stats().unwrap().masks, 1);
+}
+
+#[test]
 fn a_mask_with_more_packets_than_were_refused_stays_and_nobody_evicts_without_need() {
     let _alone = alone();
     let world = with(&PREFIXES, |options| options.mask_limit = 2);

@@ -209,7 +209,7 @@ impl Table {
         let at = match self.subtables.iter().position(|s| s.mask == new.mask) {
             Some(at) => at,
             None if self.subtables.len() >= self.max_masks => {
-                return Err(DpifError::Full(format!("the datapath has its {} masks already", self.max_masks)));
+                return Err(DpifError::TooManyMasks(self.max_masks));
             }
             None => {
                 let entry = MaskEntry::new(self.next_mask_id, &new.mask);

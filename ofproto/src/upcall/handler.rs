@@ -502,6 +502,9 @@ fn installed(backer: &Backer, stats: &HandlerStats, installation: Installation, 
                 error => {
                     coverage::inc!("upcall_flow_put_failed");
                     count(&stats.counters.put_failed);
+                    if matches!(error, DpifError::TooManyMasks(_)) {
+                        backer.census.datapath_is_full();
+                    }
                     failed(backer, format_args!("installing a flow: {error}"));
                 }
             }

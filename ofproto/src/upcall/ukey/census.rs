@@ -206,6 +206,11 @@ impl Census {
         }
     }
 
+    /// A flow was refused because the datapath takes no more masks, whatever the caps are.
+    pub(crate) fn datapath_is_full(&self) {
+        self.all.wanted.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// After a round: if a period of use is over, evicts the masks of least use where others were wanted. Says how many. One caller at
     /// a time.
     pub(crate) fn make_room(&self, caps: Caps, now_ms: u64) -> usize {
@@ -231,7 +236,9 @@ impl Census {
         let by_port = of_ports.into_iter().map(|(port, candidates)| {
             evict(candidates, wanted.get(&port).copied().unwrap_or_default(), caps.port_masks)
         });
-        by_port.sum::<usize>() + evict(of_all.into_values().collect(), wanted_by_all, caps.masks)
+        // Without a cap it was the datapath that had no room for more than there are.
+        let masks = if caps.masks == 0 { tables.masks.len() } else { caps.masks };
+        by_port.sum::<usize>() + evict(of_all.into_values().collect(), wanted_by_all, masks)
     }
 
     /// Masks in all.
