@@ -7,19 +7,22 @@
 //! A repeated run gets the packet as the run before has left it. Where a flow changes the packet there are two flows, each
 //! making the other's packet: every run does the whole work.
 
+#[path = "common/keys.rs"]
+mod keys;
 #[path = "../tests/differential/rig.rs"]
 mod rig;
 
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::Instant;
 
-use aya::programs::Program;
+use aya::programs::Program as AyaProgram;
 use aya::{EbpfLoader, VerifierLogLevel};
-use datapath_common::packet::SlicePacket;
-use datapath_common::{Be16, Be32, FlowKey, Vlan, extract};
+use datapath_common::{Be16, Be32, FlowKey, Vlan};
 use dpif::{Action, Dpif as _, FlowPut, KeyAttr, OdpPort, PutMode, SetAction, Ufid, UpcallBatch};
-use rig::{Arrival, Rig, SHOT, XDP_DROP, XDP_REDIRECT};
-use testkit::report::{Relation, Results};
+use keys::{key, usual_mask};
+use rig::{Arrival, Rig, SHOT, XDP_REDIRECT};
+use testkit::Need;
+use testkit::bpf::{Hook, Program};
+use testkit::report::{self, Relation, Results};
 
 /// Samples of each measurement.
 const SAMPLES: usize = 15;
@@ -32,26 +35,22 @@ const FEW_MASKS: usize = 8;
 const MANY_MASKS: usize = 128;
 
 fn main() {
-    let needs = [testkit::Need::Namespaces, testkit::Need::Bpf, testkit::Need::EbpfObject];
-    if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
-        eprintln!("can't measure the eBPF datapath: {reason}");
-        std::process::exit(1);
-    }
-    let mut results = Results::default();
-    Rig::with("bench", |rig| {
-        rig.enable_xdp();
-        results.note(calm_down());
-        measure(rig, &mut results);
+    report::measure(&[Need::Namespaces, Need::Bpf, Need::EbpfObject], |results| {
+        Rig::with("bench", |rig| {
+            rig.enable_xdp();
+            results.note(calm_down());
+            measure(rig, results);
+        });
+        verifier(results);
+        results
+            .goal("tc-one-mask-ns", "tc-one-mask", Relation::AtMost, 90.0)
+            .goal("tc-32-masks-warm-ns", "tc-32-masks-warm", Relation::AtMost, 110.0)
+            .goal("tc-one-more-mask-ns", "tc-one-more-mask", Relation::AtMost, 25.0)
+            .goal("tc-nat-ns", "tc-nat", Relation::AtMost, 80.0)
+            .goal("tc-recirc-3-ns", "tc-recirc-3", Relation::AtMost, 160.0)
+            .goal("xdp-one-mask-ns", "xdp-one-mask", Relation::AtMost, 55.0);
+        Ok(())
     });
-    verifier(&mut results);
-    results
-        .goal("tc-one-mask-ns", "tc-one-mask", Relation::AtMost, 90.0)
-        .goal("tc-32-masks-warm-ns", "tc-32-masks-warm", Relation::AtMost, 110.0)
-        .goal("tc-one-more-mask-ns", "tc-one-more-mask", Relation::AtMost, 25.0)
-        .goal("tc-nat-ns", "tc-nat", Relation::AtMost, 80.0)
-        .goal("tc-recirc-3-ns", "tc-recirc-3", Relation::AtMost, 160.0)
-        .goal("xdp-one-mask-ns", "xdp-one-mask", Relation::AtMost, 55.0);
-    results.print();
 }
 
 /// One thing to measure: flows to install, and the packet.
@@ -75,7 +74,7 @@ enum Kind {
 
 fn measure(rig: &mut Rig, results: &mut Results) {
     let cases = cases();
-    let (empty, empty_xdp) = (EmptyProgram::load(SCHED_CLS, SHOT), EmptyProgram::load(XDP, XDP_DROP));
+    let (empty, empty_xdp) = (EmptyProgram::load(Hook::Tc), EmptyProgram::load(Hook::Xdp));
     let mut samples: Vec<Vec<f64>> = cases.iter().map(|_| Vec::new()).collect();
     let (mut empties, mut empties_xdp) = (Vec::new(), Vec::new());
     for round in 0..=SAMPLES {
@@ -237,7 +236,7 @@ fn nat() -> Vec<FlowPut> {
         outside
     });
     let list = |to: &Arrival| {
-        let key = key(to);
+        let key = key(to.port, &to.bytes);
         let set = |attr, change: fn(&mut FlowKey, &FlowKey)| {
             let (mut value, mut mask) = (FlowKey::ZERO, FlowKey::ZERO);
             change(&mut value, &key);
@@ -278,26 +277,13 @@ fn recirculations(arrival: &Arrival) -> Vec<FlowPut> {
 }
 
 fn flow(ufid: u128, arrival: &Arrival, mask: FlowKey, actions: Vec<Action>) -> FlowPut {
-    FlowPut { mode: PutMode::Create, ufid: Ufid(ufid), key: key(arrival).masked(&mask), mask, actions: actions.into() }
-}
-
-/// What about every megaflow of a learning switch matches on.
-fn usual_mask() -> FlowKey {
-    FlowKey {
-        in_port: u32::MAX,
-        recirc_id: u32::MAX,
-        eth_dst: [0xff; 6],
-        eth_type: Be16::MAX,
-        ip_proto: 0xff,
-        ip_frag: 0xff,
-        ..FlowKey::ZERO
+    FlowPut {
+        mode: PutMode::Create,
+        ufid: Ufid(ufid),
+        key: key(arrival.port, &arrival.bytes).masked(&mask),
+        mask,
+        actions: actions.into(),
     }
-}
-
-fn key(arrival: &Arrival) -> FlowKey {
-    let mut key = FlowKey { in_port: arrival.port, ..FlowKey::ZERO };
-    extract::extract(&SlicePacket::new(arrival.bytes.as_slice()), &mut key).expect("a whole packet");
-    key
 }
 
 fn output() -> Action {
@@ -338,8 +324,8 @@ fn verifier(results: &mut Results) {
                 loader.verifier_log_level(VerifierLogLevel::DISABLE).load(&object).expect("the object's maps");
             let start = Instant::now();
             let info = match loaded.program_mut(program).expect("the program") {
-                Program::SchedClassifier(classifier) => classifier.load().and_then(|()| classifier.info()),
-                Program::Xdp(xdp) => xdp.load().and_then(|()| xdp.info()),
+                AyaProgram::SchedClassifier(classifier) => classifier.load().and_then(|()| classifier.info()),
+                AyaProgram::Xdp(xdp) => xdp.load().and_then(|()| xdp.info()),
                 other => panic!("{program} is {other:?}"),
             };
             times.push(start.elapsed().as_secs_f64() * 1e3);
@@ -367,79 +353,23 @@ fn calm_down() -> String {
     }
 }
 
-const SCHED_CLS: u32 = 3;
-const XDP: u32 = 6;
-
 /// `return VERDICT`, what every measurement is compared with.
 struct EmptyProgram {
-    program: OwnedFd,
-    verdict: u32,
+    hook: Hook,
+    program: Program,
 }
 
 impl EmptyProgram {
-    fn load(program_type: u32, verdict: u32) -> Self {
-        /// The first words of the part of `union bpf_attr` that loads programs.
-        #[repr(C)]
-        #[derive(Default)]
-        struct Load {
-            program_type: u32,
-            count: u32,
-            instructions: u64,
-            license: u64,
-        }
-        const BPF_PROG_LOAD: libc::c_int = 5;
-        // r0 = VERDICT; exit
-        let program: [u64; 2] = [0xb7 | u64::from(verdict) << 32, 0x95];
-        let load =
-            Load { program_type, count: 2, instructions: program.as_ptr() as u64, license: c"GPL".as_ptr() as u64 };
-        Self { program: bpf(BPF_PROG_LOAD, &load).expect("to load the empty program"), verdict }
+    fn load(hook: Hook) -> Self {
+        Self { hook, program: Program::verdict(hook, hook.drop_verdict()).expect("to load the empty program") }
     }
 
     /// Nanoseconds of a run.
     fn run(&self, arrival: &Arrival) -> f64 {
-        /// The first words of the part of `union bpf_attr` that runs programs.
-        #[repr(C)]
-        #[derive(Default)]
-        struct Test {
-            program: u32,
-            returned: u32,
-            data_size_in: u32,
-            data_size_out: u32,
-            data_in: u64,
-            data_out: u64,
-            repeat: u32,
-            duration: u32,
-            ctx_size_in: u32,
-            ctx_size_out: u32,
-            ctx_in: u64,
-            ctx_out: u64,
-        }
-        const BPF_PROG_TEST_RUN: libc::c_long = 10;
         // What an XDP program gets beside the frame the kernel makes up by itself.
-        let context = if self.verdict == SHOT { rig::context(arrival).to_vec() } else { Vec::new() };
-        let mut test = Test {
-            program: self.program.as_raw_fd() as u32,
-            data_size_in: arrival.bytes.len() as u32,
-            data_in: arrival.bytes.as_ptr() as u64,
-            repeat: RUNS,
-            ctx_size_in: context.len() as u32,
-            ctx_in: if context.is_empty() { 0 } else { context.as_ptr() as u64 },
-            ..Test::default()
-        };
-        // SAFETY: the kernel reads and writes the live `test`, and reads the buffers that it names with their lengths.
-        let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut test, size_of::<Test>()) };
-        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-        assert_eq!(test.returned, self.verdict);
-        test.duration.into()
+        let context = if self.hook == Hook::Tc { rig::context(arrival).to_vec() } else { Vec::new() };
+        let ran = self.program.run(&arrival.bytes, &context, RUNS).expect("to run the empty program");
+        assert_eq!(ran.returned, self.hook.drop_verdict());
+        ran.ns.into()
     }
-}
-
-fn bpf<T>(command: libc::c_int, attributes: &T) -> std::io::Result<OwnedFd> {
-    // SAFETY: the kernel reads as many bytes as the live `attributes` has, and what they point to is live too.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
-    if fd < 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    // SAFETY: the call returned a new descriptor that nothing else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

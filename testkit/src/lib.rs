@@ -23,7 +23,9 @@
 //! # Ok(()) }
 //! ```
 
+pub mod bpf;
 pub mod frames;
+pub mod live;
 pub mod netns;
 pub mod process;
 pub mod raw;

@@ -15,9 +15,28 @@
 //! A row's samples are repetitions of one measurement; its figure is their median. A goal compares that figure with a
 //! target. A difference or a ratio of two measurements is a row too, computed sample by sample by the benchmark.
 
-use std::fmt;
+use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
+
+use crate::Need;
+
+/// The whole of a benchmark: measures, where all that it needs is there, and prints the results. Ends the process with 1, and one line
+/// that says why, where it can't.
+pub fn measure(needs: &[Need], measure: impl FnOnce(&mut Results) -> io::Result<()>) {
+    let mut results = Results::default();
+    let measured = match needs.iter().find_map(|need| need.missing()) {
+        Some(reason) => Err(io::Error::other(reason)),
+        None => measure(&mut results),
+    };
+    match measured {
+        Ok(()) => results.print(),
+        Err(error) => {
+            eprintln!("can't measure: {error}");
+            std::process::exit(1);
+        }
+    }
+}
 
 /// Everything that one benchmark found.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

@@ -5,13 +5,7 @@
 //! that `SLUICE_SKIP_LOG` names, and returns. `cargo xtask test` reads that file and takes such tests out of the
 //! passed ones.
 
-use std::{
-    env, fmt,
-    fs::OpenOptions,
-    io::{self, Write as _},
-    path::Path,
-    sync::OnceLock,
-};
+use std::{env, fmt, fs::OpenOptions, io::Write as _, path::Path, sync::OnceLock};
 
 use crate::{netns::Netns, tools, workspace_root};
 
@@ -98,30 +92,11 @@ fn no_bpf() -> Option<String> {
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
         return Some("the kernel has no BTF (/sys/kernel/btf/vmlinux)".into());
     }
-    create_ring_buffer().err().map(|error| match error.raw_os_error() {
+    crate::bpf::ring_buffer().err().map(|error| match error.raw_os_error() {
         Some(libc::EPERM) => "not allowed to use BPF".into(),
         Some(libc::EINVAL) => "the kernel has no BPF ring buffers (Linux 5.8)".into(),
         _ => format!("the kernel refuses BPF: {error}"),
     })
-}
-
-/// Makes and drops the smallest map of the youngest kind that the datapath needs.
-fn create_ring_buffer() -> io::Result<()> {
-    const BPF_MAP_CREATE: libc::c_int = 0;
-    const BPF_MAP_TYPE_RINGBUF: u32 = 27;
-    // The first words of `union bpf_attr`: type, key size, value size, entries. The size must be a power-of-two
-    // multiple of the page size, which is 64 KiB at most.
-    let attributes: [u32; 4] = [BPF_MAP_TYPE_RINGBUF, 0, 0, 65536];
-    // SAFETY: bpf(2) reads `size` bytes at the pointer, which are those of the live array; rest of the union is zero.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, attributes.as_ptr(), size_of_val(&attributes) as libc::c_uint)
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call returned a new descriptor that nothing else owns.
-    drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd as i32) });
-    Ok(())
 }
 
 fn report(test: &str, reason: &str) {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::socket::{setsockopt, sockopt};
-use testkit::report::{Relation, Results};
+use testkit::report::{self, Relation, Results};
 use testkit::{Need, Netns, Process, ReferenceSwitch, veth_pair, wait_until};
 use vswitchd::unixctl::call;
 
@@ -51,20 +51,10 @@ fn main() {
         Need::Tool("ovs-vswitchd"),
         Need::Tool("ovsdb-server"),
     ];
-    if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
-        eprintln!("can't measure connections: {reason}");
-        std::process::exit(1);
-    }
-    match measure() {
-        Ok(results) => results.print(),
-        Err(error) => {
-            eprintln!("can't measure connections: {error}");
-            std::process::exit(1);
-        }
-    }
+    report::measure(&needs, measure);
 }
 
-fn measure() -> io::Result<Results> {
+fn measure(results: &mut Results) -> io::Result<()> {
     let ours = Ours::start()?;
     let theirs = Theirs::start()?;
     let (mut ours_per_s, mut theirs_per_s, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
@@ -83,7 +73,6 @@ fn measure() -> io::Result<Results> {
     }
     let lost = ours.number("lost:")?;
     ours.stop()?;
-    let mut results = Results::default();
     results
         .row("crr-connections", "1/s", ours_per_s)
         .row("crr-reference", "1/s", theirs_per_s)
@@ -98,7 +87,7 @@ fn measure() -> io::Result<Results> {
         .goal("crr-lost", "crr-lost", Relation::AtMost, 0.0)
         .note(format!("{CLIENTS} connections at a time, turns of {} s, nothing pinned", TURN.as_secs()))
         .note("megaflows and masks: the most after a turn, both directions and ARP; checksum offload off on all wires");
-    Ok(results)
+    Ok(())
 }
 
 /// An error with the switch that it befell.

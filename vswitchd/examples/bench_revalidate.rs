@@ -16,8 +16,8 @@ use dpif::Dpif as _;
 use dpif_ebpf::EbpfDpif;
 use ofproto::{BridgeSettings, FailMode, Options, PortKind, PortVlan, Switch};
 use openflow::{FlowMod, NoPortNames};
-use testkit::report::{Relation, Results};
-use testkit::{Netns, RawSocket, veth_pair};
+use testkit::report::{self, Relation, Results};
+use testkit::{Need, Netns, RawSocket, veth_pair};
 
 /// Flows that are set up.
 const FLOWS: u32 = 200_000;
@@ -31,11 +31,13 @@ const FEW: usize = 5;
 const NEVER_MS: u64 = 600_000;
 
 fn main() {
-    let needs = [testkit::Need::Namespaces, testkit::Need::Bpf, testkit::Need::EbpfObject];
-    if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
-        eprintln!("can't measure the revalidators: {reason}");
-        std::process::exit(1);
-    }
+    report::measure(&[Need::Namespaces, Need::Bpf, Need::EbpfObject], |results| {
+        measure(results);
+        Ok(())
+    });
+}
+
+fn measure(results: &mut Results) {
     let (host, far) = (Netns::new("reval").expect("a namespace"), Netns::new("far").expect("a namespace"));
     host.silence().expect("a quiet namespace");
     far.silence().expect("a quiet namespace");
@@ -43,7 +45,6 @@ fn main() {
         veth_pair(&host, wire, &far, wire).expect("a wire");
     }
     let socket = RawSocket::open(&far, "p1").expect("a raw socket");
-    let mut results = Results::default();
     let options = dpif_ebpf::Options {
         bpffs: "/run/sluice-test/bpf".into(),
         slots: FLOWS as usize + FLOWS as usize / 8,
@@ -53,7 +54,7 @@ fn main() {
         let name = format!("b{}", std::process::id());
         let dpif = Arc::new(EbpfDpif::open(&name, &options).unwrap_or_else(|error| panic!("{error}")));
         let bench = Bench::new(Arc::clone(&dpif), socket);
-        let measured = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bench.measure(&mut results)));
+        let measured = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bench.measure(results)));
         bench.switch.destroy().expect("to destroy the datapath");
         if let Err(panic) = measured {
             std::panic::resume_unwind(panic);
@@ -64,7 +65,6 @@ fn main() {
         .goal("revalidate-unchanged-ms", "round-unchanged", Relation::AtMost, 60.0)
         .goal("revalidate-translated-ms", "round-translated", Relation::AtMost, 1000.0)
         .goal("revalidate-memory-bytes", "memory-per-flow", Relation::AtMost, 1024.0);
-    results.print();
 }
 
 struct Bench {

@@ -18,7 +18,7 @@ use std::time::Duration;
 use generator::Generator;
 use lab::Datapath;
 use lab::storm::{Storm, pin_threads};
-use testkit::report::{Relation, Results};
+use testkit::report::{self, Relation, Results};
 
 /// Rounds that count, each with so many connections.
 const ROUNDS: usize = 5;
@@ -28,13 +28,10 @@ const HANDLER_CPU: usize = 1;
 const OTHER_CPU: usize = 0;
 
 fn main() {
-    if let Some(reason) = Datapath::Ebpf.needs().iter().find_map(|need| need.missing()) {
-        eprintln!("can't measure: {reason}");
-        std::process::exit(1);
-    }
-    let mut results = Results::default();
-    measure(&mut results);
-    results.print();
+    report::measure(Datapath::Ebpf.needs(), |results| {
+        measure(results);
+        Ok(())
+    });
 }
 
 /// Sets this thread's scheduler; those that it starts get it too.

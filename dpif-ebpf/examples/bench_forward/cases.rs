@@ -1,10 +1,11 @@
 //! What is measured: frames, the flows that switches need for them, and what is to come out.
 
-use datapath_common::packet::SlicePacket;
-use datapath_common::{Be16, FlowKey, extract};
+use datapath_common::{Be16, FlowKey};
 use dpif::Action;
 
-use crate::frames::{Flow, LARGE, SMALL, fix_ip};
+use testkit::live::frames::{Flow, LARGE, SMALL, fix_ip};
+
+use crate::keys::{key, usual_mask};
 
 /// One measurement of all peers.
 pub(crate) struct Case {
@@ -44,15 +45,9 @@ const RECIRCULATE: &str = "in_port=1,actions=debug_recirc,debug_recirc,debug_rec
 
 /// Those of `bench forward`.
 pub(crate) fn forward() -> Vec<Case> {
-    let mut cases: Vec<Case> = [(SMALL, 1), (SMALL, 1_000), (SMALL, MOST_FLOWS), (LARGE, 1)]
-        .map(|(len, flows)| {
-            forwarding(
-                format!("{}B-{flows}-flows", len.max(64) / 100 * 100 + 64 * usize::from(len < 100)),
-                len,
-                flows,
-                1,
-            )
-        })
+    // By what such frames are called.
+    let mut cases: Vec<Case> = [(64, SMALL, 1), (64, SMALL, 1_000), (64, SMALL, MOST_FLOWS), (1500, LARGE, 1)]
+        .map(|(name, len, flows)| forwarding(format!("{name}B-{flows}-flows"), len, flows, 1))
         .into();
     let mut by_socket = forwarding("64B-1-flows-by-socket".into(), SMALL, 1, 1);
     by_socket.by_socket = true;
@@ -85,7 +80,7 @@ fn forwarding(id: String, len: usize, flows: usize, masks: usize) -> Case {
         // Masks differ in which bits of the sender's address they have; the ports tell the flows apart.
         mask.eth_src = [0xff; 6];
         mask.eth_src[5] = !((number % CLASSES % masks) as u8);
-        Megaflow { key: key(*flow).masked(&mask), mask, actions: actions("2") }
+        Megaflow { key: key(1, &flow.frame()).masked(&mask), mask, actions: actions("2") }
     };
     let megaflows = flows.iter().enumerate().map(megaflow).collect();
     let (out, rules) = (|frame| frame, if flows.len() == 1 { FORWARD.into() } else { rules(masks) });
@@ -110,7 +105,7 @@ fn changing(id: &str, rules: &'static str, out: fn(Vec<u8>) -> Vec<u8>, way: Vec
     let flow = Flow::number(1, SMALL);
     let mask = FlowKey { eth_src: [0xff; 6], ip_ttl: 0xff, tp_src: Be16::MAX, ..usual_mask() };
     let megaflow = |(recirc_id, text): &(u32, &str)| {
-        let key = FlowKey { recirc_id: *recirc_id, ..key(flow) };
+        let key = FlowKey { recirc_id: *recirc_id, ..key(1, &flow.frame()) };
         Megaflow { key: key.masked(&mask), mask, actions: actions(text) }
     };
     let megaflows = way.iter().map(megaflow).collect();
@@ -146,25 +141,6 @@ fn tagged(frame: Vec<u8>) -> Vec<u8> {
     let mut frame = frame;
     frame.splice(12..12, [0x81, 0, 0, 100]);
     frame
-}
-
-/// What about every megaflow of a learning switch matches on.
-fn usual_mask() -> FlowKey {
-    FlowKey {
-        in_port: u32::MAX,
-        recirc_id: u32::MAX,
-        eth_dst: [0xff; 6],
-        eth_type: Be16::MAX,
-        ip_proto: 0xff,
-        ip_frag: 0xff,
-        ..FlowKey::ZERO
-    }
-}
-
-fn key(flow: Flow) -> FlowKey {
-    let mut key = FlowKey { in_port: 1, ..FlowKey::ZERO };
-    extract::extract(&SlicePacket::new(flow.frame().as_slice()), &mut key).expect("a whole packet");
-    key
 }
 
 fn actions(text: &str) -> Vec<Action> {

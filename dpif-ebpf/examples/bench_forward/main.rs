@@ -13,12 +13,11 @@
 //! Arguments: `forward` or `masks`; then `--short`, `--peers=A,B` and, of `forward`, `--case=ID`, to look at less.
 
 mod cases;
-mod frames;
-mod programs;
+#[path = "../common/keys.rs"]
+mod keys;
 mod switches;
 mod tcp;
 mod traffic;
-mod wires;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -26,7 +25,8 @@ use std::io;
 use cases::Case;
 use switches::{PEERS, Peer};
 use tcp::Stream;
-use testkit::report::{Relation, Results, Row};
+use testkit::Need;
+use testkit::report::{self, Relation, Results, Row};
 use traffic::{Sender, check, one_by_one, teach};
 
 /// Rounds of a case, of TCP streams, and frames of a look at latency; also of a short run.
@@ -39,22 +39,13 @@ const LOSS: f64 = 1.0;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let short = usize::from(arguments.iter().any(|argument| argument == "--short"));
-    let needs = [testkit::Need::Namespaces, testkit::Need::Bpf, testkit::Need::EbpfObject];
-    if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
-        eprintln!("can't measure: {reason}");
-        std::process::exit(1);
-    }
-    let mut results = Results::default();
-    let measured = match arguments.first().map(String::as_str) {
-        Some("masks") => masks(short, &mut results),
-        Some("forward") => forward(short, &mut results),
-        other => Err(io::Error::other(format!("forward or masks, not {other:?}"))),
-    };
-    if let Err(error) = measured {
-        eprintln!("can't measure: {error}");
-        std::process::exit(1);
-    }
-    results.print();
+    report::measure(&[Need::Namespaces, Need::Bpf, Need::EbpfObject], |results| {
+        match arguments.first().map(String::as_str) {
+            Some("masks") => masks(short, results),
+            Some("forward") => forward(short, results),
+            other => Err(io::Error::other(format!("forward or masks, not {other:?}"))),
+        }
+    });
 }
 
 /// The peers that were asked for by `--peers=A,B`, of these.

@@ -10,9 +10,9 @@ use nix::unistd::Pid;
 use testkit::{Netns, ReferenceSwitch, wait_until};
 
 use crate::cases::{Case, MOST_FLOWS, Megaflow};
-use crate::frames::Flow;
-use crate::programs::{Attached, Hook, Program};
-use crate::wires::Wires;
+use testkit::bpf::{Attached, Hook, Program};
+use testkit::live::Wires;
+use testkit::live::frames::Flow;
 
 /// One that forwards.
 pub(crate) struct Peer {

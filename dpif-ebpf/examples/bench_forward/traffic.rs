@@ -6,15 +6,12 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::cases::Case;
-use crate::frames::{SMALL, headers};
-use crate::programs::{Program, flows_memory};
 use crate::switches::Peer;
-use crate::wires::{Counter, Wires};
+use testkit::live::{Counter, Generator, Wires};
 
 /// For how long a turn sends.
 const SAMPLE: Duration = Duration::from_millis(40);
-/// Frames of a turn that are made in the kernel, at the least and at the most. It is one call: making the frames' memory ready and
-/// giving it back takes some 20 ms each time.
+/// Frames of a turn that are made in the kernel, at the least and at the most. It is one call: each has a fixed cost.
 const LIVE_FRAMES: (f64, f64) = (16_384.0, 262_144.0);
 /// Frames that are sent by a socket at a time.
 const SOCKET_CALL: usize = 64;
@@ -36,8 +33,7 @@ pub(crate) struct Turn {
 pub(crate) enum Sender {
     /// Made in the kernel by a program that is run on them.
     Live {
-        program: Program,
-        frame: Vec<u8>,
+        generator: Generator,
         frames: u32,
     },
     Socket {
@@ -49,10 +45,9 @@ pub(crate) enum Sender {
 
 impl Sender {
     pub(crate) fn new(wires: &Wires, case: &Case) -> io::Result<Self> {
-        let frame = case.flows.first().map_or_else(|| vec![0; SMALL], |flow| flow.frame());
         if !case.by_socket {
-            let program = Program::generate(&headers(frame.len()), &flows_memory(&case.flows)?, wires.left.device)?;
-            return Ok(Self::Live { program, frame, frames: 4 * LIVE_FRAMES.0 as u32 });
+            let generator = Generator::new(&case.flows, wires.left.device)?;
+            return Ok(Self::Live { generator, frames: 4 * LIVE_FRAMES.0 as u32 });
         }
         let socket = wires.left.netns.run(|| packet_socket(wires.left.device))??;
         let frames =
@@ -63,8 +58,8 @@ impl Sender {
     /// Sends up to `most` frames; how many.
     fn send(&mut self, most: u32) -> io::Result<u64> {
         match self {
-            Self::Live { program, frame, .. } => {
-                program.run_live(frame, most)?;
+            Self::Live { generator, .. } => {
+                generator.send(most)?;
                 Ok(most.into())
             }
             Self::Socket { socket, frames, next } => {

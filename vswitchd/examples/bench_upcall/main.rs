@@ -17,7 +17,7 @@ mod reference;
 use std::time::Duration;
 
 use generator::Generator;
-use testkit::report::{Relation, Results};
+use testkit::report::{self, Relation, Results};
 use testkit::{Need, wait_until};
 
 /// The rule: what it writes into a register nobody reads, but it has read the ports.
@@ -46,13 +46,10 @@ fn main() {
     let mut needs = vec![Need::Namespaces, Need::Bpf, Need::EbpfObject];
     needs
         .extend(["ovs-vswitchd", "ovsdb-server", "ovsdb-tool", "ovs-vsctl", "ovs-ofctl", "ovs-appctl"].map(Need::Tool));
-    if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
-        eprintln!("can't measure: {reason}");
-        std::process::exit(1);
-    }
-    let mut results = Results::default();
-    measure(&mut results);
-    results.print();
+    report::measure(&needs, |results| {
+        measure(results);
+        Ok(())
+    });
 }
 
 /// Samples of one switch.

@@ -5,29 +5,19 @@
 //! sends a thousand such packets a second. Behind port 1 a host sends a thousand established flows as fast as one CPU can, to port 2; what
 //! arrives there is counted by a program, for a while in calm, for a while under attack, in turns.
 
-#[path = "../../../dpif-ebpf/examples/bench_forward/frames.rs"]
-#[allow(dead_code, reason = "not all of it is used here")]
-mod frames;
-#[path = "../../../dpif-ebpf/examples/bench_forward/programs.rs"]
-#[allow(dead_code, reason = "not all of it is used here")]
-mod programs;
-#[path = "../../../dpif-ebpf/examples/bench_forward/wires.rs"]
-#[allow(dead_code, reason = "not all of it is used here")]
-mod wires;
-
 use std::io::{self, Error};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dpif_ebpf::{EbpfDpif, Options as DpOptions};
-use frames::{Flow, SMALL, fix_ip, headers};
 use ofproto::{BridgeSettings, FailMode, Options, PortKind, PortVlan, Switch};
 use openflow::{FlowMod, NoPortNames};
-use programs::{Hook, Program, flows_memory};
-use testkit::report::{Relation, Results};
-use testkit::{Netns, RawSocket, veth_pair};
-use wires::{Counter, Wires};
+use testkit::bpf::Hook;
+use testkit::live::frames::{Flow, SMALL, fix_ip};
+use testkit::live::{Counter, Generator, Wires};
+use testkit::report::{self, Relation, Results};
+use testkit::{Need, Netns, RawSocket, veth_pair};
 
 /// Established flows read both ports, so that each has a megaflow of its own. The attacker meets the access list.
 const RULES: [&str; 6] = [
@@ -55,17 +45,7 @@ const CALL: u32 = 32_768;
 
 fn main() {
     let short = usize::from(std::env::args().any(|argument| argument == "--short"));
-    let needs = [testkit::Need::Namespaces, testkit::Need::Bpf, testkit::Need::EbpfObject];
-    if let Some(reason) = needs.iter().find_map(|need| need.missing()) {
-        eprintln!("can't measure: {reason}");
-        std::process::exit(1);
-    }
-    let mut results = Results::default();
-    if let Err(error) = measure(ROUNDS[short], &mut results) {
-        eprintln!("can't measure: {error}");
-        std::process::exit(1);
-    }
-    results.print();
+    report::measure(&[Need::Namespaces, Need::Bpf, Need::EbpfObject], |results| measure(ROUNDS[short], results));
 }
 
 fn measure(rounds: usize, results: &mut Results) -> io::Result<()> {
@@ -199,20 +179,19 @@ impl Drop for Lab {
 
 /// The flows that were there before.
 struct Established {
-    program: Program,
-    frame: Vec<u8>,
+    generator: Generator,
     counter: Counter,
 }
 
 impl Established {
     fn new(lab: &Lab) -> io::Result<Self> {
         let flows: Vec<_> = (0..FLOWS).map(|number| Flow::number(number, SMALL)).collect();
-        let program = Program::generate(&headers(SMALL), &flows_memory(&flows)?, lab.wires.left.device)?;
-        Ok(Self { program, frame: flows[0].frame(), counter: lab.wires.right.count(Hook::Tc)? })
+        let generator = Generator::new(&flows, lab.wires.left.device)?;
+        Ok(Self { generator, counter: lab.wires.right.count(Hook::Tc)? })
     }
 
     fn send(&self, lab: &Lab, frames: u32) -> io::Result<()> {
-        lab.wires.left.netns.run(|| self.program.run_live(&self.frame, frames))?
+        lab.wires.left.netns.run(|| self.generator.send(frames))?
     }
 
     /// Sends gently until all have their megaflows.
@@ -232,7 +211,7 @@ impl Established {
     fn rates(&self, lab: &Lab) -> io::Result<Vec<f64>> {
         let turn = || {
             self.counter.reset()?;
-            self.program.run_live(&self.frame, CALL)?;
+            self.generator.send(CALL)?;
             self.counter.rate()
         };
         lab.wires.left.netns.run(|| (0..TURNS).map(|_| turn()).collect())?

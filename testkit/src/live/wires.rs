@@ -2,25 +2,32 @@
 
 use std::io;
 
-use testkit::{Netns, RawSocket, veth_pair};
+use super::frames::{RECEIVER, SENDER};
+use super::programs::Counter;
+use crate::bpf::Hook;
+use crate::{Netns, RawSocket, veth_pair};
 
-use crate::frames::{RECEIVER, SENDER};
-use crate::programs::{Attached, COUNTED, Hook, Memory, Program};
-
-pub(crate) struct Wires {
-    pub(crate) switch: Netns,
-    pub(crate) left: Host,
-    pub(crate) right: Host,
+/// A switch between two hosts.
+pub struct Wires {
+    /// Where the switch's devices are.
+    pub switch: Netns,
+    /// The host behind `p1`.
+    pub left: Host,
+    /// The host behind `p2`.
+    pub right: Host,
 }
 
 /// A host, whose device is `eth0`.
-pub(crate) struct Host {
-    pub(crate) netns: Netns,
-    pub(crate) device: u32,
+pub struct Host {
+    /// The host itself.
+    pub netns: Netns,
+    /// Its device's index.
+    pub device: u32,
 }
 
 impl Wires {
-    pub(crate) fn new(label: &str) -> io::Result<Self> {
+    /// Sets all up; the switch's namespace gets `label` in its name.
+    pub fn new(label: &str) -> io::Result<Self> {
         let switch = Netns::new(label)?;
         switch.silence()?;
         let left = Host::new(&switch, "p1", SENDER, 1)?;
@@ -34,7 +41,7 @@ impl Wires {
     }
 
     /// The index of one of the switch's devices.
-    pub(crate) fn port(&self, name: &str) -> io::Result<u32> {
+    pub fn port(&self, name: &str) -> io::Result<u32> {
         index_of(&self.switch, name)
     }
 }
@@ -58,43 +65,13 @@ impl Host {
     }
 
     /// Counts and drops all that arrives, until the guard is dropped.
-    pub(crate) fn count(&self, hook: Hook) -> io::Result<Counter> {
-        let memory = Memory::new(&[0; COUNTED])?;
-        let program = Program::count(hook, &memory)?;
-        let attached = self.netns.run(|| program.attach(self.device))??;
-        Ok(Counter { memory, _attached: attached })
+    pub fn count(&self, hook: Hook) -> io::Result<Counter> {
+        self.netns.run(|| Counter::attach(hook, self.device))?
     }
 
-    pub(crate) fn socket(&self) -> io::Result<RawSocket> {
+    /// A packet socket at its device.
+    pub fn socket(&self) -> io::Result<RawSocket> {
         RawSocket::open(&self.netns, "eth0")
-    }
-}
-
-/// Counts what arrives at a host.
-pub(crate) struct Counter {
-    memory: Memory,
-    _attached: Attached,
-}
-
-impl Counter {
-    /// Begins anew.
-    pub(crate) fn reset(&self) -> io::Result<()> {
-        self.memory.write(&[0; COUNTED])
-    }
-
-    /// Frames so far.
-    pub(crate) fn frames(&self) -> io::Result<u64> {
-        Ok(self.memory.read()?.first().copied().unwrap_or_default())
-    }
-
-    /// Frames per second, from the first to the last whose time was taken; 0 where there were too few to say.
-    pub(crate) fn rate(&self) -> io::Result<f64> {
-        match self.memory.read()?.as_slice() {
-            [_, first_ns, first, last_ns, last] if last_ns > first_ns => {
-                Ok((last - first) as f64 * 1e9 / (last_ns - first_ns) as f64)
-            }
-            _ => Ok(0.0),
-        }
     }
 }
 

@@ -1,43 +1,47 @@
 //! The frames that are sent: UDP over IPv4, of flows that differ in their ports.
 
 /// Bytes of all headers.
-pub(crate) const HEADERS: usize = 14 + 20 + 8;
+pub const HEADERS: usize = 14 + 20 + 8;
 /// How many flows the generator can go through before it begins again; a power of two.
-pub(crate) const FLOW_ENTRIES: usize = 1 << 17;
-/// Bytes of the smallest frame, without its check sequence; and of the largest of an ordinary Ethernet.
-pub(crate) const SMALL: usize = 60;
-pub(crate) const LARGE: usize = 1514;
+pub const FLOW_ENTRIES: usize = 1 << 17;
+/// Bytes of the smallest frame, without its check sequence.
+pub const SMALL: usize = 60;
+/// The largest frame of an ordinary Ethernet.
+pub const LARGE: usize = 1514;
 
-/// The sender's Ethernet address and the receiver's.
-pub(crate) const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 1];
-pub(crate) const RECEIVER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// The sender's Ethernet address.
+pub const SENDER: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// The receiver's.
+pub const RECEIVER: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const ADDRESSES: [u8; 8] = [10, 0, 0, 1, 10, 0, 0, 2];
 
 /// A flow by its UDP ports, in frames of one length.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Flow {
-    pub(crate) src: u16,
-    pub(crate) dst: u16,
+pub struct Flow {
+    src: u16,
+    dst: u16,
     len: usize,
 }
 
 impl Flow {
-    /// Where both ports are in a frame, and the checksum.
-    pub(crate) const PORTS: usize = 34;
-    pub(crate) const CHECKSUM: usize = 40;
+    /// Where both ports are in a frame.
+    pub const PORTS: usize = 34;
+    /// Where the UDP checksum is.
+    pub const CHECKSUM: usize = 40;
 
     /// The flow of this number, in frames of `len` bytes.
-    pub(crate) fn number(number: usize, len: usize) -> Self {
+    pub fn number(number: usize, len: usize) -> Self {
         Self { src: number as u16, dst: 5000 + (number >> 16) as u16, len }
     }
 
-    pub(crate) fn ports(self) -> [u8; 4] {
+    /// Both ports, as a frame has them.
+    pub fn ports(self) -> [u8; 4] {
         let ([a, b], [c, d]) = (self.src.to_be_bytes(), self.dst.to_be_bytes());
         [a, b, c, d]
     }
 
     /// The UDP checksum. What follows the headers is zero.
-    pub(crate) fn checksum(self) -> [u8; 2] {
+    pub fn checksum(self) -> [u8; 2] {
         let udp = (self.len - 34) as u16;
         let mut words = vec![17, udp, udp, self.src, self.dst];
         words.extend(ADDRESSES.as_chunks::<2>().0.iter().map(|two| u16::from_be_bytes(*two)));
@@ -48,7 +52,7 @@ impl Flow {
     }
 
     /// A whole frame.
-    pub(crate) fn frame(self) -> Vec<u8> {
+    pub fn frame(self) -> Vec<u8> {
         let mut frame = headers(self.len).to_vec();
         frame[Self::PORTS..Self::PORTS + 4].copy_from_slice(&self.ports());
         frame[Self::CHECKSUM..].copy_from_slice(&self.checksum());
@@ -58,7 +62,7 @@ impl Flow {
 }
 
 /// What all flows' frames of a length begin with; ports and UDP checksum are zero.
-pub(crate) fn headers(len: usize) -> [u8; HEADERS] {
+pub fn headers(len: usize) -> [u8; HEADERS] {
     let mut headers = [0; HEADERS];
     headers[..6].copy_from_slice(&RECEIVER);
     headers[6..12].copy_from_slice(&SENDER);
@@ -71,7 +75,7 @@ pub(crate) fn headers(len: usize) -> [u8; HEADERS] {
 }
 
 /// Makes the IPv4 header's checksum right.
-pub(crate) fn fix_ip(frame: &mut [u8]) {
+pub fn fix_ip(frame: &mut [u8]) {
     frame[24..26].fill(0);
     let sum = checksum(frame[14..34].as_chunks::<2>().0.iter().map(|two| u16::from_be_bytes(*two)));
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
