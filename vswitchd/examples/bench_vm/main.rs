@@ -5,7 +5,8 @@
 //! it costs to bring a packet to the switch is measured by the same packets with a program that drops them where the switch
 //! would begin, and taken off.
 //!
-//! Arguments: the path of our daemon, and `small` for fewer packets.
+//! Arguments: the path of our daemon; `small` for fewer packets, or `whole`; and, where not all is wanted, the switches
+//! (`reference`, `netlink`, `ebpf`) and parts (`set-up`, `forward`, `masks`) that are.
 
 #[cfg(target_arch = "x86_64")]
 mod limits;

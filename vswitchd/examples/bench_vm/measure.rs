@@ -36,8 +36,36 @@ const SMALL: Size = Size { set_up: 640, warm: 640, forward: 20_000, flows: 0, pa
 /// How late the last packet of a measurement may be.
 const LATE: Duration = Duration::from_secs(5);
 
-/// One switch, less what bringing the packets costs.
-#[derive(Default)]
+/// Parts of the measurement, by the words that choose them.
+const PARTS: [&str; 3] = [SET_UP_PART, FORWARD_PART, MASKS_PART];
+const SET_UP_PART: &str = "set-up";
+const FORWARD_PART: &str = "forward";
+const MASKS_PART: &str = "masks";
+
+/// What is to be measured: the named switches and parts, of which all where none is named.
+struct Only(Vec<String>);
+
+impl Only {
+    fn new(words: Vec<String>) -> Result<Self> {
+        let known =
+            |word: &&String| PARTS.contains(&word.as_str()) || Kind::ALL.iter().any(|kind| kind.name() == *word);
+        match words.iter().find(|word| !known(word)) {
+            Some(word) => Err(Error::other(format!("{word} is no switch and no part ({})", PARTS.join(", ")))),
+            None => Ok(Self(words)),
+        }
+    }
+
+    fn part(&self, part: &str) -> bool {
+        self.0.iter().any(|word| word == part) || !self.0.iter().any(|word| PARTS.contains(&word.as_str()))
+    }
+
+    fn kind(&self, kind: Kind) -> bool {
+        self.0.iter().any(|word| word == kind.name()) || self.0.iter().all(|word| PARTS.contains(&word.as_str()))
+    }
+}
+
+/// One switch, less what bringing the packets costs. What is not measured is 0.
+#[derive(Clone, Copy, Default)]
 struct Counts {
     set_up: f64,
     forward: f64,
@@ -49,6 +77,7 @@ struct Bench {
     meter: Meter,
     wires: Wires,
     size: Size,
+    only: Only,
     folder: tempfile::TempDir,
     bpffs: PathBuf,
     daemon: PathBuf,
@@ -58,6 +87,7 @@ pub(crate) fn run() -> Result<Results> {
     let mut args = std::env::args().skip(1);
     let daemon = args.next().map(PathBuf::from).ok_or_else(|| Error::other("say where the daemon is"))?;
     let size = if args.next().as_deref() == Some("small") { SMALL } else { WHOLE };
+    let only = Only::new(args.collect())?;
     let meter = Meter::new()?;
     let folder = tempfile::tempdir()?;
     let bpffs = folder.path().join("bpf");
@@ -65,7 +95,7 @@ pub(crate) fn run() -> Result<Results> {
     mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)?;
     let wires = Wires::new()?;
     let own = pktgen::set_up(&wires.switch)?;
-    let bench = Bench { meter, wires, size, folder, bpffs, daemon };
+    let bench = Bench { meter, wires, size, only, folder, bpffs, daemon };
 
     let mut results = Results::default();
     results.row("ticks-per-instruction", "", [bench.meter.ticks_per_instruction()]);
@@ -86,37 +116,36 @@ pub(crate) fn run() -> Result<Results> {
 impl Bench {
     fn measure(&self, results: &mut Results) -> Result<()> {
         let bring = self.bring(results)?;
-        let counts = Kind::ALL.map(|kind| self.switch(kind, &bring).map(|counts| (kind, counts)));
-        let mut all = Vec::new();
-        for counts in counts {
-            all.push(counts?);
-        }
-        let unit = "insns";
-        for (kind, counts) in &all {
-            let name = kind.name();
-            results.row(&format!("set-up-{name}"), unit, [counts.set_up]);
-            results.row(&format!("forward-{name}"), unit, [counts.forward]);
-            if counts.masks > 0.0 {
-                results.row(&format!("masks-{name}"), unit, [counts.masks]);
+        let mut all = [Counts::default(); Kind::ALL.len()];
+        for (kind, counts) in Kind::ALL.into_iter().zip(&mut all) {
+            if self.only.kind(kind) {
+                *counts = self.switch(kind, &bring)?;
             }
         }
-        let [(_, reference), (_, netlink), (_, ebpf)] = all.as_slice() else { return Ok(()) };
-        results
-            .row("set-up-netlink-ratio", "", [netlink.set_up / reference.set_up])
-            .row("set-up-ebpf-ratio", "", [ebpf.set_up / reference.set_up])
-            .row("forward-netlink-ratio", "", [netlink.forward / reference.forward])
-            .row("forward-ebpf-ratio", "", [ebpf.forward / reference.forward])
-            .goal("vm-set-up-netlink-ratio", "set-up-netlink-ratio", Relation::AtMost, 0.6)
-            .goal("vm-set-up-ebpf-ratio", "set-up-ebpf-ratio", Relation::AtMost, 0.3)
-            .goal("vm-forward-ebpf-ratio", "forward-ebpf-ratio", Relation::AtMost, 0.6);
-        if self.size.flows > 0 {
-            results.row("masks-ebpf-ratio", "", [ebpf.masks / reference.masks]).goal(
-                "vm-masks-ebpf-ratio",
-                "masks-ebpf-ratio",
-                Relation::AtMost,
-                0.25,
-            );
+        for (kind, counts) in Kind::ALL.into_iter().zip(&all) {
+            for (part, count) in
+                [(SET_UP_PART, counts.set_up), (FORWARD_PART, counts.forward), (MASKS_PART, counts.masks)]
+            {
+                if count != 0.0 {
+                    results.row(&format!("{part}-{}", kind.name()), "insns", [count]);
+                }
+            }
         }
+        let [reference, netlink, ebpf] = all;
+        let mut ratio = |row: &str, ours: f64, theirs: f64, goal: Option<f64>| {
+            if ours == 0.0 || theirs == 0.0 {
+                return;
+            }
+            results.row(row, "", [ours / theirs]);
+            if let Some(goal) = goal {
+                results.goal(&format!("vm-{row}"), row, Relation::AtMost, goal);
+            }
+        };
+        ratio("set-up-netlink-ratio", netlink.set_up, reference.set_up, Some(0.6));
+        ratio("set-up-ebpf-ratio", ebpf.set_up, reference.set_up, Some(0.3));
+        ratio("forward-netlink-ratio", netlink.forward, reference.forward, None);
+        ratio("forward-ebpf-ratio", ebpf.forward, reference.forward, Some(0.6));
+        ratio("masks-ebpf-ratio", ebpf.masks, reference.masks, Some(0.25));
         Ok(())
     }
 
@@ -124,25 +153,27 @@ impl Bench {
     fn bring(&self, results: &mut Results) -> Result<Counts> {
         eprintln!("  without a switch");
         let drops = Limit::attach(&self.wires.switch, Fate::Dropped, &self.bpffs)?;
-        let set_up =
-            self.new_flows(0, self.size.warm).and_then(|_| self.new_flows(self.size.warm, self.size.set_up))?;
+        let mut bring = Counts::default();
+        if self.only.part(SET_UP_PART) {
+            self.new_flows(0, self.size.warm)?;
+            bring.set_up = self.new_flows(self.size.warm, self.size.set_up)?;
+            results.row("bring-new-flow", "insns", [bring.set_up]);
+        }
+        if self.only.part(MASKS_PART) && self.size.flows > 0 {
+            bring.masks = self.generate(Packets::Masks { flows: self.size.flows }, 2 * u32::from(self.size.flows))?;
+        }
+        if !self.only.part(FORWARD_PART) {
+            return Ok(bring);
+        }
         self.generate(Packets::Forward, self.size.forward / 10)?;
-        let forward = self.generate(Packets::Forward, self.size.forward)?;
-        let masks = match self.size.flows {
-            0 => 0.0,
-            flows => self.generate(Packets::Masks { flows }, 2 * u32::from(flows))?,
-        };
+        bring.forward = self.generate(Packets::Forward, self.size.forward)?;
         drop(drops);
-        let bring = Counts { set_up, forward, masks };
         let redirects = Limit::attach(&self.wires.switch, Fate::Redirected, &self.bpffs)?;
         self.generate(Packets::Forward, self.size.forward / 10)?;
         let redirected = self.generate(Packets::Forward, self.size.forward)?;
         drop(redirects);
-        results.row("bring-new-flow", "insns", [set_up]).row("bring-forward", "insns", [forward]).row(
-            "forward-bare-redirect",
-            "insns",
-            [redirected - forward],
-        );
+        results.row("bring-forward", "insns", [bring.forward]);
+        results.row("forward-bare-redirect", "insns", [redirected - bring.forward]);
         Ok(bring)
     }
 
@@ -157,11 +188,26 @@ impl Bench {
     }
 
     fn through(&self, kind: Kind, switch: &Switch, bring: &Counts) -> Result<Counts> {
-        let size = &self.size;
         let mut counts = Counts::default();
+        if self.only.part(SET_UP_PART) {
+            counts.set_up = self.set_up(switch)? - bring.set_up;
+        }
+        if self.only.part(FORWARD_PART) {
+            counts.forward = self.forward(switch)? - bring.forward;
+        }
+        // The module forwards alike whoever has put the flows.
+        if self.only.part(MASKS_PART) && self.size.flows > 0 && kind != Kind::Netlink {
+            counts.masks = self.masks(switch)? - bring.masks;
+        }
+        Ok(counts)
+    }
+
+    /// Packets that each make a flow.
+    fn set_up(&self, switch: &Switch) -> Result<f64> {
+        let size = &self.size;
         let before = self.wires.sent_out()?;
         self.new_flows(0, size.warm)?;
-        counts.set_up = self.new_flows(size.warm, size.set_up)? - bring.set_up;
+        let count = self.new_flows(size.warm, size.set_up)?;
         let sent = u64::from(size.warm) + u64::from(size.set_up);
         // A slow daemon may still be at the last of them.
         let is_out = || self.wires.sent_out().is_ok_and(|out| out - before >= sent);
@@ -171,32 +217,39 @@ impl Bench {
         expect("packets out", out, sent)?;
         expect("flows", flows.0, sent)?;
         switch.flush()?;
+        Ok(count)
+    }
 
+    /// Packets of a single flow.
+    fn forward(&self, switch: &Switch) -> Result<f64> {
+        let size = &self.size;
         self.wires.send([(FORWARD, FIRST_PORT)].into_iter(), size.pause)?;
         self.generate(Packets::Forward, size.forward / 10)?;
         let before = self.wires.sent_out()?;
-        counts.forward = self.generate(Packets::Forward, size.forward)? - bring.forward;
+        let count = self.generate(Packets::Forward, size.forward)?;
         expect("packets out", self.wires.sent_out()? - before, size.forward.into())?;
         expect("flows", switch.flows_and_masks()?.0, 1)?;
         switch.flush()?;
+        Ok(count)
+    }
 
-        // The module forwards alike whoever has put the flows.
-        if size.flows > 0 && kind != Kind::Netlink {
-            let [a, b, c, _] = FIRST_MASK;
-            let one = |n: u16| ([a, b, c, (n % MASKS) as u8], FIRST_PORT + n);
-            self.wires.send((0..size.flows).map(one), size.pause)?;
-            wait_until(LATE, || switch.flows_and_masks().is_ok_and(|(flows, _)| flows >= size.flows.into()));
-            let (flows, masks) = switch.flows_and_masks()?;
-            eprintln!("    {} flows behind masks: {flows} flows with {masks} masks", size.flows);
-            expect("flows", flows, size.flows.into())?;
-            expect("masks", masks, MASKS.into())?;
-            let packets = Packets::Masks { flows: size.flows };
-            self.generate(packets, size.flows.into())?;
-            let (before, count) = (self.wires.sent_out()?, 2 * u32::from(size.flows));
-            counts.masks = self.generate(packets, count)? - bring.masks;
-            expect("packets out", self.wires.sent_out()? - before, count.into())?;
-        }
-        Ok(counts)
+    /// Packets of many flows behind many masks.
+    fn masks(&self, switch: &Switch) -> Result<f64> {
+        let size = &self.size;
+        let [a, b, c, _] = FIRST_MASK;
+        let one = |n: u16| ([a, b, c, (n % MASKS) as u8], FIRST_PORT + n);
+        self.wires.send((0..size.flows).map(one), size.pause)?;
+        wait_until(LATE, || switch.flows_and_masks().is_ok_and(|(flows, _)| flows >= size.flows.into()));
+        let (flows, masks) = switch.flows_and_masks()?;
+        eprintln!("    {} flows behind masks: {flows} flows with {masks} masks", size.flows);
+        expect("flows", flows, size.flows.into())?;
+        expect("masks", masks, MASKS.into())?;
+        let packets = Packets::Masks { flows: size.flows };
+        self.generate(packets, size.flows.into())?;
+        let (before, count) = (self.wires.sent_out()?, 2 * u32::from(size.flows));
+        let measured = self.generate(packets, count)?;
+        expect("packets out", self.wires.sent_out()? - before, count.into())?;
+        Ok(measured)
     }
 
     /// Instructions per packet of so many flows from this one on that are new.

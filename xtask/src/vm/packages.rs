@@ -143,7 +143,9 @@ impl Apt {
         let fetched = fs::metadata(&stamp).and_then(|metadata| metadata.modified());
         let fresh = fetched.is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age < LISTS_AGE));
         if !fresh {
-            cmd::output(self.command("apt-get").args(["update", "-qq"])).context("check the network")?;
+            // By itself it is content with the lists that it has, even if these are none.
+            let update = ["update", "-qq", "-o", "APT::Update::Error-Mode=any"];
+            cmd::output(self.command("apt-get").args(update)).context("check the network")?;
             fs::write(stamp, "")?;
         }
         Ok(())
@@ -264,6 +266,7 @@ pub(crate) fn lock(cache: &Path) -> Result<nix::fcntl::Flock<fs::File>> {
 mod tests {
     use super::*;
 
+    const KNOWN: &str = "6.12";
     const SHOWN: &str = "Package: linux-image-cloud-amd64\nVersion: 6.12.95-1~bpo12+1\n\
         Depends: linux-image-6.12.95+deb12-cloud-amd64 (= 6.12.95-1~bpo12+1)\n\n\
         Package: linux-image-cloud-amd64\nVersion: 6.1.192-2\nDepends: x, linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)\n\n\
@@ -283,6 +286,25 @@ mod tests {
         let plan = "Reading package lists...\nInst seabios (1.16.3-2~bpo12+1 Debian Backports:oldstable [all])\n\
             Inst libnl [3.6] (3.7.0-0.2+b1 Debian:12 [amd64])\nConf seabios (1.16.3 Debian)\n";
         assert_eq!(planned(plan), ["seabios=1.16.3-2~bpo12+1", "libnl=3.7.0-0.2+b1"]);
+    }
+
+    #[test]
+    fn without_a_network_it_says_so_and_asks_again_the_next_time() {
+        testkit::require!(
+            "without_a_network_it_says_so_and_asks_again_the_next_time";
+            testkit::Need::Namespaces,
+            testkit::Need::Tool("apt-get"),
+            testkit::Need::Tool("dpkg")
+        );
+        if !Path::new(KEYRING).is_file() {
+            return;
+        }
+        let cache = tempfile::tempdir().unwrap();
+        let alone = testkit::Netns::new("alone").unwrap();
+        let error = alone.run(|| kernel(cache.path(), KNOWN).err().map(|error| format!("{error:#}"))).unwrap();
+        let error = error.expect("a kernel from nowhere");
+        assert!(error.contains("check the network"), "{error}");
+        assert!(!cache.path().join("apt/fetched").exists(), "it would not ask again");
     }
 
     #[test]
