@@ -4,7 +4,7 @@ use crate::op::DROP_REASONS;
 
 /// Version of everything in this crate that both sides read. It names the folder of the pins, so that a daemon never adopts a
 /// datapath whose memory it would misread. A test fails when a shared type changes and this does not.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Datapath ports, 0 included.
 pub const MAX_PORTS: usize = 4096;
@@ -28,8 +28,11 @@ pub const PORT_CREDIT_BYTES: u64 = (RING_BYTES / 4) as u64;
 pub const MAX_LOOKUPS: u32 = 6;
 /// How deep the program may run inside itself on one CPU.
 pub const MAX_NESTING: u32 = 6;
-/// Places of a lane's flow cache, eight bytes each: 128 KiB.
-pub const FLOW_CACHE_PLACES: usize = 16384;
+/// Places of a lane's flow cache, eight bytes each: 1 MiB, at most 16 MiB for all lanes. What is not used is not touched, so
+/// few flows take few cache lines of the CPU.
+pub const FLOW_CACHE_PLACES: usize = 131_072;
+/// Places of one cache line, any of which a packet's flow may be in.
+pub const FLOW_CACHE_WAYS: usize = 8;
 
 /// Names of the maps, as in the object file and in the pin folder.
 pub mod name {
@@ -305,15 +308,16 @@ mod tests {
             MAX_PORTS,
             MAX_MASKS,
             EXECUTE_SLOTS,
+            FLOW_CACHE_PLACES,
             MAX_HANDLERS,
             OpKind::Psample as usize,
         ];
-        assert_eq!(LAYOUT_VERSION, 5);
+        assert_eq!(LAYOUT_VERSION, 6);
         assert_eq!(
             layout,
             [
                 304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 24, 624, 24, 1216, 64, 368, 448, 8, 64, 32, 488, 56, 56,
-                8, 16, 64, 64, 208, 40, 4096, 256, 64, 16, 27
+                8, 16, 64, 64, 208, 40, 4096, 256, 64, 131_072, 16, 27
             ]
         );
     }

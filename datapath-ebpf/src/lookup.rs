@@ -1,22 +1,32 @@
 //! Finding the flow of a packet.
 //!
-//! The mask that matched the last packet with the same hash is tried first; only then are the masks scanned. Under each mask
-//! the masked key is digested, the digest looked up, and the key in the slot compared word by word.
+//! The flow that the last packet with the same hash had is tried first, then the mask that it had; only then are the masks
+//! scanned. Under each mask the masked key is digested, the digest looked up, and the key in the slot compared word by word.
+//!
+//! **The cache.** Each hash has a place, and the eight places of its cache line are its row. The flow that came last by a hash is
+//! in the hash's own place, where it is found at once; the one that it drives out moves to another place of the row that was
+//! never used, or to one chosen by chance. Only who is not in its own place looks through the row, where 16 bits of the hash
+//! tell the places apart. So as long as no more than eight flows in use share a row, all of them end up in it, whatever lies
+//! there from before.
 
 use core::ffi::c_void;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use aya_ebpf::helpers::bpf_loop;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
 use datapath_common::digest::mix;
 use datapath_common::key::{COLD_WORDS, HOT_WORDS, KEY_WORDS, word};
-use datapath_common::maps::{FLOW_CACHE_PLACES, MAX_MASKS};
+use datapath_common::maps::{FLOW_CACHE_PLACES, FLOW_CACHE_WAYS, MAX_MASKS};
 use datapath_common::{Digest, DigestSeeds, MaskEntry, Slot, table};
 
 use crate::maps::{CONTROL, FLOW_CACHE, FLOWS, MASKS, SEEDS, SLOTS, Scratch};
 use crate::stats;
 
-/// Where a cached word has the index of the mask; below it is the slot, in the upper half the slot's generation.
+/// Where a cached word has the index of the mask; below it is the slot.
 const CACHED_MASK: u32 = 24;
+/// Where it has the lower 16 bits of the slot's generation. That they come again is of no harm: the key is compared.
+const CACHED_GENERATION: u32 = 32;
+/// Where it has its tag, 16 bits of the packet's hash.
+const CACHED_TAG: u32 = 48;
 /// Slots with higher numbers are not cached.
 const MAX_CACHED_SLOTS: u32 = 1 << CACHED_MASK;
 
@@ -69,17 +79,91 @@ pub fn in_cache(s: &mut Scratch) -> Option<&'static Slot> {
 /// The place of this packet in this lane's cache.
 #[inline(always)]
 fn place(s: &Scratch) -> Option<*mut u64> {
-    let cache = FLOW_CACHE.get_ptr_mut(s.lane)?;
-    // SAFETY: the place is below the length of the cache.
-    Some(unsafe { cache.cast::<u64>().add((s.hash >> 40) as usize % FLOW_CACHE_PLACES) })
+    place_at(s, own_place(s))
 }
 
-/// Looks for a flow that is not in the cache: first under the mask that the cache names. It is found if `s.found` is not 0,
-/// and has slot `s.slot` then. Returns how many masks were scanned: 0 if the one that the cache names was right.
+#[inline(always)]
+fn own_place(s: &Scratch) -> u32 {
+    (s.hash >> 40) as u32
+}
+
+/// A place of this lane's cache by its number, of which the bits that are too high don't count.
+#[inline(always)]
+fn place_at(s: &Scratch, number: u32) -> Option<*mut u64> {
+    let cache = FLOW_CACHE.get_ptr_mut(s.lane)?;
+    // SAFETY: the place is below the length of the cache.
+    Some(unsafe { cache.cast::<u64>().add(crate::opaque(number) as usize % FLOW_CACHE_PLACES) })
+}
+
+/// The packet's tag, where a cached word has it.
+#[inline(always)]
+fn tag(s: &Scratch) -> u64 {
+    (s.hash >> 24) << CACHED_TAG
+}
+
+/// What [`in_row`] returns when it has found the flow; else it is a way of the row.
+const IN_ROW: i64 = -1;
+
+/// Looks through the rest of the row for the flow, whose slot `s.slot` is then. If it isn't there: by which way one comes from
+/// the own place to one that was never used, or 0 where there is none.
+#[inline(never)]
+fn in_row(s: &mut Scratch) -> i64 {
+    let Some(control) = CONTROL.get_ptr(0) else { return 0 };
+    // SAFETY: the map's element, a word that is read whole.
+    let masks = unsafe { core::ptr::read_volatile(&raw const (*control).masks) };
+    let (mut way, mut free) = (1, 0);
+    while way < FLOW_CACHE_WAYS as u32 {
+        let Some(place) = place_at(s, own_place(s) ^ way) else { return 0 };
+        // SAFETY: the map's element, a word that is read whole.
+        let cached = unsafe { core::ptr::read_volatile(place) };
+        if cached == 0 {
+            free = way;
+        } else if (cached ^ tag(s)) >> CACHED_TAG == 0 && cached_flow(s, masks, cached).is_some() {
+            s.slot = cached as u32 % MAX_CACHED_SLOTS;
+            return IN_ROW;
+        }
+        way += 1;
+    }
+    free.into()
+}
+
+/// Remembers the flow that was found in the packet's own place, and what was there in another place of the row.
+#[inline(always)]
+fn remember(s: &Scratch, free: u32) {
+    if s.slot >= MAX_CACHED_SLOTS {
+        return;
+    }
+    let way = match free {
+        // SAFETY: the helper takes nothing.
+        0 => (unsafe { bpf_get_prandom_u32() }) % FLOW_CACHE_WAYS as u32,
+        way => way,
+    };
+    let (Some(own), Some(other)) = (place(s), place_at(s, own_place(s) ^ way)) else { return };
+    let generation = u64::from(s.generation as u16) << CACHED_GENERATION;
+    let entry = u64::from(s.slot) | u64::from(s.mask_index) << CACHED_MASK | generation | tag(s);
+    // SAFETY: the map's elements, each read and written whole. They may be the same: then what was there is gone.
+    unsafe {
+        let driven_out = core::ptr::read_volatile(own);
+        // This packet's flow of before, or nothing, needs no place.
+        if driven_out != 0 && (driven_out ^ entry) >> CACHED_TAG != 0 {
+            core::ptr::write_volatile(other, driven_out);
+        }
+        core::ptr::write_volatile(own, entry);
+    }
+}
+
+/// Looks for a flow that is not in its own place of the cache: in the rest of the row, then under the mask that the own place
+/// names, then under all. It is found if `s.found` is not 0, and has slot `s.slot` then. Returns how many masks were scanned:
+/// 0 if it was in the cache, or the mask that the cache names was right.
 #[inline(never)]
 pub fn search(s: &mut Scratch) -> i64 {
     let mut scanned = 0;
     s.found = 0;
+    let free = in_row(s);
+    if free == IN_ROW {
+        s.found = 1;
+        return 0;
+    }
     if s.mask_index < s.mask_count {
         s.found = try_mask(s);
     }
@@ -99,13 +183,8 @@ pub fn search(s: &mut Scratch) -> i64 {
         s.mask_index = s.mask_index.wrapping_sub(1);
     }
     s.slot = s.found.wrapping_sub(1);
-    if s.found != 0
-        && s.slot < MAX_CACHED_SLOTS
-        && let Some(place) = place(s)
-    {
-        let entry = u64::from(s.slot) | u64::from(s.mask_index) << CACHED_MASK | u64::from(s.generation) << 32;
-        // SAFETY: the map's element, written whole.
-        unsafe { core::ptr::write_volatile(place, entry) };
+    if s.found != 0 {
+        remember(s, free as u32);
     }
     scanned.into()
 }
@@ -136,11 +215,11 @@ fn count(s: &Scratch, scanned: u32, again: u32) -> i64 {
 /// packet's under its mask.
 #[inline(always)]
 fn cached_flow(s: &Scratch, masks: u64, cached: u64) -> Option<&'static Slot> {
-    let (generation, index) = ((cached >> 32) as u32, (cached >> CACHED_MASK) as u32 % MAX_MASKS as u32);
+    let (generation, index) = ((cached >> CACHED_GENERATION) as u16, (cached >> CACHED_MASK) as u32 % MAX_MASKS as u32);
     let base = if masks >> 32 == 0 { 0 } else { MAX_MASKS as u32 };
     if let Some(slot) = SLOTS.get(cached as u32 % MAX_CACHED_SLOTS)
         && !generation.is_multiple_of(2)
-        && slot.generation == generation
+        && slot.generation as u16 == generation
         && index < masks as u32
         && let Some(mask) = MASKS.get(base + index)
         && slot.mask_id == mask.id
