@@ -31,6 +31,11 @@ impl<'a> Attrs<'a> {
         Self { rest: bytes }
     }
 
+    /// Bytes that have not been walked.
+    pub(crate) fn left(&self) -> usize {
+        self.rest.len()
+    }
+
     /// The first attribute of a type; `None` where there is none before the end or the first error.
     pub fn find(self, kind: u16) -> Option<&'a [u8]> {
         self.map_while(Result::ok).find(|(found, _)| *found == kind).map(|(_, payload)| payload)
@@ -144,14 +149,30 @@ impl Writer {
 
     /// An attribute.
     pub fn put(&mut self, kind: u16, payload: &[u8]) {
-        self.put_parts(kind, &[payload]);
+        let len = HEADER + payload.len();
+        self.bytes.reserve(len.next_multiple_of(4));
+        self.header(kind, len);
+        self.bytes.extend_from_slice(payload);
+        self.pad(len);
+    }
+
+    /// An attribute of a length that the compiler knows.
+    #[inline]
+    pub fn put_fixed<const N: usize>(&mut self, kind: u16, payload: [u8; N]) {
+        let len = HEADER + N;
+        self.bytes.reserve(len.next_multiple_of(4));
+        self.header(kind, len);
+        self.bytes.extend_from_slice(&payload);
+        self.pad(len);
     }
 
     /// An attribute whose payload lies in pieces.
     pub fn put_parts(&mut self, kind: u16, parts: &[&[u8]]) {
-        let start = self.begin(kind);
+        let len = HEADER + parts.iter().map(|part| part.len()).sum::<usize>();
+        self.bytes.reserve(len.next_multiple_of(4));
+        self.header(kind, len);
         parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
-        self.end_at(start);
+        self.pad(len);
     }
 
     /// An attribute without payload.
@@ -161,17 +182,17 @@ impl Writer {
 
     /// An 8-bit integer.
     pub fn put_u8(&mut self, kind: u16, value: u8) {
-        self.put(kind, &[value]);
+        self.put_fixed(kind, [value]);
     }
 
     /// A 16-bit integer in the machine's order.
     pub fn put_u16(&mut self, kind: u16, value: u16) {
-        self.put(kind, &value.to_ne_bytes());
+        self.put_fixed(kind, value.to_ne_bytes());
     }
 
     /// A 32-bit integer in the machine's order.
     pub fn put_u32(&mut self, kind: u16, value: u32) {
-        self.put(kind, &value.to_ne_bytes());
+        self.put_fixed(kind, value.to_ne_bytes());
     }
 
     /// A string with its zero byte.
@@ -197,18 +218,37 @@ impl Writer {
 
     fn begin(&mut self, kind: u16) -> usize {
         let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0, 0]);
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.header(kind, 0);
         start
     }
 
     fn end_at(&mut self, start: usize) {
-        match u16::try_from(self.bytes.len() - start) {
-            Ok(len) => self.patch(start, &len.to_ne_bytes()),
+        let len = self.bytes.len() - start;
+        match u16::try_from(len) {
+            Ok(short) => self.patch(start, &short.to_ne_bytes()),
             Err(_) => self.too_long = true,
         }
-        let padded = start + (self.bytes.len() - start).next_multiple_of(4);
-        self.bytes.resize(padded, 0);
+        self.pad(len);
+    }
+
+    #[inline]
+    fn header(&mut self, kind: u16, len: usize) {
+        let short = u16::try_from(len);
+        self.too_long |= short.is_err();
+        let ([l0, l1], [k0, k1]) = (short.unwrap_or(0).to_ne_bytes(), kind.to_ne_bytes());
+        self.bytes.extend_from_slice(&[l0, l1, k0, k1]);
+    }
+
+    /// Zeros behind an attribute of this length.
+    #[inline]
+    fn pad(&mut self, len: usize) {
+        let padding: &[u8] = match len % 4 {
+            0 => return,
+            1 => &[0; 3],
+            2 => &[0; 2],
+            _ => &[0; 1],
+        };
+        self.bytes.extend_from_slice(padding);
     }
 }
 

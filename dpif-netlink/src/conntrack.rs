@@ -13,7 +13,7 @@ use crate::error::{self, ENGINE};
 use crate::families::Family;
 use crate::kernel::{Kernel, Request};
 use crate::message::{self, F_ACK, F_DUMP, Target};
-use crate::socket::Pool;
+use crate::socket::{Answer, Pool};
 use crate::uapi::{ct_limit, ctnl};
 
 /// Writes who a message of netfilter is for: its header is as long as generic netlink's, the family of addresses in the command's
@@ -87,7 +87,11 @@ impl Conntrack {
             attrs(&mut channel.out);
             message::end(&mut channel.out, open);
             let mut result = Ok(());
-            channel.transact(seq, 1, |_, _| {}, |_, how| result = how)?;
+            channel.transact(seq, 1, |_, answer| {
+                if let Answer::End(how) = answer {
+                    result = how;
+                }
+            })?;
             match result {
                 Ok(()) | Err(Errno::ENOENT) => Ok::<_, std::io::Error>(((), true)),
                 Err(errno) => Err(errno.into()),

@@ -21,6 +21,7 @@ use crate::error::{self, ENGINE};
 use crate::flow;
 use crate::kernel::{DatapathInfo, Kernel, Request};
 use crate::message::F_ECHO;
+use crate::operate::Operator;
 use crate::owner;
 use crate::probe;
 use crate::uapi::{cmd, feature, packet_cmd};
@@ -374,7 +375,13 @@ impl Dpif for NetlinkDpif {
     }
 
     fn operate(&self, ops: &mut [DpifOp<'_>]) {
-        crate::operate::operate(&self.kernel, self.ifindex, self.probed.ipv6_exthdrs, &|port| self.pid_of(port), ops);
+        let operator = Operator {
+            kernel: &self.kernel,
+            datapath: self.ifindex,
+            exthdrs: self.probed.ipv6_exthdrs,
+            pid_of: &|port| self.pid_of(port),
+        };
+        operator.operate(ops);
     }
 
     fn handlers_set(&self, n_handlers: u32) -> Result<()> {

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use crate::attr::{Attrs, str_of, u16_of, u32_of};
 use crate::message::{self, F_ACK, Target};
-use crate::socket::Pool;
+use crate::socket::{Answer, Pool};
 use crate::uapi::family;
 
 /// Family of the families (`GENL_ID_CTRL`).
@@ -67,12 +67,10 @@ fn resolve(pool: &Pool, name: &str) -> io::Result<Family> {
         channel.out.put_str(ctrl::FAMILY_NAME, name);
         message::end(&mut channel.out, open);
         let (mut family, mut result) = (None, Ok(()));
-        channel.transact(
-            seq,
-            1,
-            |_, message| family = message.generic().and_then(|(_, attrs)| read(attrs, name)),
-            |_, how| result = how,
-        )?;
+        channel.transact(seq, 1, |_, answer| match answer {
+            Answer::Data(message) => family = message.generic().and_then(|(_, attrs)| read(attrs, name)),
+            Answer::End(how) => result = how,
+        })?;
         result?;
         Ok((family.ok_or(io::Error::from(Errno::ENOENT))?, true))
     })

@@ -11,13 +11,8 @@ use crate::codec;
 use crate::error::{self, Failed};
 use crate::families::{Families, Family};
 use crate::message::{self, F_ACK, F_DUMP, F_ECHO, Message, Target};
-use crate::socket::{Channel, Dumped, Pool};
+use crate::socket::{Answer, Channel, Dumped, Pool};
 use crate::uapi::{cmd, dp};
-
-/// Bytes of requests that go in one send: more than the kernel's socket buffers take may not.
-const BATCH_BYTES: usize = 64 << 10;
-/// Requests in one send: their answers wait in our receive buffer.
-const BATCH_REQUESTS: u32 = 128;
 
 /// The way to the module.
 pub(crate) struct Kernel {
@@ -37,7 +32,7 @@ pub(crate) struct DatapathInfo {
     pub(crate) masks_cache_size: Option<u32>,
 }
 
-/// One request of a batch: its family, command, flags, and what writes its attributes.
+/// A request: its family, command, flags, and what writes its attributes.
 pub(crate) struct Request<'a> {
     pub(crate) family: Family,
     pub(crate) cmd: u8,
@@ -57,70 +52,35 @@ impl Kernel {
         Ok(Self { families, pool })
     }
 
-    /// One request; calls `reply` with the command and the attributes of each answer.
+    /// One request; calls `reply` with the datapath and the attributes of each answer. Returns what the kernel said.
     pub(crate) fn request(
         &self,
         ifindex: i32,
         request: &Request<'_>,
         mut reply: impl FnMut(i32, &[u8]),
     ) -> Result<Result<(), Errno>> {
-        let mut result = Ok(Ok(()));
-        self.batch(ifindex, &[request], |_, ifindex, attrs| reply(ifindex, attrs), |_, how| result = how)?;
-        result
-    }
-
-    /// Requests in as few sends as they fit. `reply` gets each answer with its request's index, `done` each result: what the
-    /// kernel said, or why the request was not sent.
-    pub(crate) fn batch(
-        &self,
-        ifindex: i32,
-        requests: &[&Request<'_>],
-        mut reply: impl FnMut(usize, i32, &[u8]),
-        mut done: impl FnMut(usize, Result<Result<(), Errno>>),
-    ) -> Result<()> {
-        let work = |channel: &mut Channel| -> Result<((), bool), Failed> {
-            let mut next = 0;
-            while next < requests.len() {
-                channel.out.clear();
-                let first = channel.next_seq();
-                let mut sent: Vec<usize> = Vec::new();
-                while let Some(request) = requests.get(next) {
-                    let seq = if sent.is_empty() { first } else { channel.next_seq() };
-                    let start = channel.out.bytes().len();
-                    match write(&mut channel.out, ifindex, request, seq) {
-                        Ok(()) => sent.push(next),
-                        Err(error) => {
-                            channel.out.truncate(start);
-                            if !sent.is_empty() {
-                                channel.give_back(seq);
-                            }
-                            done(next, Err(error::codec(&error)));
-                        }
-                    }
-                    next += 1;
-                    if channel.out.bytes().len() >= BATCH_BYTES || sent.len() as u32 >= BATCH_REQUESTS {
-                        break;
+        let work = |channel: &mut Channel| -> Result<(Result<(), Errno>, bool), Failed> {
+            let seq = channel.next_seq();
+            let target = Target {
+                family: request.family.id,
+                version: request.family.version,
+                cmd: request.cmd,
+                flags: request.flags | F_ACK,
+            };
+            let open = message::begin(&mut channel.out, target, seq);
+            channel.out.raw(&ifindex.to_ne_bytes());
+            (request.attrs)(&mut channel.out).map_err(|error| error::codec(&error))?;
+            message::end(&mut channel.out, open);
+            let mut result = Ok(());
+            channel.transact(seq, 1, |_, answer| match answer {
+                Answer::Data(message) => {
+                    if let Some((_, ifindex, attrs)) = message.ovs() {
+                        reply(ifindex, attrs);
                     }
                 }
-                if sent.is_empty() {
-                    continue;
-                }
-                channel.transact(
-                    first,
-                    sent.len() as u32,
-                    |index, message| {
-                        if let (Some(at), Some((_, ifindex, attrs))) = (sent.get(index as usize), message.ovs()) {
-                            reply(*at, ifindex, attrs);
-                        }
-                    },
-                    |index, how| {
-                        if let Some(at) = sent.get(index as usize) {
-                            done(*at, Ok(how));
-                        }
-                    },
-                )?;
-            }
-            Ok(((), true))
+                Answer::End(how) => result = how,
+            })?;
+            Ok((result, true))
         };
         self.pool.with(work).map_err(|Failed(error)| error)
     }
@@ -221,24 +181,6 @@ impl Kernel {
             Err(errno) => Err(error::of(errno, what)),
         }
     }
-}
-
-fn write(out: &mut Writer, ifindex: i32, request: &Request<'_>, seq: u32) -> codec::Result<()> {
-    let target = Target {
-        family: request.family.id,
-        version: request.family.version,
-        cmd: request.cmd,
-        flags: request.flags | F_ACK,
-    };
-    let open = message::begin(out, target, seq);
-    out.raw(&ifindex.to_ne_bytes());
-    (request.attrs)(out)?;
-    message::end(out, open);
-    if out.is_too_long() {
-        out.forget_too_long();
-        return Err(codec::CodecError::Inexpressible("an attribute of more than 65,535 bytes"));
-    }
-    Ok(())
 }
 
 fn read_datapath(ifindex: i32, attrs: &[u8]) -> DatapathInfo {

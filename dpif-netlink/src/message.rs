@@ -8,6 +8,8 @@ use crate::attr::Writer;
 
 /// Bytes of `struct nlmsghdr`.
 pub(crate) const NLMSG: usize = 16;
+/// Where in it the flags are.
+const FLAGS: usize = 6;
 /// Bytes of `struct genlmsghdr`.
 pub(crate) const GENL: usize = 4;
 /// Bytes of `struct ovs_header`.
@@ -89,13 +91,18 @@ pub(crate) struct Target {
 /// Begins a generic netlink message.
 pub(crate) fn begin(to: &mut Writer, target: Target, seq: u32) -> Open {
     let start = to.bytes().len();
-    to.raw(&[0; 4]);
-    to.raw(&target.family.to_ne_bytes());
-    to.raw(&(target.flags | F_REQUEST).to_ne_bytes());
-    to.raw(&seq.to_ne_bytes());
-    to.raw(&[0; 4]);
-    to.raw(&[target.cmd, target.version, 0, 0]);
+    let ([k0, k1], [f0, f1]) = (target.family.to_ne_bytes(), (target.flags | F_REQUEST).to_ne_bytes());
+    let [s0, s1, s2, s3] = seq.to_ne_bytes();
+    to.raw(&[0, 0, 0, 0, k0, k1, f0, f1, s0, s1, s2, s3, 0, 0, 0, 0, target.cmd, target.version, 0, 0]);
     Open { start }
+}
+
+/// The message that begins at `start` asks to be acknowledged.
+pub(crate) fn ask_for_ack(to: &mut Writer, start: usize) {
+    let flags = to.bytes().get(start + FLAGS..).and_then(|bytes| bytes.first_chunk()).copied();
+    if let Some(flags) = flags.map(u16::from_ne_bytes) {
+        to.patch(start + FLAGS, &(flags | F_ACK).to_ne_bytes());
+    }
 }
 
 /// Ends a message: its length is known.

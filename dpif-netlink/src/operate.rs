@@ -1,166 +1,223 @@
 //! Batches of operations: as many requests as fit go in one send, and the kernel runs them in order.
 
-use dpif::{DpifError, DpifOp, Result};
+use dpif::{DpifError, DpifOp, FlowStats, Result};
 use nix::errno::Errno;
 
 use crate::attr::Writer;
 use crate::codec;
 use crate::datapath::{EXECUTE, execute_error, flow_error, refuse_unsayable, unreadable};
+use crate::error::{self, Failed};
+use crate::families::Family;
 use crate::flow;
-use crate::kernel::{Kernel, Request};
-use crate::message::F_ECHO;
+use crate::kernel::Kernel;
+use crate::message::{self, F_ECHO, Target};
 use crate::packet;
+use crate::socket::{Answer, Channel};
 use crate::uapi::cmd;
 
-/// What writes a request's attributes.
-type Write<'a> = Box<dyn Fn(&mut Writer) -> codec::Result<()> + 'a>;
+/// Bytes of requests that go in one send: more than the kernel's socket buffers take may not.
+const BATCH_BYTES: usize = 64 << 10;
+/// Requests in one send: what the kernel says of them waits in our receive buffer.
+const BATCH_REQUESTS: usize = 128;
 
-struct Prepared<'a> {
-    /// Of its operation.
-    index: usize,
-    execute: bool,
-    cmd: u8,
-    flags: u16,
-    write: Write<'a>,
+/// The datapath that operations are for.
+pub(crate) struct Operator<'a> {
+    pub(crate) kernel: &'a Kernel,
+    /// Its ifindex.
+    pub(crate) datapath: i32,
+    /// The kernel knows `ipv6_exthdrs`.
+    pub(crate) exthdrs: bool,
+    /// The socket for what flows and packets of a port send up.
+    pub(crate) pid_of: &'a dyn Fn(u32) -> u32,
 }
 
-/// An operation's end.
-enum End {
-    Answer(Vec<u8>),
-    Result(Result<Result<(), Errno>>),
+/// A request that was sent.
+struct Sent {
+    /// The operation that it belongs to.
+    op: usize,
+    /// What the kernel says of it; until then, that it went well.
+    how: Result<(), Errno>,
 }
 
-/// Runs operations; each holds its result.
-pub(crate) fn operate(
-    kernel: &Kernel,
-    datapath: i32,
-    exthdrs: bool,
-    pid_of: &dyn Fn(u32) -> u32,
-    ops: &mut [DpifOp<'_>],
-) {
-    let mut prepared = Vec::with_capacity(ops.len());
-    let mut refused = Vec::new();
-    for (index, op) in ops.iter().enumerate() {
-        if let Err(error) = prepare(index, op, exthdrs, pid_of, &mut prepared) {
-            refused.push((index, error));
-        }
-    }
-    let requests: Vec<_> = prepared
-        .iter()
-        .map(|one| {
-            let family = if one.execute { kernel.families.packet } else { kernel.families.flow };
-            Request { family, cmd: one.cmd, flags: one.flags, attrs: &*one.write }
-        })
-        .collect();
-    let requests: Vec<_> = requests.iter().collect();
-    let mut ends: Vec<(usize, End)> = Vec::with_capacity(ops.len());
-    let index = |at: usize| prepared.get(at).map_or(usize::MAX, |one| one.index);
-    let ends_cell = std::cell::RefCell::new(&mut ends);
-    let sent = kernel.batch(
-        datapath,
-        &requests,
-        |at, _, attrs| ends_cell.borrow_mut().push((index(at), End::Answer(attrs.to_vec()))),
-        |at, how| ends_cell.borrow_mut().push((index(at), End::Result(how))),
-    );
-    drop(requests);
-    drop(prepared);
-    let mut finished = vec![false; ops.len()];
-    let mut answers: Vec<Option<Vec<u8>>> = vec![None; ops.len()];
-    for (index, end) in ends {
-        match end {
-            End::Answer(attrs) => {
-                if let Some(place) = answers.get_mut(index) {
-                    *place = Some(attrs);
+impl Operator<'_> {
+    /// Runs operations; each holds its result.
+    pub(crate) fn operate(&self, ops: &mut [DpifOp<'_>]) {
+        let mut sent = Vec::with_capacity(BATCH_REQUESTS.min(2 * ops.len()));
+        let mut next = 0;
+        let work = |channel: &mut Channel| -> Result<((), bool), Failed> {
+            while next < ops.len() {
+                next = self.write_batch(channel, ops, next, &mut sent);
+                if let Some(count) = u32::try_from(sent.len()).ok().filter(|count| *count != 0) {
+                    let first = channel.next_seqs(count);
+                    channel.transact(first, count, |index, answer| hear(answer, index, ops, &mut sent))?;
                 }
+                settle(ops, &mut sent);
             }
-            End::Result(how) => {
-                let answer = answers.get_mut(index).and_then(Option::take);
-                if let (Some(op), Some(done)) = (ops.get_mut(index), finished.get_mut(index)) {
-                    // Of a put's requests the first that succeeds counts.
-                    if !(*done && matches!(op, DpifOp::FlowPut { result: Ok(()), .. })) {
-                        finish(op, how, answer);
-                        *done = true;
-                    }
+            Ok(((), true))
+        };
+        if let Err(Failed(error)) = self.kernel.pool.with(work) {
+            // What became of those that were sent last nobody knows, and the rest was not sent.
+            let (why, count) = (error.to_string(), ops.len());
+            for op in sent.iter().map(|one| one.op).chain(next..count) {
+                if let Some(op) = ops.get_mut(op) {
+                    refuse(op, DpifError::Kernel(why.clone()));
                 }
             }
         }
     }
-    for (index, error) in refused {
-        if let (Some(op), Some(done)) = (ops.get_mut(index), finished.get_mut(index)) {
-            fail(op, error);
-            *done = true;
+
+    /// Writes requests of operations from number `next` on until a send is full; what can't be said is refused. Returns the
+    /// number of the first operation that has to wait.
+    fn write_batch(
+        &self,
+        channel: &mut Channel,
+        ops: &mut [DpifOp<'_>],
+        mut next: usize,
+        sent: &mut Vec<Sent>,
+    ) -> usize {
+        let seq = channel.seq();
+        let out = &mut channel.out;
+        out.clear();
+        let mut last = 0;
+        // A put may take two requests.
+        while out.bytes().len() < BATCH_BYTES && sent.len() + 2 <= BATCH_REQUESTS {
+            let Some(op) = ops.get_mut(next) else { break };
+            let (start, had) = (out.bytes().len(), sent.len());
+            let mut batch = Batch { out, sent, op: next, seq, last };
+            match self.write(op, &mut batch) {
+                Ok(()) => last = batch.last,
+                Err(error) => {
+                    out.truncate(start);
+                    sent.truncate(had);
+                    refuse(op, error);
+                }
+            }
+            next += 1;
+        }
+        if !sent.is_empty() {
+            message::ask_for_ack(out, last);
+        }
+        next
+    }
+
+    /// Writes an operation's requests. What it gives back is what it is to have if the kernel says nothing of it.
+    fn write(&self, op: &mut DpifOp<'_>, batch: &mut Batch<'_>) -> Result<()> {
+        let families = &self.kernel.families;
+        match op {
+            DpifOp::FlowPut { put, .. } => {
+                let pid = (self.pid_of)(put.key.in_port);
+                for (cmd, flags) in flow::put_commands(put.mode) {
+                    self.request(batch, families.flow, (*cmd, *flags), |to| flow::write(put, pid, self.exthdrs, to))?;
+                }
+                Ok(())
+            }
+            DpifOp::FlowDel { ufid, result } => {
+                *result = Ok(FlowStats::default());
+                self.request(batch, families.flow, (cmd::DEL, F_ECHO), |to| {
+                    flow::put_ufid(*ufid, to);
+                    flow::put_terse(to);
+                    Ok(())
+                })
+            }
+            DpifOp::FlowGet { ufid, result } => {
+                *result = Err(DpifError::NoSuchFlow);
+                self.request(batch, families.flow, (cmd::GET, 0), |to| {
+                    flow::put_ufid(*ufid, to);
+                    Ok(())
+                })
+            }
+            DpifOp::Execute { execute, .. } => {
+                refuse_unsayable(execute)?;
+                let pid = (self.pid_of)(execute.key.in_port);
+                self.request(batch, families.packet, (EXECUTE, 0), |to| packet::write_execute(execute, pid, to))
+            }
         }
     }
-    // What was not sent for a socket's sake.
-    let why = sent.err().map_or_else(|| "the kernel did not answer".into(), |error| error.to_string());
-    for (op, _) in ops.iter_mut().zip(finished).filter(|(_, done)| !done) {
-        fail(op, DpifError::Kernel(why.clone()));
+
+    fn request(
+        &self,
+        batch: &mut Batch<'_>,
+        family: Family,
+        (cmd, flags): (u8, u16),
+        attrs: impl FnOnce(&mut Writer) -> codec::Result<()>,
+    ) -> Result<()> {
+        let Batch { out, sent, op, seq, last } = batch;
+        *last = out.bytes().len();
+        // The first has the number behind the channel's.
+        let seq = seq.wrapping_add(1 + sent.len() as u32);
+        let open = message::begin(out, Target { family: family.id, version: family.version, cmd, flags }, seq);
+        out.raw(&self.datapath.to_ne_bytes());
+        attrs(out).map_err(|error| error::codec(&error))?;
+        message::end(out, open);
+        if out.is_too_long() {
+            out.forget_too_long();
+            let error = codec::CodecError::Inexpressible("an attribute of more than 65,535 bytes");
+            return Err(error::codec(&error));
+        }
+        sent.push(Sent { op: *op, how: Ok(()) });
+        Ok(())
     }
 }
 
-fn prepare<'a>(
-    index: usize,
-    op: &'a DpifOp<'_>,
-    exthdrs: bool,
-    pid_of: &dyn Fn(u32) -> u32,
-    to: &mut Vec<Prepared<'a>>,
-) -> Result<()> {
-    let about = |ufid, terse| -> Write<'a> {
-        Box::new(move |to: &mut Writer| {
-            flow::put_ufid(ufid, to);
-            if terse {
-                flow::put_terse(to);
-            }
-            Ok(())
-        })
-    };
-    to.push(match op {
-        DpifOp::FlowPut { put, .. } => {
-            let pid = pid_of(put.key.in_port);
-            for (cmd, flags) in flow::put_commands(put.mode) {
-                let write: Write<'a> = Box::new(move |to: &mut Writer| flow::write(put, pid, exthdrs, to));
-                to.push(Prepared { index, execute: false, cmd: *cmd, flags: *flags, write });
-            }
-            return Ok(());
-        }
-        DpifOp::FlowDel { ufid, .. } => {
-            Prepared { index, execute: false, cmd: cmd::DEL, flags: F_ECHO, write: about(*ufid, true) }
-        }
-        DpifOp::FlowGet { ufid, .. } => {
-            Prepared { index, execute: false, cmd: cmd::GET, flags: 0, write: about(*ufid, false) }
-        }
-        DpifOp::Execute { execute, .. } => {
-            refuse_unsayable(execute)?;
-            let pid = pid_of(execute.key.in_port);
-            let write: Write<'a> = Box::new(move |to: &mut Writer| packet::write_execute(execute, pid, to));
-            Prepared { index, execute: true, cmd: EXECUTE, flags: 0, write }
-        }
-    });
-    Ok(())
+/// Requests that are being written.
+struct Batch<'a> {
+    out: &'a mut Writer,
+    sent: &'a mut Vec<Sent>,
+    /// The operation at hand.
+    op: usize,
+    /// The sequence number before the first.
+    seq: u32,
+    /// Where the last request begins.
+    last: usize,
 }
 
-fn finish(op: &mut DpifOp<'_>, how: Result<Result<(), Errno>>, answer: Option<Vec<u8>>) {
-    let how = match how {
-        Ok(how) => how,
-        Err(error) => return fail(op, error),
-    };
+/// The kernel says something of a request.
+fn hear(answer: Answer<'_>, index: u32, ops: &mut [DpifOp<'_>], sent: &mut [Sent]) {
+    let Some(one) = sent.get_mut(index as usize) else { return };
+    match answer {
+        Answer::End(how) => one.how = how,
+        Answer::Data(message) => {
+            if let (Some(op), Some((_, _, attrs))) = (ops.get_mut(one.op), message.ovs()) {
+                read(op, attrs);
+            }
+        }
+    }
+}
+
+/// What was asked for.
+fn read(op: &mut DpifOp<'_>, attrs: &[u8]) {
     match op {
-        DpifOp::FlowPut { result, .. } => *result = how.map_err(|errno| flow_error(errno, "can't put a flow")),
         DpifOp::FlowDel { result, .. } => {
-            let stats = answer.and_then(|attrs| flow::ufid_and_stats(&attrs)).map(|(_, stats)| stats);
-            *result = how.map(|()| stats.unwrap_or_default()).map_err(|errno| flow_error(errno, "can't delete a flow"));
+            *result = Ok(flow::ufid_and_stats(attrs).map(|(_, stats)| stats).unwrap_or_default());
         }
         DpifOp::FlowGet { result, .. } => {
-            *result = how.map_err(|errno| flow_error(errno, "can't ask for a flow")).and_then(|()| {
-                let attrs = answer.ok_or(DpifError::NoSuchFlow)?;
-                flow::read(&attrs).map(|(_, flow)| Box::new(flow)).map_err(|error| unreadable(&error))
-            });
+            *result = flow::read(attrs).map(|(_, flow)| Box::new(flow)).map_err(|error| unreadable(&error));
         }
-        DpifOp::Execute { result, .. } => *result = how.map_err(execute_error),
+        DpifOp::FlowPut { .. } | DpifOp::Execute { .. } => {}
     }
 }
 
-fn fail(op: &mut DpifOp<'_>, error: DpifError) {
+/// The requests that were sent have ended.
+fn settle(ops: &mut [DpifOp<'_>], sent: &mut Vec<Sent>) {
+    let mut before = None;
+    for Sent { op: index, how } in sent.drain(..) {
+        let Some(op) = ops.get_mut(index) else { continue };
+        match (op, how) {
+            (DpifOp::FlowPut { result, .. }, Ok(())) => *result = Ok(()),
+            // Of a put's requests the first that succeeds counts.
+            (DpifOp::FlowPut { result: Ok(()), .. }, Err(_)) if before == Some(index) => {}
+            (DpifOp::FlowPut { result, .. }, Err(errno)) => *result = Err(flow_error(errno, "can't put a flow")),
+            // What was asked for has been read.
+            (DpifOp::FlowDel { .. } | DpifOp::FlowGet { .. }, Ok(())) => {}
+            (DpifOp::FlowDel { result, .. }, Err(errno)) => *result = Err(flow_error(errno, "can't delete a flow")),
+            (DpifOp::FlowGet { result, .. }, Err(errno)) => *result = Err(flow_error(errno, "can't ask for a flow")),
+            (DpifOp::Execute { result, .. }, how) => *result = how.map_err(execute_error),
+        }
+        before = Some(index);
+    }
+}
+
+fn refuse(op: &mut DpifOp<'_>, error: DpifError) {
     match op {
         DpifOp::FlowPut { result, .. } | DpifOp::Execute { result, .. } => *result = Err(error),
         DpifOp::FlowDel { result, .. } => *result = Err(error),

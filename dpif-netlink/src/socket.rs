@@ -1,7 +1,9 @@
 //! Sockets and transactions.
 //!
 //! A request is answered by data messages, if it asks for any, and then by an acknowledgement, which says how it went. Many
-//! requests can go in one send; the kernel runs them in order and answers each under its sequence number.
+//! requests can go in one send; the kernel runs them in order and answers each under its sequence number. Only the last asks to
+//! be acknowledged: the kernel tells of each that fails, asked or not, so those before it that it says nothing of went well. An
+//! answer that there is no room for is told by the socket, as `ENOBUFS`, and ends the transaction.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
@@ -119,21 +121,25 @@ impl Channel {
         self.seq
     }
 
-    /// Takes back the number that was given last.
-    pub(crate) fn give_back(&mut self, seq: u32) {
-        if self.seq == seq {
-            self.seq = seq.wrapping_sub(1);
-        }
+    /// The sequence number that was given last.
+    pub(crate) fn seq(&self) -> u32 {
+        self.seq
     }
 
-    /// Sends what is in `out`: `count` requests, each of which asks for an acknowledgement, numbered on from `first`. Calls
-    /// `reply` with each data message and the index of its request, `done` with each request's index and result, in order.
+    /// Sequence numbers for so many requests: the first, from which on they go up by one.
+    pub(crate) fn next_seqs(&mut self, count: u32) -> u32 {
+        let first = self.seq.wrapping_add(1);
+        self.seq = self.seq.wrapping_add(count);
+        first
+    }
+
+    /// Sends what is in `out`: `count` requests, the last of which asks for an acknowledgement, numbered on from `first`. Calls
+    /// `visit` with the index of a request and what came of it, in order: data messages, and how each ended.
     pub(crate) fn transact(
         &mut self,
         first: u32,
         count: u32,
-        mut reply: impl FnMut(u32, Message<'_>),
-        mut done: impl FnMut(u32, Result<(), Errno>),
+        mut visit: impl FnMut(u32, Answer<'_>),
     ) -> io::Result<()> {
         if self.out.is_too_long() {
             return Err(Errno::EMSGSIZE.into());
@@ -148,17 +154,16 @@ impl Channel {
                 if index >= count {
                     continue;
                 }
-                if message.kind != NLMSG_ERROR {
-                    reply(index, message);
-                    continue;
-                }
-                // Were an acknowledgement lost, its request would be without a result.
                 while open < index {
-                    done(open, Err(Errno::EIO));
+                    visit(open, Answer::End(Ok(())));
                     open += 1;
                 }
-                done(index, result(message.errno()));
-                open = index + 1;
+                if message.kind == NLMSG_ERROR {
+                    visit(index, Answer::End(result(message.errno())));
+                    open = index + 1;
+                } else {
+                    visit(index, Answer::Data(message));
+                }
             }
         }
         Ok(())
@@ -184,6 +189,14 @@ impl Channel {
             }
         }
     }
+}
+
+/// What the kernel says of a request.
+pub(crate) enum Answer<'a> {
+    /// Something that was asked for.
+    Data(Message<'a>),
+    /// It is done.
+    End(Result<(), Errno>),
 }
 
 /// How a dump went.

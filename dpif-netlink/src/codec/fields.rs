@@ -4,93 +4,118 @@
 use datapath_common::{Be16, Be32, FlowKey};
 
 use super::{CodecError, Result, fixed, take};
+use crate::attr::Writer;
 use crate::uapi::key as attr;
 
 /// The longest structure: the IPv6 tuple of connection tracking.
 pub(super) const MAX_STRUCT: usize = 40;
 
-/// A structure's bytes.
-#[derive(Clone, Copy)]
-pub(super) struct Struct {
-    bytes: [u8; MAX_STRUCT],
-    len: usize,
+/// Writes attribute `kind` with the structure of a key's fields. `false`, and nothing, where it is no plain structure.
+pub(super) fn put(to: &mut Writer, kind: u16, key: &FlowKey) -> bool {
+    with(kind, key, Put { to, kind }).is_some()
 }
 
-impl Struct {
-    fn new() -> Self {
-        Self { bytes: [0; MAX_STRUCT], len: 0 }
-    }
+/// Writes the structure alone. `false` where the attribute is none.
+pub(super) fn put_raw(to: &mut Writer, kind: u16, key: &FlowKey) -> bool {
+    with(kind, key, Raw(to)).is_some()
+}
 
-    fn add(mut self, part: &[u8]) -> Self {
-        if let Some(place) = self.bytes.get_mut(self.len..self.len + part.len()) {
-            place.copy_from_slice(part);
-            self.len += part.len();
-        }
-        self
-    }
+/// What is done with a structure. Its length is known where it is made, so that copying it takes few instructions.
+trait Sink {
+    fn take<const N: usize>(self, bytes: [u8; N]);
+}
 
-    fn be16(self, value: Be16) -> Self {
-        self.add(&value.0.to_ne_bytes())
-    }
+struct Put<'a> {
+    to: &'a mut Writer,
+    kind: u16,
+}
 
-    fn be32(self, value: Be32) -> Self {
-        self.add(&value.0.to_ne_bytes())
-    }
-
-    pub(super) fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
+impl Sink for Put<'_> {
+    #[inline]
+    fn take<const N: usize>(self, bytes: [u8; N]) {
+        self.to.put_fixed(self.kind, bytes);
     }
 }
 
-/// The structure of attribute `kind` from a key's fields; `None` where the attribute is no plain structure.
-pub(super) fn to_struct(kind: u16, key: &FlowKey) -> Option<Struct> {
-    let new = Struct::new();
-    Some(match kind {
-        attr::PRIORITY => new.add(&key.skb_priority.to_ne_bytes()),
-        attr::IN_PORT => new.add(&key.in_port.to_ne_bytes()),
-        attr::ETHERNET => new.add(&key.eth_src).add(&key.eth_dst),
-        attr::IPV4 => {
-            new.be32(key.ipv4_src).be32(key.ipv4_dst).add(&[key.ip_proto, key.ip_tos, key.ip_ttl, key.ip_frag])
-        }
-        attr::IPV6 => new.add(&key.ipv6_src).add(&key.ipv6_dst).be32(key.ipv6_label).add(&[
-            key.ip_proto,
-            key.ip_tos,
-            key.ip_ttl,
-            key.ip_frag,
-        ]),
-        attr::TCP | attr::UDP | attr::SCTP => new.be16(key.tp_src).be16(key.tp_dst),
-        attr::ICMP | attr::ICMPV6 => new.add(&[key.tp_src.get() as u8, key.tp_dst.get() as u8]),
-        attr::ARP => new
-            .be32(key.ipv4_src)
-            .be32(key.ipv4_dst)
-            .add(&[0, key.ip_proto])
-            .add(&key.arp_sha)
-            .add(&key.arp_tha)
-            .add(&[0; 2]),
-        attr::ND => new.add(&key.nd_target).add(&key.arp_sha).add(&key.arp_tha),
-        attr::SKB_MARK => new.add(&key.skb_mark.to_ne_bytes()),
-        attr::TCP_FLAGS => new.be16(key.tcp_flags),
-        attr::DP_HASH => new.add(&key.dp_hash.to_ne_bytes()),
-        attr::RECIRC_ID => new.add(&key.recirc_id.to_ne_bytes()),
-        attr::CT_STATE => new.add(&key.ct_state.to_ne_bytes()),
-        attr::CT_ZONE => new.add(&key.ct_zone.to_ne_bytes()),
-        attr::CT_MARK => new.add(&key.ct_mark.to_ne_bytes()),
-        attr::CT_LABELS => new.add(&key.ct_label),
-        attr::CT_ORIG_TUPLE_IPV4 => new
-            .be32(key.ct_orig_ipv4_src)
-            .be32(key.ct_orig_ipv4_dst)
-            .be16(key.ct_orig_tp_src)
-            .be16(key.ct_orig_tp_dst)
-            .add(&[key.ct_orig_proto, 0, 0, 0]),
-        attr::CT_ORIG_TUPLE_IPV6 => new
-            .add(&key.ct_orig_ipv6_src)
-            .add(&key.ct_orig_ipv6_dst)
-            .be16(key.ct_orig_tp_src)
-            .be16(key.ct_orig_tp_dst)
-            .add(&[key.ct_orig_proto, 0, 0, 0]),
-        attr::IPV6_EXTHDRS => new.add(&key.ipv6_exthdrs.to_ne_bytes()),
+struct Raw<'a>(&'a mut Writer);
+
+impl Sink for Raw<'_> {
+    #[inline]
+    fn take<const N: usize>(self, bytes: [u8; N]) {
+        self.0.raw(&bytes);
+    }
+}
+
+/// Pieces in a row; they have `N` bytes together.
+#[inline(always)]
+fn row<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
+    let mut out = [0; N];
+    let mut rest = &mut out[..];
+    for part in parts {
+        let Some((place, behind)) = std::mem::take(&mut rest).split_at_mut_checked(part.len()) else { break };
+        place.copy_from_slice(part);
+        rest = behind;
+    }
+    out
+}
+
+/// Gives the structure of attribute `kind` from a key's fields to `sink`; `None` where the attribute is no plain structure.
+#[inline]
+fn with(kind: u16, key: &FlowKey, sink: impl Sink) -> Option<()> {
+    let be16 = |value: Be16| value.0.to_ne_bytes();
+    let be32 = |value: Be32| value.0.to_ne_bytes();
+    match kind {
+        attr::PRIORITY => sink.take(key.skb_priority.to_ne_bytes()),
+        attr::IN_PORT => sink.take(key.in_port.to_ne_bytes()),
+        attr::ETHERNET => sink.take::<12>(row(&[&key.eth_src, &key.eth_dst])),
+        attr::IPV4 => sink.take::<12>(row(&[
+            &be32(key.ipv4_src),
+            &be32(key.ipv4_dst),
+            &[key.ip_proto, key.ip_tos, key.ip_ttl, key.ip_frag],
+        ])),
+        attr::IPV6 => sink.take::<40>(row(&[
+            &key.ipv6_src,
+            &key.ipv6_dst,
+            &be32(key.ipv6_label),
+            &[key.ip_proto, key.ip_tos, key.ip_ttl, key.ip_frag],
+        ])),
+        attr::TCP | attr::UDP | attr::SCTP => sink.take::<4>(row(&[&be16(key.tp_src), &be16(key.tp_dst)])),
+        attr::ICMP | attr::ICMPV6 => sink.take([key.tp_src.get() as u8, key.tp_dst.get() as u8]),
+        attr::ARP => sink.take::<24>(row(&[
+            &be32(key.ipv4_src),
+            &be32(key.ipv4_dst),
+            &[0, key.ip_proto],
+            &key.arp_sha,
+            &key.arp_tha,
+            &[0; 2],
+        ])),
+        attr::ND => sink.take::<28>(row(&[&key.nd_target, &key.arp_sha, &key.arp_tha])),
+        attr::SKB_MARK => sink.take(key.skb_mark.to_ne_bytes()),
+        attr::TCP_FLAGS => sink.take(be16(key.tcp_flags)),
+        attr::DP_HASH => sink.take(key.dp_hash.to_ne_bytes()),
+        attr::RECIRC_ID => sink.take(key.recirc_id.to_ne_bytes()),
+        attr::CT_STATE => sink.take(key.ct_state.to_ne_bytes()),
+        attr::CT_ZONE => sink.take(key.ct_zone.to_ne_bytes()),
+        attr::CT_MARK => sink.take(key.ct_mark.to_ne_bytes()),
+        attr::CT_LABELS => sink.take(key.ct_label),
+        attr::CT_ORIG_TUPLE_IPV4 => sink.take::<16>(row(&[
+            &be32(key.ct_orig_ipv4_src),
+            &be32(key.ct_orig_ipv4_dst),
+            &be16(key.ct_orig_tp_src),
+            &be16(key.ct_orig_tp_dst),
+            &[key.ct_orig_proto, 0, 0, 0],
+        ])),
+        attr::CT_ORIG_TUPLE_IPV6 => sink.take::<40>(row(&[
+            &key.ct_orig_ipv6_src,
+            &key.ct_orig_ipv6_dst,
+            &be16(key.ct_orig_tp_src),
+            &be16(key.ct_orig_tp_dst),
+            &[key.ct_orig_proto, 0, 0, 0],
+        ])),
+        attr::IPV6_EXTHDRS => sink.take(key.ipv6_exthdrs.to_ne_bytes()),
         _ => return None,
-    })
+    }
+    Some(())
 }
 
 /// Reads the structure of attribute `kind` into a key's fields. Whether there was such a structure.

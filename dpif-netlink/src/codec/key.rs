@@ -6,7 +6,7 @@ use datapath_common::{Be16, FlowKey, Vlan};
 use super::shape::{self, ETH_802_2, ETH_MIN, Network, Transport, is_vlan_type};
 use super::tunnel::{self, TunnelOptions};
 use super::{CodecError, Fitness, Result, fields, fixed, nsh};
-use crate::attr::{Attrs, Writer};
+use crate::attr::{Attrs, HEADER, Writer};
 use crate::uapi::key as attr;
 
 /// What a key says where the kernel names no port.
@@ -18,7 +18,9 @@ const MAX_FRAG: u8 = 2;
 
 /// Attributes of one level by their number.
 pub(super) struct Found<'a> {
-    by_kind: [Option<&'a [u8]>; attr::MAX as usize + 1],
+    bytes: &'a [u8],
+    /// Where in `bytes` the payload of each begins, and its length.
+    by_kind: [(u16, u16); attr::MAX as usize + 1],
     /// Those that are there.
     pub(super) present: u64,
     /// Whether there are attributes of higher numbers.
@@ -27,42 +29,64 @@ pub(super) struct Found<'a> {
 
 impl<'a> Found<'a> {
     pub(super) fn read(bytes: &'a [u8]) -> Result<Self> {
-        let mut found = Self { by_kind: [None; attr::MAX as usize + 1], present: 0, unknown: false };
-        for one in Attrs::new(bytes) {
+        if bytes.len() > usize::from(u16::MAX) {
+            return Err(CodecError::Length("a key", bytes.len()));
+        }
+        let mut found = Self { bytes, by_kind: [(0, 0); attr::MAX as usize + 1], present: 0, unknown: false };
+        let mut attrs = Attrs::new(bytes);
+        let mut at = HEADER;
+        while let Some(one) = attrs.next() {
             let (kind, payload) = one?;
             match found.by_kind.get_mut(usize::from(kind)) {
                 None => found.unknown = true,
-                Some(Some(_)) => return Err(CodecError::Duplicate(kind)),
+                Some(_) if found.present & bit(kind) != 0 => return Err(CodecError::Duplicate(kind)),
                 Some(place) => {
-                    *place = Some(payload);
+                    *place = (at as u16, payload.len() as u16);
                     found.present |= bit(kind);
                 }
             }
+            at = HEADER + bytes.len() - attrs.left();
         }
         Ok(found)
     }
 
     pub(super) fn get(&self, kind: u16) -> Option<&'a [u8]> {
-        self.by_kind.get(usize::from(kind)).copied().flatten()
+        if self.present & bit(kind) == 0 {
+            return None;
+        }
+        let (at, len) = *self.by_kind.get(usize::from(kind))?;
+        self.bytes.get(usize::from(at)..usize::from(at) + usize::from(len))
+    }
+
+    /// Reads the plain structures of those of `kinds` that are there.
+    pub(super) fn read_structs(&self, kinds: u64, key: &mut FlowKey) -> Result<()> {
+        let mut left = self.present & kinds;
+        while left != 0 {
+            let kind = left.trailing_zeros() as u16;
+            fields::from_struct(kind, self.get(kind).unwrap_or_default(), key)?;
+            left &= left - 1;
+        }
+        Ok(())
     }
 }
 
-pub(super) fn bit(kind: u16) -> u64 {
-    1u64.checked_shl(kind.into()).unwrap_or(0)
+/// The bit of an attribute; none for numbers that a key has no attribute of.
+pub(super) const fn bit(kind: u16) -> u64 {
+    if kind < u64::BITS as u16 { 1 << kind } else { 0 }
 }
 
 /// Attributes that any key may have, and none must.
-pub(super) const METADATA: [u16; 9] = [
-    attr::RECIRC_ID,
-    attr::DP_HASH,
-    attr::PRIORITY,
-    attr::IN_PORT,
-    attr::SKB_MARK,
-    attr::CT_STATE,
-    attr::CT_ZONE,
-    attr::CT_MARK,
-    attr::CT_LABELS,
-];
+pub(super) const METADATA: u64 = bit(attr::RECIRC_ID)
+    | bit(attr::DP_HASH)
+    | bit(attr::PRIORITY)
+    | bit(attr::IN_PORT)
+    | bit(attr::SKB_MARK)
+    | bit(attr::CT_STATE)
+    | bit(attr::CT_ZONE)
+    | bit(attr::CT_MARK)
+    | bit(attr::CT_LABELS);
+/// The original direction's tuple of a connection.
+pub(super) const TUPLES: u64 = bit(attr::CT_ORIG_TUPLE_IPV4) | bit(attr::CT_ORIG_TUPLE_IPV6);
 
 /// Counts what is missing and what is too much, level by level.
 struct Fit {
@@ -91,17 +115,12 @@ impl Fit {
 /// Reads the key of a packet or flow. `key` and `options` are overwritten.
 pub fn decode_key(bytes: &[u8], key: &mut FlowKey, options: &mut TunnelOptions) -> Result<Fitness> {
     *key = FlowKey::ZERO;
-    *options = TunnelOptions::NONE;
+    options.clear();
     key.in_port = NO_PORT;
     let mut found = Found::read(bytes)?;
     let mut fit = Fit { missing: false, extra: false };
-    let mut allowed = 0;
-    for kind in METADATA {
-        if let Some(payload) = found.get(kind) {
-            fields::from_struct(kind, payload, key)?;
-        }
-        allowed |= bit(kind);
-    }
+    let mut allowed = METADATA | TUPLES;
+    found.read_structs(METADATA | TUPLES, key)?;
     if let Some(payload) = found.get(attr::TUNNEL) {
         match tunnel::get(payload, key, options, false)? {
             Fitness::Perfect => {}
@@ -109,12 +128,6 @@ pub fn decode_key(bytes: &[u8], key: &mut FlowKey, options: &mut TunnelOptions) 
             Fitness::TooLittle => fit.missing = true,
         }
         allowed |= bit(attr::TUNNEL);
-    }
-    for kind in [attr::CT_ORIG_TUPLE_IPV4, attr::CT_ORIG_TUPLE_IPV6] {
-        if let Some(payload) = found.get(kind) {
-            fields::from_struct(kind, payload, key)?;
-        }
-        allowed |= bit(kind);
     }
     let mut expected = 0;
     key.mac_proto = match found.get(attr::ETHERNET) {
@@ -249,12 +262,8 @@ fn decode_transport(found: &Found<'_>, key: &mut FlowKey, expected: &mut u64, al
 
 /// Writes the key of a flow or of a packet that is to be executed. With `exthdrs`, the kernel knows `ipv6_exthdrs`.
 pub fn encode_key(key: &FlowKey, options: &TunnelOptions, exthdrs: bool, to: &mut Writer) {
-    for kind in METADATA {
-        // The kernel says "no port" by the absence.
-        if kind != attr::IN_PORT || key.in_port != NO_PORT {
-            put(to, kind, key);
-        }
-    }
+    // The kernel says "no port" by the absence.
+    put_metadata(to, key, key.in_port != NO_PORT);
     if key.tun_proto != 0 {
         tunnel::put(to, key, key.tun_proto, options);
     }
@@ -281,13 +290,7 @@ pub fn encode_key(key: &FlowKey, options: &TunnelOptions, exthdrs: bool, to: &mu
 
 /// Writes what a packet's bytes don't say: the metadata of a packet that is to be executed.
 pub fn encode_metadata(key: &FlowKey, to: &mut Writer) {
-    for kind in METADATA {
-        let given =
-            fields::to_struct(kind, key).is_some_and(|payload| payload.as_bytes().iter().any(|byte| *byte != 0));
-        if given && (kind != attr::IN_PORT || key.in_port != NO_PORT) || kind == attr::IN_PORT && key.in_port == 0 {
-            put(to, kind, key);
-        }
-    }
+    put_given_metadata(to, key);
     if key.tun_proto != 0 {
         tunnel::put(to, key, key.tun_proto, &TunnelOptions::NONE);
     }
@@ -299,6 +302,45 @@ pub fn encode_metadata(key: &FlowKey, to: &mut Writer) {
     }
 }
 
+/// Writes the metadata, and the port if there is one.
+pub(super) fn put_metadata(to: &mut Writer, from: &FlowKey, port: bool) {
+    to.put_u32(attr::RECIRC_ID, from.recirc_id);
+    to.put_u32(attr::DP_HASH, from.dp_hash);
+    to.put_u32(attr::PRIORITY, from.skb_priority);
+    if port {
+        to.put_u32(attr::IN_PORT, from.in_port);
+    }
+    to.put_u32(attr::SKB_MARK, from.skb_mark);
+    to.put_u32(attr::CT_STATE, from.ct_state);
+    to.put_u16(attr::CT_ZONE, from.ct_zone);
+    to.put_u32(attr::CT_MARK, from.ct_mark);
+    to.put_fixed(attr::CT_LABELS, from.ct_label);
+}
+
+/// Writes the metadata that are not zero, and the port if there is one.
+fn put_given_metadata(to: &mut Writer, from: &FlowKey) {
+    let mut put_u32 = |kind, value: u32| {
+        if value != 0 {
+            to.put_u32(kind, value);
+        }
+    };
+    put_u32(attr::RECIRC_ID, from.recirc_id);
+    put_u32(attr::DP_HASH, from.dp_hash);
+    put_u32(attr::PRIORITY, from.skb_priority);
+    put_u32(attr::SKB_MARK, from.skb_mark);
+    put_u32(attr::CT_STATE, from.ct_state);
+    put_u32(attr::CT_MARK, from.ct_mark);
+    if from.in_port != NO_PORT {
+        to.put_u32(attr::IN_PORT, from.in_port);
+    }
+    if from.ct_zone != 0 {
+        to.put_u16(attr::CT_ZONE, from.ct_zone);
+    }
+    if from.ct_label != [0; 16] {
+        to.put_fixed(attr::CT_LABELS, from.ct_label);
+    }
+}
+
 /// Which attribute has the original direction's tuple of packets like these.
 pub(super) fn tuple(key: &FlowKey) -> u16 {
     if shape::network(key) == Network::Ipv4 { attr::CT_ORIG_TUPLE_IPV4 } else { attr::CT_ORIG_TUPLE_IPV6 }
@@ -307,29 +349,27 @@ pub(super) fn tuple(key: &FlowKey) -> u16 {
 /// Writes the headers behind the Ethernet type that packets like `key` have, with the values of `from` (key or mask).
 pub(super) fn put_headers(to: &mut Writer, key: &FlowKey, from: &FlowKey, exthdrs: bool) {
     match shape::network(key) {
-        Network::None => {}
         Network::Mpls => put_mpls(to, key, from),
         // The kernel passes over masks of zeros, but not over a nest with zeros in it.
-        Network::Nsh if !std::ptr::eq(key, from) && nsh::is_zero(from) => {}
-        Network::Nsh => nsh::put(to, from, key.nsh_mdtype),
-        Network::Arp => put(to, attr::ARP, from),
-        Network::Ipv4 => put(to, attr::IPV4, from),
-        Network::Ipv6 => {
-            put(to, attr::IPV6, from);
-            if exthdrs {
-                put(to, attr::IPV6_EXTHDRS, from);
-            }
-        }
-    }
-    let transport = shape::transport(key);
-    if let Some(kind) = transport.attr() {
-        put(to, kind, from);
-    }
-    match transport {
-        Transport::Tcp => put(to, attr::TCP_FLAGS, from),
-        Transport::Icmpv6 { nd: true } => put(to, attr::ND, from),
+        Network::Nsh if std::ptr::eq(key, from) || !nsh::is_zero(from) => nsh::put(to, from, key.nsh_mdtype),
         _ => {}
     }
+    for kind in plain_headers(key, exthdrs) {
+        put(to, kind, from);
+    }
+}
+
+/// Attributes of the headers behind the Ethernet type that are plain structures.
+fn plain_headers(key: &FlowKey, exthdrs: bool) -> impl Iterator<Item = u16> {
+    let (network, transport) = (shape::network(key), shape::transport(key));
+    let of_network = network.attr().filter(|_| !matches!(network, Network::Mpls | Network::Nsh));
+    let behind = match transport {
+        Transport::Tcp => Some(attr::TCP_FLAGS),
+        Transport::Icmpv6 { nd: true } => Some(attr::ND),
+        _ => None,
+    };
+    let extensions = (exthdrs && network == Network::Ipv6).then_some(attr::IPV6_EXTHDRS);
+    [of_network, extensions, transport.attr(), behind].into_iter().flatten()
 }
 
 fn put_mpls(to: &mut Writer, key: &FlowKey, from: &FlowKey) {
@@ -344,8 +384,7 @@ pub(super) fn label_count(key: &FlowKey) -> usize {
     (key.mpls_labels.trailing_ones() as usize).clamp(1, key.mpls_lse.len())
 }
 
+/// Writes a plain structure.
 pub(super) fn put(to: &mut Writer, kind: u16, from: &FlowKey) {
-    if let Some(payload) = fields::to_struct(kind, from) {
-        to.put(kind, payload.as_bytes());
-    }
+    fields::put(to, kind, from);
 }

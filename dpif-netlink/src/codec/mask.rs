@@ -7,7 +7,7 @@
 use datapath_common::key::{MAC_PROTO_ETHERNET, VLAN_PRESENT};
 use datapath_common::{Be16, Be32, FlowKey, Vlan};
 
-use super::key::{Found, METADATA, bit, encode_key, label_count, put, put_headers, tuple};
+use super::key::{Found, METADATA, TUPLES, bit, encode_key, label_count, put, put_headers, put_metadata, tuple};
 use super::shape::{self, Network, Transport};
 use super::tunnel::{self, AF_INET, AF_INET6, TunnelOptions};
 use super::{CodecError, Fitness, Result, fields, fixed, nsh};
@@ -31,12 +31,13 @@ pub fn encode_match(
     (key_attr, mask_attr): (u16, u16),
     to: &mut Writer,
 ) -> Result<()> {
-    expressible(key, mask, exthdrs)?;
+    let kernel = normalize(key, mask, exthdrs);
+    expressible(key, mask, &kernel)?;
     let nest = to.begin_nest(key_attr);
     encode_key(key, &TunnelOptions::NONE, exthdrs, to);
     to.end(nest);
     let nest = to.begin_nest(mask_attr);
-    encode_mask(key, mask, &TunnelOptions::NONE, exthdrs, to);
+    put_mask(key, &kernel, &TunnelOptions::NONE, exthdrs, to);
     to.end(nest);
     Ok(())
 }
@@ -44,16 +45,16 @@ pub fn encode_match(
 /// Writes the mask of a flow with this key. Bits that the kernel has no attribute for are left out: [`encode_match`] sees to
 /// it that they are not needed.
 pub fn encode_mask(key: &FlowKey, mask: &FlowKey, options: &TunnelOptions, exthdrs: bool, to: &mut Writer) {
-    let mask = normalize(key, mask, exthdrs);
-    for kind in METADATA {
-        if kind != attr::IN_PORT || key.in_port != u32::MAX {
-            put(to, kind, &mask);
-        }
-    }
+    put_mask(key, &normalize(key, mask, exthdrs), options, exthdrs, to);
+}
+
+/// Writes a mask as the kernel has it.
+fn put_mask(key: &FlowKey, mask: &FlowKey, options: &TunnelOptions, exthdrs: bool, to: &mut Writer) {
+    put_metadata(to, mask, key.in_port != u32::MAX);
     // Also without a tunnel: else packets of tunnels would match.
-    tunnel::put(to, &mask, key.tun_proto, options);
+    tunnel::put(to, mask, key.tun_proto, options);
     if shape::is_ethernet(key) {
-        put(to, attr::ETHERNET, &mask);
+        put(to, attr::ETHERNET, mask);
     }
     let mut nests = [None; 2];
     for (nest, tag) in nests.iter_mut().zip([mask.vlan, mask.cvlan]).take(shape::tags(key)) {
@@ -61,11 +62,11 @@ pub fn encode_mask(key: &FlowKey, mask: &FlowKey, options: &TunnelOptions, exthd
         to.put(attr::VLAN, &tag.tci.0.to_ne_bytes());
         *nest = Some(to.begin_nest(attr::ENCAP));
     }
-    to.put(attr::ETHERTYPE, &mask.eth_type.0.to_ne_bytes());
-    put_headers(to, key, &mask, exthdrs);
+    to.put_fixed(attr::ETHERTYPE, mask.eth_type.0.to_ne_bytes());
+    put_headers(to, key, mask, exthdrs);
     nests.into_iter().rev().flatten().for_each(|nest| to.end(nest));
     if shape::has_ct_tuple(key) {
-        put(to, tuple(key), &mask);
+        put(to, tuple(key), mask);
     }
 }
 
@@ -183,29 +184,18 @@ fn normalize_headers(key: &FlowKey, mask: &FlowKey, exthdrs: bool, out: &mut Flo
 /// exactly (recirculation id, tags) or not at all (everything else).
 pub fn decode_mask(bytes: &[u8], key: &FlowKey, mask: &mut FlowKey, options: &mut TunnelOptions) -> Result<Fitness> {
     *mask = FlowKey::ZERO;
-    *options = TunnelOptions::NONE;
+    options.clear();
     (mask.mac_proto, mask.recirc_id) = (u8::MAX, u32::MAX);
     let mut found = Found::read(bytes)?;
     let mut extra = false;
-    let mut known = 0;
-    for kind in METADATA {
-        if let Some(payload) = found.get(kind) {
-            fields::from_struct(kind, payload, mask)?;
-        }
-        known |= bit(kind);
-    }
+    let mut known = METADATA | TUPLES;
+    found.read_structs(METADATA | TUPLES, mask)?;
     // The kernel's number is 16 bits long; it shows the upper half of its mask as ones.
     mask.in_port = if mask.in_port & 0xffff == 0 { 0 } else { u32::MAX };
     if let Some(payload) = found.get(attr::TUNNEL) {
         mask.tun_proto = u8::MAX;
         extra |= tunnel::get(payload, mask, options, true)? == Fitness::TooMuch;
         known |= bit(attr::TUNNEL);
-    }
-    for kind in [attr::CT_ORIG_TUPLE_IPV4, attr::CT_ORIG_TUPLE_IPV6] {
-        if let Some(payload) = found.get(kind) {
-            fields::from_struct(kind, payload, mask)?;
-        }
-        known |= bit(kind);
     }
     if let Some(payload) = found.get(attr::ETHERNET) {
         fields::from_struct(attr::ETHERNET, payload, mask)?;
@@ -274,13 +264,14 @@ fn decode_headers(found: &Found<'_>, key: &FlowKey, mask: &mut FlowKey, known: &
     Ok(extra)
 }
 
-/// Whether the kernel's flow would match no more packets than this one.
-fn expressible(key: &FlowKey, mask: &FlowKey, exthdrs: bool) -> Result<()> {
-    let kernel = normalize(key, mask, exthdrs);
-    let implied = implied(key, &kernel);
-    let words = mask.words().iter().zip(kernel.words()).zip(implied.words()).zip(key.words());
-    for (((mask, kernel), implied), key) in words {
-        let left = mask & !kernel;
+/// Whether the kernel's flow would match no more packets than this one; `kernel` is the mask that it would have.
+fn expressible(key: &FlowKey, mask: &FlowKey, kernel: &FlowKey) -> Result<()> {
+    let left = mask.words().iter().zip(kernel.words()).map(|(mask, kernel)| mask & !kernel);
+    if left.clone().fold(0, |all, left| all | left) == 0 {
+        return Ok(());
+    }
+    let implied = implied(key, kernel);
+    for ((left, implied), key) in left.zip(implied.words()).zip(key.words()) {
         // What a packet of the key's types doesn't have is zero in it.
         if left & !implied != 0 || left & key != 0 {
             return Err(CodecError::Inexpressible("a mask of fields that the key's packets need not have"));

@@ -50,11 +50,12 @@ pub(super) fn encode(set: &SetAction, to: &mut Writer) -> Result<()> {
         }
         key::NSH => nsh::put_masked(to, &set.value, &set.mask),
         _ => {
-            let (value, mask) = (fields::to_struct(kind, &set.value), fields::to_struct(kind, &set.mask));
-            let (Some(value), Some(mask)) = (value, mask) else {
+            // The value and then the mask, in one attribute.
+            let both = to.begin_plain_nest(kind);
+            if !(fields::put_raw(to, kind, &set.value) && fields::put_raw(to, kind, &set.mask)) {
                 return Err(CodecError::Inexpressible("a set of this attribute"));
-            };
-            to.put_parts(kind, &[value.as_bytes(), mask.as_bytes()]);
+            }
+            to.end(both);
         }
     }
     to.end(nest);

@@ -16,8 +16,9 @@ pub(super) const OPTION_FLAGS: u16 = tun_flag::GENEVE_OPT | tun_flag::VXLAN_OPT 
 
 /// The options of a tunnel key (or their mask), which lie outside [`FlowKey`]: Geneve options, the group policy of VXLAN
 /// (4 bytes, the machine's order) or the metadata of ERSPAN. `FlowKey::tun_flags` says which, `tun_opts_len` how many bytes.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub struct TunnelOptions {
+    /// What is behind `len` means nothing.
     bytes: [u8; 255],
     len: u8,
 }
@@ -34,11 +35,24 @@ impl TunnelOptions {
         Some(options)
     }
 
+    /// Becomes none.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.len)).unwrap_or_default()
     }
 }
+
+impl PartialEq for TunnelOptions {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for TunnelOptions {}
 
 impl Default for TunnelOptions {
     fn default() -> Self {
