@@ -89,11 +89,11 @@ impl Executor {
         let index = rtnl::by_name(&name).map_err(failed)?.ok_or_else(|| DpifError::NoSuchDevice(name.clone()))?.index;
         rtnl::set_no_ipv6_address(index).map_err(failed)?;
         rtnl::set_no_arp(index).map_err(failed)?;
-        let mut entry = Entry::of_execute(pins, objects)?;
+        let entry = Entry::of_execute(pins, objects)?;
         let link = entry.attach_tcx(&name, index)?;
         if link.is_none() {
-            entry::add_clsact(&name)?;
-            entry.attach_clsact(&name)?;
+            entry::add_clsact(&name, index)?;
+            entry.attach_clsact(&name, index)?;
         }
         rtnl::set_up(index).map_err(failed)?;
         let sender =

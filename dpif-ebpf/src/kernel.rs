@@ -68,20 +68,20 @@ pub(crate) fn load_error(what: &str, error: EbpfError) -> DpifError {
 /// An error of loading a program. A rejection shows the end of the verifier's log.
 pub(crate) fn program_error(what: &str, error: ProgramError) -> DpifError {
     match error {
-        ProgramError::LoadError { io_error: error, verifier_log } => {
-            if error.raw_os_error() == Some(libc::EPERM) {
-                return DpifError::Permission(what.to_owned());
-            }
-            DpifError::Kernel(format!(
-                "{what}: the kernel's verifier refuses it ({error}): {}",
-                log_end(&verifier_log.to_string())
-            ))
-        }
+        ProgramError::LoadError { io_error: error, verifier_log } => refused(what, error, &verifier_log.to_string()),
         ProgramError::SyscallError(error) => io_error(what, error.io_error),
         ProgramError::IOError(error) => io_error(what, error),
         ProgramError::MapError(error) => map_error(what, error),
         other => DpifError::Kernel(format!("{what}: {}", chain(&other))),
     }
+}
+
+/// An error of bpf(2) about a program, with what the verifier said.
+pub(crate) fn refused(what: &str, error: io::Error, log: &str) -> DpifError {
+    if error.raw_os_error() == Some(libc::EPERM) {
+        return DpifError::Permission(what.to_owned());
+    }
+    DpifError::Kernel(format!("{what}: the kernel's verifier refuses it ({error}): {}", log_end(log)))
 }
 
 /// The last lines of a verifier log in one line, without the verifier's statistics behind them.

@@ -107,7 +107,7 @@ impl Maps {
         }
         let mut maps = Self::map(pins, &shape)?;
         // It is the port entries' object that defines the arrays of programs.
-        crate::ports::entry::load_object(pins, options.objects.as_deref(), 0)?;
+        crate::ports::entry::make_arrays(pins, options.objects.as_deref())?;
         let array = pins.get(name::PROGRAMS)?;
         for (index, program) in [(PROGRAM_TC, "sluice_tc"), (PROGRAM_EXECUTE, "sluice_execute")] {
             let fd = load_program(&mut programs, program)?;

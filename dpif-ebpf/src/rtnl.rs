@@ -4,7 +4,7 @@
 //! so that a kernel that says more, or says it differently, changes nothing.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NlasIterator,
@@ -13,7 +13,9 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
     LinkMessage,
 };
-use netlink_packet_route::tc::{TcHandle, TcMessage};
+use netlink_packet_route::tc::{
+    TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -160,19 +162,56 @@ pub(crate) fn clsact_filters(index: u32) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
+/// Adds a BPF program as a filter of received frames that decides by itself (`direct-action`).
+pub(crate) fn add_clsact_filter(
+    index: u32,
+    priority: u16,
+    handle: u32,
+    program: BorrowedFd<'_>,
+    name: &str,
+) -> io::Result<()> {
+    let mut message = about_filter(index, priority, handle);
+    message.attributes.push(TcAttribute::Kind(TcFilterBpf::KIND.to_owned()));
+    message.attributes.push(TcAttribute::Options(vec![
+        TcOption::Bpf(TcFilterBpfOption::ProgFd(program.as_raw_fd().cast_unsigned())),
+        TcOption::Bpf(TcFilterBpfOption::ProgName(name.to_owned())),
+        TcOption::Bpf(TcFilterBpfOption::Flags(TcBpfFlags::DirectAction)),
+    ]));
+    let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    request(RouteNetlinkMessage::NewTrafficFilter(message), flags).map(drop)
+}
+
 /// Removes a filter of received frames.
 pub(crate) fn delete_clsact_filter(index: u32, priority: u16, handle: u32) -> io::Result<()> {
-    let mut message = about_tc(index, CLSACT_INGRESS);
-    message.header.handle = TcHandle::from(handle);
-    message.header.info = u32::from(priority) << 16 | u32::from((libc::ETH_P_ALL as u16).to_be());
-    request(RouteNetlinkMessage::DelTrafficFilter(message), NLM_F_ACK).map(drop)
+    request(RouteNetlinkMessage::DelTrafficFilter(about_filter(index, priority, handle)), NLM_F_ACK).map(drop)
+}
+
+/// Gives a device its clsact qdisc.
+pub(crate) fn add_clsact(index: u32) -> io::Result<()> {
+    let mut message = about_clsact(index);
+    message.attributes.push(TcAttribute::Kind("clsact".to_owned()));
+    let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    request(RouteNetlinkMessage::NewQueueDiscipline(message), flags).map(drop)
 }
 
 /// Removes a device's clsact qdisc with all its filters.
 pub(crate) fn delete_clsact(index: u32) -> io::Result<()> {
+    request(RouteNetlinkMessage::DelQueueDiscipline(about_clsact(index)), NLM_F_ACK).map(drop)
+}
+
+/// A device's clsact qdisc itself (`TC_H_CLSACT`).
+fn about_clsact(index: u32) -> TcMessage {
     let mut message = about_tc(index, CLSACT_INGRESS & 0xffff_0000 | 0xfff1);
     message.header.handle = TcHandle::from(0xffff_0000);
-    request(RouteNetlinkMessage::DelQueueDiscipline(message), NLM_F_ACK).map(drop)
+    message
+}
+
+/// A filter of received frames, of any protocol.
+fn about_filter(index: u32, priority: u16, handle: u32) -> TcMessage {
+    let mut message = about_tc(index, CLSACT_INGRESS);
+    message.header.handle = TcHandle::from(handle);
+    message.header.info = u32::from(priority) << 16 | u32::from((libc::ETH_P_ALL as u16).to_be());
+    message
 }
 
 fn about_tc(index: u32, parent: u32) -> TcMessage {

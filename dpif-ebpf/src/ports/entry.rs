@@ -4,16 +4,16 @@
 //! else can fail; else by a clsact filter, which has no owner and stays by itself.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use aya::programs::tc::{NlOptions, TcAttachOptions, TcError, TcHandle};
-use aya::programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, tc};
-use aya::{Ebpf, EbpfLoader};
+use aya::EbpfLoader;
+use aya::programs::{SchedClassifier, TcAttachType};
 use datapath_common::maps::name;
 use dpif::{DpifError, Result};
 
-use crate::kernel::{io_error, load_error, program_error};
+use super::image;
+use crate::kernel::{io_error, load_error};
 use crate::options::Attach;
 use crate::pins::Pins;
 use crate::rtnl;
@@ -48,72 +48,48 @@ impl Attached {
     }
 }
 
-/// Loads the object of the port entries, with the number of a port in it.
-pub(crate) fn load_object(pins: &Pins, objects: Option<&Path>, port: u32) -> Result<Ebpf> {
+/// Makes what the port entries' object defines: the arrays of programs, pinned.
+pub(crate) fn make_arrays(pins: &Pins, objects: Option<&Path>) -> Result<()> {
     let bytes = crate::object::Object::PortEntry.bytes(objects)?;
     EbpfLoader::new()
-        .override_global("PORT_NO", &port, true)
         .map_pin_path(name::PROGRAMS, pins.path(name::PROGRAMS))
         .map_pin_path(name::XDP_PROGRAMS, pins.path(name::XDP_PROGRAMS))
         .map_pin_path(name::XDP_PORT, pins.path(name::XDP_PORT))
         .load(&bytes)
+        .map(drop)
         .map_err(|error| load_error("can't load the eBPF object of the port entries", error))
 }
 
-/// The entry of port `port`, to be attached.
+/// The entry of a port, to be attached.
 pub(crate) struct Entry {
-    object: Ebpf,
-    program: &'static str,
+    program: OwnedFd,
+    name: &'static str,
 }
 
 impl Entry {
     /// The entry of a port.
     pub(crate) fn of_port(pins: &Pins, objects: Option<&Path>, port: u32) -> Result<Self> {
-        Self::load(load_object(pins, objects, port)?, PORT)
+        Ok(Self { program: image::load(pins, objects, PORT, port)?, name: PORT })
     }
 
     /// The entry of the execute device.
     pub(crate) fn of_execute(pins: &Pins, objects: Option<&Path>) -> Result<Self> {
-        Self::load(load_object(pins, objects, 0)?, EXECUTE)
-    }
-
-    fn load(object: Ebpf, program: &'static str) -> Result<Self> {
-        let mut entry = Self { object, program };
-        entry.program()?.load().map_err(|error| program_error(&format!("can't load eBPF program {program}"), error))?;
-        Ok(entry)
-    }
-
-    fn program(&mut self) -> Result<&mut SchedClassifier> {
-        let what = || format!("can't load eBPF program {}", self.program);
-        self.object
-            .program_mut(self.program)
-            .ok_or_else(|| DpifError::Kernel(format!("{}: the object has none of this name", what())))?
-            .try_into()
-            .map_err(|error| program_error(&what(), error))
+        Ok(Self { program: image::load(pins, objects, EXECUTE, 0)?, name: EXECUTE })
     }
 
     /// Attaches by a TCX link. `None`: this kernel has none.
-    pub(crate) fn attach_tcx(&mut self, device: &str, ifindex: u32) -> Result<Option<std::os::fd::OwnedFd>> {
-        let program = self.program()?;
-        let fd = program.fd().map_err(|error| program_error("the entry program", error))?;
-        match bpf::link_tcx(fd.as_fd(), ifindex) {
+    pub(crate) fn attach_tcx(&self, device: &str, ifindex: u32) -> Result<Option<OwnedFd>> {
+        match bpf::link_tcx(self.program.as_fd(), ifindex) {
             Ok(link) => Ok(Some(link)),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Ok(None),
             Err(error) => Err(attach_error(device, error)),
         }
     }
 
-    /// Attaches by a clsact filter. The device has the qdisc.
-    pub(crate) fn attach_clsact(&mut self, device: &str) -> Result<()> {
-        let program = self.program()?;
-        let options = NlOptions { priority: PRIORITY, handle: TcHandle::new(0, HANDLE), classid: None };
-        let link = program
-            .attach_with_options(device, TcAttachType::Ingress, TcAttachOptions::Netlink(options))
-            .and_then(|id| program.take_link(id))
-            .map_err(|error| tc_error(device, error))?;
-        // The filter belongs to the device; dropping the link would remove it.
-        std::mem::forget(link);
-        Ok(())
+    /// Attaches by a clsact filter, which has no owner and stays by itself. The device has the qdisc.
+    pub(crate) fn attach_clsact(&self, device: &str, ifindex: u32) -> Result<()> {
+        rtnl::add_clsact_filter(ifindex, PRIORITY, HANDLE.into(), self.program.as_fd(), self.name)
+            .map_err(|error| attach_error(device, error))
     }
 }
 
@@ -125,17 +101,9 @@ pub(crate) fn attach_xdp(
     port: u32,
     ifindex: u32,
     native: bool,
-) -> Result<io::Result<std::os::fd::OwnedFd>> {
-    let what = format!("can't load eBPF program {XDP}");
-    let mut object = load_object(pins, objects, port)?;
-    let program: &mut Xdp = object
-        .program_mut(XDP)
-        .ok_or_else(|| DpifError::Kernel(format!("{what}: the object has none of this name")))?
-        .try_into()
-        .map_err(|error| program_error(&what, error))?;
-    program.load().map_err(|error| program_error(&what, error))?;
-    let fd = program.fd().map_err(|error| program_error(&what, error))?;
-    Ok(bpf::link_xdp(fd.as_fd(), ifindex, native))
+) -> Result<io::Result<OwnedFd>> {
+    let program = image::load(pins, objects, XDP, port)?;
+    Ok(bpf::link_xdp(program.as_fd(), ifindex, native))
 }
 
 /// Whether new attachments are tried by TCX first.
@@ -144,13 +112,11 @@ pub(crate) fn prefers_tcx(attach: Attach) -> bool {
 }
 
 /// Gives a device its clsact qdisc; false if it has one.
-pub(crate) fn add_clsact(device: &str) -> Result<bool> {
-    match tc::qdisc_add_clsact(device) {
+pub(crate) fn add_clsact(device: &str, ifindex: u32) -> Result<bool> {
+    match rtnl::add_clsact(ifindex) {
         Ok(()) => Ok(true),
-        Err(error) => match tc_io_error(error) {
-            error if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
-            error => Err(attach_error(device, error)),
-        },
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(attach_error(device, error)),
     }
 }
 
@@ -192,24 +158,4 @@ fn attach_error(device: &str, error: io::Error) -> DpifError {
         Some(libc::ENODEV) => DpifError::NoSuchDevice(device.to_owned()),
         _ => io_error(format!("can't attach the datapath to {device}"), error),
     }
-}
-
-fn tc_error(device: &str, error: ProgramError) -> DpifError {
-    match error {
-        ProgramError::TcError(error) => attach_error(device, tc_io_error(error)),
-        ProgramError::NetlinkError(error) => attach_error(device, netlink_io_error(&error)),
-        error => program_error(&format!("can't attach the datapath to {device}"), error),
-    }
-}
-
-fn tc_io_error(error: TcError) -> io::Error {
-    match error {
-        TcError::IoError(error) => error,
-        TcError::NetlinkError(error) => netlink_io_error(&error),
-        error => io::Error::other(error),
-    }
-}
-
-fn netlink_io_error(error: &aya::sys::NetlinkError) -> io::Error {
-    error.raw_os_error().map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
 }

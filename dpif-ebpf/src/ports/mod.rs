@@ -17,6 +17,7 @@
 pub(crate) mod device;
 pub(crate) mod entry;
 pub(crate) mod events;
+mod image;
 mod internal;
 mod xdp;
 
@@ -216,7 +217,7 @@ impl Ports {
     /// The steps that all kinds of ports have in common.
     fn attach(&self, number: u32, record: &mut PortRecord, link: &Link, mac: [u8; 6]) -> Result<Port> {
         self.clear_stats(number);
-        let mut entry = Entry::of_port(&self.pins, self.options.objects.as_deref(), number)?;
+        let entry = Entry::of_port(&self.pins, self.options.objects.as_deref(), number)?;
         let kind = if record.kind == INTERNAL { PortKind::Internal } else { PortKind::System };
         let xdp = XdpState::Off("not attached yet".into());
         let mut port = Port { name: text(&record.name), kind, record: *record, mtu: link.mtu, mac, xdp, error: None };
@@ -232,11 +233,11 @@ impl Ports {
             record.attach = Attached::Clsact as u16;
             record.saved |= SAVED_CLSACT;
             self.write_record(number, record);
-            if !entry::add_clsact(&link.name)? {
+            if !entry::add_clsact(&link.name, link.index)? {
                 record.saved &= !SAVED_CLSACT;
                 self.write_record(number, record);
             }
-            entry.attach_clsact(&link.name)?;
+            entry.attach_clsact(&link.name, link.index)?;
         }
         record.state = PortState::Ready as u32;
         self.write_record(number, record);

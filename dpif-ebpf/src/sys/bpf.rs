@@ -1,13 +1,13 @@
 //! bpf(2) where aya has no shared or no raw access: map elements through a shared reference, and links by descriptor.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_type, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_map_type, bpf_prog_type};
 
 /// Writes an element.
 pub(crate) fn map_update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
@@ -17,6 +17,18 @@ pub(crate) fn map_update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V
     attr.__bindgen_anon_2.__bindgen_anon_1.value = address(value);
     attr.__bindgen_anon_2.flags = flags;
     call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Writes the only element of a map, and lets nobody write it again.
+pub(crate) fn fill_and_freeze(map: BorrowedFd<'_>, value: &[u8]) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = address(&0u32);
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_ptr() as u64;
+    call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr)?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    call(bpf_cmd::BPF_MAP_FREEZE, &mut attr).map(drop)
 }
 
 /// The value of a key.
@@ -95,16 +107,62 @@ pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     call(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
 }
 
+/// `BPF_F_XDP_HAS_FRAGS`.
+pub(crate) const XDP_HAS_FRAGS: u32 = 1 << 5;
+/// Room for what the verifier says of a program that it refuses.
+const LOG: usize = 1 << 16;
+
+/// A program to be loaded.
+pub(crate) struct Code<'a> {
+    pub(crate) kind: bpf_prog_type,
+    /// Of which the kernel keeps 15 bytes.
+    pub(crate) name: &'a CStr,
+    pub(crate) license: &'a CStr,
+    pub(crate) instructions: &'a [bpf_insn],
+    /// `BPF_F_*`.
+    pub(crate) flags: u32,
+}
+
+/// Loads a program. An error comes with the verifier's log.
+pub(crate) fn load(code: &Code<'_>) -> Result<OwnedFd, (io::Error, String)> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_3.prog_type = code.kind as u32;
+    attr.__bindgen_anon_3.insns = code.instructions.as_ptr() as u64;
+    attr.__bindgen_anon_3.insn_cnt = code.instructions.len() as u32;
+    attr.__bindgen_anon_3.license = code.license.as_ptr() as u64;
+    attr.__bindgen_anon_3.prog_flags = code.flags;
+    let mut name = [0; 16];
+    for (to, from) in name.iter_mut().take(15).zip(code.name.to_bytes()) {
+        *to = from.cast_signed();
+    }
+    attr.__bindgen_anon_3.prog_name = name;
+    if let Ok(fd) = call(bpf_cmd::BPF_PROG_LOAD, &mut attr) {
+        return owned(fd).map_err(|error| (error, String::new()));
+    }
+    // The log costs; only who is refused asks for it.
+    let mut log = vec![0u8; LOG];
+    attr.__bindgen_anon_3.log_level = 1;
+    attr.__bindgen_anon_3.log_size = LOG as u32;
+    attr.__bindgen_anon_3.log_buf = log.as_mut_ptr() as u64;
+    call(bpf_cmd::BPF_PROG_LOAD, &mut attr).and_then(owned).map_err(|error| {
+        let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+        (error, String::from_utf8_lossy(log.get(..end).unwrap_or_default()).into_owned())
+    })
+}
+
 /// Loads a socket filter that returns 0 for every packet.
 pub(crate) fn zero_filter() -> io::Result<OwnedFd> {
-    // mov64 r0, 0; exit
-    let code: [u64; 2] = [0x0000_00b7, 0x0000_0095].map(u64::to_le);
-    let mut attr = zeroed();
-    attr.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_SOCKET_FILTER as u32;
-    attr.__bindgen_anon_3.insns = address(&code);
-    attr.__bindgen_anon_3.insn_cnt = code.len() as u32;
-    attr.__bindgen_anon_3.license = c"GPL".as_ptr() as u64;
-    call(bpf_cmd::BPF_PROG_LOAD, &mut attr).and_then(owned)
+    // SAFETY: all-zero is a value of this plain C struct.
+    let instruction: bpf_insn = unsafe { std::mem::zeroed() };
+    let (set_r0_to_0, exit) = (bpf_insn { code: 0xb7, ..instruction }, bpf_insn { code: 0x95, ..instruction });
+    let code = Code {
+        kind: bpf_prog_type::BPF_PROG_TYPE_SOCKET_FILTER,
+        name: c"",
+        license: c"GPL",
+        instructions: &[set_r0_to_0, exit],
+        flags: 0,
+    };
+    load(&code).map_err(|(error, _)| error)
 }
 
 /// Pins an object.

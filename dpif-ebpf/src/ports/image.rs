@@ -1,0 +1,64 @@
+//! Loading a port's entry: the object's program, with the port's number in it.
+//!
+//! aya's own loader reads the kernel's whole BTF each time, some tens of milliseconds in which the kernel's part of the work is one. The
+//! entries ask for nothing that is in there, and a host may have a thousand ports. So the object is read, put together and loaded here,
+//! with the parts that aya has for this.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::Path;
+
+use aya::maps::MapData;
+use aya_obj::generated::bpf_prog_type;
+use aya_obj::{EbpfSectionKind, Object, ProgramSection};
+use dpif::{DpifError, Result};
+
+use crate::kernel::{io_error, map_error, refused};
+use crate::pins::Pins;
+use crate::sys::bpf;
+
+/// Loads a program of the object of the port entries, as the entry of port `port`.
+pub(super) fn load(pins: &Pins, objects: Option<&Path>, program: &str, port: u32) -> Result<OwnedFd> {
+    let what = || format!("can't load eBPF program {program}");
+    let wrong = |error: &dyn std::error::Error| DpifError::Kernel(format!("{}: {error}", what()));
+    let bytes = crate::object::Object::PortEntry.bytes(objects)?;
+    let mut object = Object::parse(&bytes).map_err(|error| wrong(&error))?;
+    let number = port.to_ne_bytes();
+    object.patch_map_data(HashMap::from([("PORT_NO", (&number[..], true))])).map_err(|error| wrong(&error))?;
+
+    let maps = std::mem::take(&mut object.maps);
+    let mut fds = Vec::with_capacity(maps.len());
+    for (name, map) in &maps {
+        let fd = if map.section_kind() == EbpfSectionKind::Rodata { constants(&what(), map)? } else { pins.get(name)? };
+        fds.push((name.as_str(), fd, map));
+    }
+    let text = object.functions.keys().map(|(section, _)| *section).collect::<HashSet<_>>();
+    let relocated = object.relocate_maps(fds.iter().map(|(name, fd, map)| (*name, fd.as_raw_fd(), *map)), &text);
+    relocated.and_then(|()| object.relocate_calls(&text)).map_err(|error| wrong(&error))?;
+
+    let found = object.programs.get(program);
+    let found = found.and_then(|found| Some((found, object.functions.get(&found.function_key())?)));
+    let (found, function) =
+        found.ok_or_else(|| DpifError::Kernel(format!("{}: the object has none of this name", what())))?;
+    let kind = match found.section {
+        ProgramSection::SchedClassifier => bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS,
+        ProgramSection::Xdp { .. } => bpf_prog_type::BPF_PROG_TYPE_XDP,
+        _ => return Err(DpifError::Kernel(format!("{}: it is no program of a hook", what()))),
+    };
+    let flags = match found.section {
+        ProgramSection::Xdp { frags: true, .. } => bpf::XDP_HAS_FRAGS,
+        _ => 0,
+    };
+    let name = CString::new(program).map_err(|error| wrong(&error))?;
+    let code = bpf::Code { kind, name: &name, license: &found.license, instructions: &function.instructions, flags };
+    bpf::load(&code).map_err(|(error, log)| refused(&what(), error, &log))
+}
+
+/// A map of constants, as the verifier knows them: written once, then frozen.
+fn constants(what: &str, map: &aya_obj::Map) -> Result<OwnedFd> {
+    let made = MapData::create(map.clone(), ".rodata", None).map_err(|error| map_error(what, error))?;
+    let fd = made.fd().as_fd().try_clone_to_owned().map_err(|error| io_error(what, error))?;
+    bpf::fill_and_freeze(fd.as_fd(), map.data()).map_err(|error| io_error(what, error))?;
+    Ok(fd)
+}
