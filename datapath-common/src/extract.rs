@@ -9,7 +9,7 @@
 //! extension headers (a longer chain is treated as one that is cut off) and [`MAX_LABELS`] MPLS labels (likewise).
 
 use crate::be::{Be16, Be32};
-use crate::key::{FRAG_FIRST, FRAG_LATER, FRAG_NONE, FlowKey, KEY_WORDS, VLAN_PRESENT, Vlan, word};
+use crate::key::{FRAG_FIRST, FRAG_LATER, FRAG_NONE, FlowKey, HOT_WORDS, KEY_WORDS, VLAN_PRESENT, Vlan, word};
 use crate::packet::PacketRead;
 
 /// Bytes in front in which [`extract_plain_ipv4`] reads: Ethernet, IPv4 without options, TCP without options.
@@ -202,25 +202,55 @@ fn tag(tpid: u16, tci: u16) -> Vlan {
     Vlan { tpid: Be16::from_raw(tpid), tci: Be16::from_raw(tci) | Be16::new(VLAN_PRESENT) }
 }
 
+/// What [`plain_ipv4`] has read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Plain {
+    /// The hot words of the key; of word 0, which is the engine's, nothing.
+    pub words: [u64; HOT_WORDS],
+    /// The transport header follows: the packet is no later fragment.
+    pub l4: bool,
+}
+
+/// Where the network header of a plain packet is.
+const PLAIN_L3: u32 = 14;
+/// Where the transport header is.
+const PLAIN_L4: u32 = 34;
+
 /// As [`extract_into`] for what most packets are: IPv4 without options behind an Ethernet header without tags. False, and
 /// nothing done, for any other. Where everything lies is known here, so loads from the first [`HEAD`] bytes can be cheap.
 #[inline(always)]
 pub fn extract_plain_ipv4<P: PacketRead>(head: &P, key: &mut FlowKey, layers: &mut Layers) -> bool {
-    const L3: u32 = 14;
-    const L4: u32 = 34;
-    let (src, first) = (head.u64_or_zero(6), head.u64_or_zero(L3));
-    let untagged = head.accelerated_vlan().tpid.is_zero() && (src >> 48) as u16 == eth_type::IPV4.to_be();
-    if !untagged || first & 0xf != 5 {
-        return false;
-    }
-    key.words_mut()[word::ETH_DST] = (head.u64_or_zero(0) & FIRST_6) | (u64::from(eth_type::IPV4.to_be()) << 48);
-    key.words_mut()[word::ETH_SRC] = src & FIRST_6;
-    let follows = ipv4_header(head, key, L3, first);
-    volatile_set(layers, Layers { l3: L3, l4: if follows { L4 } else { 0 }, ..Layers::default() });
-    if follows {
-        transport(head, key, L4, ip_proto::ICMP);
-    }
+    let Some(plain) = plain_ipv4(head, true) else { return false };
+    let words = key.words_mut();
+    words[word::ETH_DST] = plain.words[word::ETH_DST];
+    words[word::ETH_SRC] = plain.words[word::ETH_SRC];
+    words[word::IP] = plain.words[word::IP];
+    words[word::IPV4] = plain.words[word::IPV4];
+    volatile_set(layers, Layers { l3: PLAIN_L3, l4: if plain.l4 { PLAIN_L4 } else { 0 }, ..Layers::default() });
     true
+}
+
+/// The words of a plain packet; `None` for any other. Without `ports` the ports are 0 (the TCP flags are there all the same).
+#[inline(always)]
+pub fn plain_ipv4<P: PacketRead>(head: &P, ports: bool) -> Option<Plain> {
+    let (src, first) = (head.u64_or_zero(6), head.u64_or_zero(PLAIN_L3));
+    let untagged = !head.has_accelerated_vlan() && (src >> 48) as u16 == eth_type::IPV4.to_be();
+    if !untagged || first & 0xf != 5 {
+        return None;
+    }
+    let mut words = [0; HOT_WORDS];
+    words[word::ETH_DST] = (head.u64_or_zero(0) & FIRST_6) | (u64::from(eth_type::IPV4.to_be()) << 48);
+    words[word::ETH_SRC] = src & FIRST_6;
+    let header = ipv4_header(head, PLAIN_L3, first);
+    words[word::IPV4] = header.addresses;
+    words[word::IP] = header.ip.into();
+    let l4 = !header.is_later();
+    if l4 {
+        let transport = transport_header(head, header.proto(), PLAIN_L4, ip_proto::ICMP, ports);
+        words[word::IP] |= u64::from(transport.ports) << 32;
+        words[word::ETH_SRC] |= u64::from(transport.tcp_flags) << 48;
+    }
+    Some(Plain { words, l4 })
 }
 
 #[inline(always)]
@@ -231,21 +261,41 @@ fn ipv4<P: PacketRead>(packet: &P, key: &mut FlowKey, layers: &mut Layers) {
     if header < 20 || packet.len() < l3 + header {
         return;
     }
-    if ipv4_header(packet, key, l3, first) {
+    let fields = ipv4_header(packet, l3, first);
+    key.words_mut()[word::IPV4] = fields.addresses;
+    key.words_mut()[word::IP] = fields.ip.into();
+    if !fields.is_later() {
         volatile_set(&mut layers.l4, l3 + header);
         transport(packet, key, volatile_get(&layers.l4), ip_proto::ICMP);
     }
 }
 
-/// The fields of a whole IPv4 header that begins with `first`. True: the transport header follows.
+/// What an IPv4 header says.
+struct Ipv4 {
+    /// Word [`word::IPV4`].
+    addresses: u64,
+    /// The lower half of word [`word::IP`].
+    ip: u32,
+}
+
+impl Ipv4 {
+    #[inline(always)]
+    fn proto(&self) -> u8 {
+        self.ip as u8
+    }
+    #[inline(always)]
+    fn is_later(&self) -> bool {
+        (self.ip >> 24) as u8 == FRAG_LATER
+    }
+}
+
+/// The fields of a whole IPv4 header that begins with `first`.
 #[inline(always)]
-fn ipv4_header<P: PacketRead>(packet: &P, key: &mut FlowKey, l3: u32, first: u64) -> bool {
+fn ipv4_header<P: PacketRead>(packet: &P, l3: u32, first: u64) -> Ipv4 {
     // Bytes 0–7: version and header length, TOS, total length, id, fragment; 8–11: TTL, protocol, checksum; then addresses.
     let second = packet.u32_or_zero(l3 + 8);
-    key.words_mut()[word::IPV4] = packet.u64_or_zero(l3 + 12);
     let fragment = u16::from_be((first >> 48) as u16);
-    let later = fragment & 0x1fff != 0;
-    let kind = if later {
+    let kind = if fragment & 0x1fff != 0 {
         FRAG_LATER
     } else if fragment & 0x2000 != 0 || packet.is_ufo() {
         FRAG_FIRST
@@ -253,48 +303,59 @@ fn ipv4_header<P: PacketRead>(packet: &P, key: &mut FlowKey, l3: u32, first: u64
         FRAG_NONE
     };
     let (proto, tos, ttl) = ((second >> 8) as u8, (first >> 8) as u8, second as u8);
-    key.words_mut()[word::IP] = u64::from(u32::from_le_bytes([proto, tos, ttl, kind]));
-    !later
+    Ipv4 { addresses: packet.u64_or_zero(l3 + 12), ip: u32::from_le_bytes([proto, tos, ttl, kind]) }
 }
 
 /// Ports, TCP flags, ICMP type and code; all zero where the header is cut off.
 ///
-/// Here and in [`ipv4_header`] whole words are written: the lookup reads them next, and a load that has to gather what several
-/// smaller stores have left waits until these have reached the cache.
+/// Here and behind [`ipv4_header`] whole words are written: the lookup reads them next, and a load that has to gather what
+/// several smaller stores have left waits until these have reached the cache.
 #[inline(always)]
 fn transport<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32, icmp: u8) {
-    let ports = ports(packet, key, l4, icmp);
-    key.words_mut()[word::IP] |= u64::from(ports) << 32;
+    let transport = transport_header(packet, key.ip_proto, l4, icmp, true);
+    key.words_mut()[word::IP] |= u64::from(transport.ports) << 32;
+    key.words_mut()[word::ETH_SRC] |= u64::from(transport.tcp_flags) << 48;
 }
 
-/// Source and destination port, each in memory order, the source in the low half. Sets the TCP flags beside.
+/// What a transport header says, in memory order.
+#[derive(Default)]
+struct Transport {
+    /// Source and destination port, the source in the low half.
+    ports: u32,
+    tcp_flags: u16,
+}
+
+/// Reads a transport header, of other protocols than TCP only if `ports` are wanted.
 #[inline(always)]
-fn ports<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32, icmp: u8) -> u32 {
+fn transport_header<P: PacketRead>(packet: &P, proto: u8, l4: u32, icmp: u8, ports: bool) -> Transport {
     let len = packet.len();
-    let proto = key.ip_proto;
+    let none = Transport::default();
     if proto == ip_proto::TCP {
         if len < l4 + 20 {
-            return 0;
+            return none;
         }
-        let ports = packet.u32_or_zero(l4);
         let offset_flags = u16::from_be(packet.u16_or_zero(l4 + 12));
         let header = u32::from(offset_flags >> 12) * 4;
         if header < 20 || len < l4 + header {
-            return 0;
+            return none;
         }
-        key.words_mut()[word::ETH_SRC] |= u64::from((offset_flags & 0x0fff).to_be()) << 48;
-        ports
-    } else if proto == icmp {
-        let type_code = if len >= l4 + 8 { packet.u16_or_zero(l4) } else { 0 };
-        u32::from((type_code & 0xff).to_be()) | u32::from((type_code >> 8).to_be()) << 16
-    } else {
-        let header = match proto {
-            ip_proto::UDP => 8,
-            ip_proto::SCTP => 12,
-            _ => return 0,
-        };
-        if len >= l4 + header { packet.u32_or_zero(l4) } else { 0 }
+        let ports = if ports { packet.u32_or_zero(l4) } else { 0 };
+        return Transport { ports, tcp_flags: (offset_flags & 0x0fff).to_be() };
     }
+    if !ports {
+        return none;
+    }
+    if proto == icmp {
+        let type_code = if len >= l4 + 8 { packet.u16_or_zero(l4) } else { 0 };
+        let ports = u32::from((type_code & 0xff).to_be()) | u32::from((type_code >> 8).to_be()) << 16;
+        return Transport { ports, tcp_flags: 0 };
+    }
+    let header = match proto {
+        ip_proto::UDP => 8,
+        ip_proto::SCTP => 12,
+        _ => return none,
+    };
+    Transport { ports: if len >= l4 + header { packet.u32_or_zero(l4) } else { 0 }, tcp_flags: 0 }
 }
 
 #[inline(always)]

@@ -257,6 +257,13 @@ impl FlowKey {
         unsafe { &*core::ptr::from_ref(self).cast() }
     }
 
+    /// The hot words.
+    #[inline(always)]
+    pub const fn hot_words(&self) -> &[u64; HOT_WORDS] {
+        // SAFETY: as in `words`, of which these are the first.
+        unsafe { &*core::ptr::from_ref(self).cast() }
+    }
+
     /// The key as words, to write.
     #[inline(always)]
     pub const fn words_mut(&mut self) -> &mut [u64; KEY_WORDS] {

@@ -22,6 +22,7 @@ pub mod extract;
 pub mod key;
 pub mod maps;
 pub mod mask;
+pub mod needs;
 pub mod op;
 pub mod packet;
 pub mod slot;

@@ -4,7 +4,7 @@ use crate::op::DROP_REASONS;
 
 /// Version of everything in this crate that both sides read. It names the folder of the pins, so that a daemon never adopts a
 /// datapath whose memory it would misread. A test fails when a shared type changes and this does not.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// Datapath ports, 0 included.
 pub const MAX_PORTS: usize = 4096;
@@ -66,7 +66,7 @@ pub mod name {
     pub const PROGRAMS: &str = "PROGRAMS";
     /// Devices that take frames from the XDP hook, by datapath port.
     pub const DEVICES: &str = "DEVICES";
-    /// Datapath port of the frame that is in the XDP hook, by CPU: what the port entry tells the datapath's program.
+    /// [`super::XdpFrame`] by CPU: what the port entry tells the datapath's program.
     pub const XDP_PORT: &str = "XDP_PORT";
     /// Program slots that the port entries of the XDP hook tail-call.
     pub const XDP_PROGRAMS: &str = "XDP_PROGRAMS";
@@ -78,9 +78,13 @@ pub mod name {
 pub const PROGRAM_TC: u32 = 0;
 /// Index into `PROGRAMS` of packet execution.
 pub const PROGRAM_EXECUTE: u32 = 1;
+/// Index into `PROGRAMS` of the general TC program, which a specialised one hands packets over to.
+pub const PROGRAM_TC_GENERAL: u32 = 2;
 
 /// Index into `XDP_PROGRAMS` of the XDP datapath.
 pub const PROGRAM_XDP: u32 = 0;
+/// Index into `XDP_PROGRAMS` of the general XDP program.
+pub const PROGRAM_XDP_GENERAL: u32 = 1;
 
 /// `PortEntry::flags`: the device sends frames that the XDP hook redirects to it.
 pub const PORT_TAKES_XDP: u32 = 1;
@@ -119,6 +123,16 @@ pub struct PortEntry {
     pub flags: u32,
     /// Unused, zero.
     pub reserved: u32,
+}
+
+/// The frame that is in the XDP hook, for the programs that call each other there.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XdpFrame {
+    /// Datapath port of arrival.
+    pub port: u32,
+    /// What the specialised program serves that handed the frame over; 0: none did.
+    pub serves: u32,
 }
 
 /// What userspace remembers of a port across its own life. It is written before the device is touched and cleared after the
@@ -312,11 +326,11 @@ mod tests {
             MAX_HANDLERS,
             OpKind::Psample as usize,
         ];
-        assert_eq!(LAYOUT_VERSION, 6);
+        assert_eq!(LAYOUT_VERSION, 7);
         assert_eq!(
             layout,
             [
-                304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 24, 624, 24, 1216, 64, 368, 448, 8, 64, 32, 488, 56, 56,
+                304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 24, 624, 24, 1280, 64, 408, 480, 8, 64, 32, 488, 56, 56,
                 8, 16, 64, 64, 208, 40, 4096, 256, 64, 131_072, 16, 27
             ]
         );

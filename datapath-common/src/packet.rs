@@ -17,6 +17,11 @@ pub trait PacketRead {
     /// The VLAN tag that the device took off the frame (`skb_vlan_tag_get`), its tci as on the wire; a zero `tpid` says that
     /// there is none.
     fn accelerated_vlan(&self) -> Vlan;
+    /// Whether there is one.
+    #[inline(always)]
+    fn has_accelerated_vlan(&self) -> bool {
+        !self.accelerated_vlan().tpid.is_zero()
+    }
     /// One byte.
     fn u8(&self, offset: u32) -> Option<u8>;
     /// Two bytes, memory order.

@@ -5,7 +5,7 @@
 //! the reference's has been given to another flow since: the reference is stale and the lookup is done again.
 
 use crate::digest::Digest;
-use crate::key::FlowKey;
+use crate::key::{FlowKey, HOT_WORDS};
 use crate::op::{Op, SLOT_OPS};
 
 /// A flow of the datapath.
@@ -20,24 +20,30 @@ pub struct Slot {
     pub stats_id: u32,
     /// Number of the flow's mask.
     pub mask_id: u32,
+    /// [`Straight::flags`](crate::Straight) of the program.
+    pub straight: u16,
+    /// What a specialised program must have for the flow ([`needs`](crate::needs)); 0: none has it.
+    pub needs: u16,
+    /// [`Straight::arg`](crate::Straight) of the program.
+    pub arg: u32,
+    /// Masks of the hot words but the first, of which flows with needs match every bit.
+    pub hot_mask: [u64; HOT_WORDS - 1],
+    /// The masked key; in an execute slot the metadata of the packet. Its hot words are a cache line, all before them another.
+    pub key: FlowKey,
     /// Where the flow is (or was) in the lookup table.
     pub digest: Digest,
     /// Unique flow id, for userspace.
     pub ufid: [u8; 16],
-    /// [`Straight::flags`](crate::Straight) of the program.
-    pub straight: u32,
-    /// [`Straight::arg`](crate::Straight) of the program.
-    pub arg: u32,
-    /// The masked key; in an execute slot the metadata of the packet. Its hot words are a cache line, all before them another.
-    pub key: FlowKey,
     /// [`Straight::rewrite`](crate::Straight) of the program.
     pub rewrite: [u64; 8],
     /// [`Straight::vlan`](crate::Straight) of the program.
     pub vlan: u32,
-    /// Unused, zero: a slot is a whole number of cache lines.
-    pub reserved: [u32; 3],
+    /// Unused, zero.
+    pub reserved: u32,
     /// The action program.
     pub ops: [Op; SLOT_OPS],
+    /// Unused, zero: a slot is a whole number of cache lines.
+    pub padding: [u64; 4],
 }
 
 impl Slot {
@@ -80,6 +86,7 @@ pub struct FlowStats {
     pub bytes: u64,
     /// `CLOCK_MONOTONIC` of the last packet, coarse, in nanoseconds; 0 = never.
     pub used_ns: u64,
-    /// Union of the TCP flags seen.
-    pub tcp_flags: u64,
+    /// In the lower 16 bits the union of the TCP flags seen, above them the tick (`jiffies`) at which `used_ns` was set: what
+    /// most packets change nothing of is one word.
+    pub seen: u64,
 }

@@ -11,7 +11,7 @@
 //! [`set_word`](crate::apply::set_word) leaves, operation by operation; a test compares them.
 
 use crate::extract::{HEAD, Layers, eth_type, ip_proto};
-use crate::key::{FRAG_LATER, word};
+use crate::key::{FRAG_LATER, HOT_WORDS, word};
 use crate::op::{Op, kind};
 use crate::packet::PacketHead;
 
@@ -120,7 +120,7 @@ const _: () = assert!(at::TCP_SUM + 4 == HEAD);
 /// Otherwise returns what a sum that the device has made over the whole packet (`CHECKSUM_COMPLETE`) changes by, in the lower
 /// half and in one's complement: 0 unless addresses changed that a layer-4 checksum covers too.
 #[inline(always)]
-pub fn rewrite<H: PacketHead>(head: &mut H, words: &mut [u64; 64], layers: &Layers, rewrite: &[u64; 8]) -> u64 {
+pub fn rewrite<H: PacketHead>(head: &mut H, words: &mut [u64; HOT_WORDS], layers: &Layers, rewrite: &[u64; 8]) -> u64 {
     let picked = |old: u64, i: usize| (old & !rewrite[2 * i + 1]) | rewrite[2 * i];
     let (dst, src) = (picked(words[word::ETH_DST], 0), picked(words[word::ETH_SRC], 1));
     let mut complete = 0;

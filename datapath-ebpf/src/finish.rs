@@ -11,9 +11,9 @@ use datapath_common::key::word;
 use datapath_common::maps::{MAX_LOOKUPS, MAX_PORTS, PORT_TAKES_XDP};
 use datapath_common::op::DropReason;
 use datapath_common::packet::PacketRead;
-use datapath_common::{Slot, straight};
+use datapath_common::{Slot, needs, straight};
 
-use crate::lookup::{in_cache, rehash, search};
+use crate::lookup::{in_cache, search, tell};
 use crate::maps::{DEVICES, PORTS, SLOTS, Scratch, XDP_PORT, XDP_SCRATCH, XdpCpu};
 use crate::stats;
 use crate::xdp::Xdp;
@@ -31,10 +31,13 @@ const SHORTEST: u32 = 20;
 /// A frame that arrived at the port that [`XDP_PORT`] names.
 #[inline(always)]
 pub fn receive(xdp: *mut xdp_md) -> u32 {
-    let (Some(x), Some(port)) = (XDP_SCRATCH.get_ptr_mut(0), XDP_PORT.get_ptr(0)) else { return xdp_action::XDP_PASS };
+    let (Some(x), Some(port)) = (XDP_SCRATCH.get_ptr_mut(0), XDP_PORT.get_ptr(0)) else {
+        return xdp_action::XDP_PASS;
+    };
     // SAFETY: elements of this CPU alone.
-    let (x, in_port) = unsafe { (&mut *x, *port) };
-    if is_finishable(xdp, x, in_port) { finish(xdp, x) } else { xdp_action::XDP_PASS }
+    let (x, arrived) = unsafe { (&mut *x, *port) };
+    x.s.serves = arrived.serves;
+    if is_finishable(xdp, x, arrived.port) { finish(xdp, x) } else { xdp_action::XDP_PASS }
 }
 
 /// Walks the lookups of a frame, to the end in slot `s.slot`.
@@ -104,6 +107,9 @@ fn look(x: &mut XdpCpu) -> i32 {
     let slot = match in_cache(&mut x.s) {
         Some(slot) => {
             x.cached += 1;
+            if x.s.serves != 0 {
+                tell(&x.s);
+            }
             slot
         }
         None => {
@@ -122,9 +128,9 @@ fn look(x: &mut XdpCpu) -> i32 {
     }
     x.flows[at] = slot.stats_id;
     x.s.lookups = at as u32 + 1;
-    match slot.straight {
+    match u32::from(slot.straight) {
         straight::RECIRC => {
-            x.s.hash = x.s.hash.wrapping_add(rehash(x.s.words[word::IN_PORT], slot.arg));
+            x.s.hash = x.s.hash.wrapping_add(needs::rehash(x.s.words[word::IN_PORT], slot.arg));
             x.s.key().recirc_id = slot.arg;
             AGAIN
         }
@@ -141,12 +147,13 @@ fn finish(xdp: *mut xdp_md, x: &mut XdpCpu) -> u32 {
     let frame = Xdp(xdp);
     // As the TC hook counts: there the outer tag is beside the bytes.
     let len = frame.len() - if x.s.key().vlan.tpid.is_zero() { 0 } else { 4 };
-    if slot.straight == straight::DROP {
+    let flags = u32::from(slot.straight);
+    if flags == straight::DROP {
         count(x, len);
         stats::drop(&x.s, DropReason::Flow);
         return xdp_action::XDP_DROP;
     }
-    if !is_sent(slot.arg, len) || (slot.straight & straight::REWRITE != 0 && !rewrite(frame, &mut x.s, slot)) {
+    if !is_sent(slot.arg, len) || (flags & straight::REWRITE != 0 && !rewrite(frame, &mut x.s, slot)) {
         return xdp_action::XDP_PASS;
     }
     count(x, len);
@@ -162,7 +169,7 @@ fn finish(xdp: *mut xdp_md, x: &mut XdpCpu) -> u32 {
 
 /// Whether a frame will be sent to a port if the program returns `XDP_REDIRECT`.
 #[inline(always)]
-fn is_sent(port: u32, len: u32) -> bool {
+pub fn is_sent(port: u32, len: u32) -> bool {
     if port >= MAX_PORTS as u32 {
         return false;
     }
@@ -179,7 +186,7 @@ fn rewrite(frame: Xdp, s: &mut Scratch, slot: &Slot) -> bool {
     let Some(mut head) = frame.head() else { return false };
     // SAFETY: the words and the layers are different fields of the working memory.
     let layers = unsafe { &*(&raw const s.layers) };
-    straight::rewrite(&mut head, &mut s.words, layers, &slot.rewrite) != straight::UNFIT
+    straight::rewrite(&mut head, s.hot_words(), layers, &slot.rewrite) != straight::UNFIT
 }
 
 /// Counts the frame for its port, the datapath and the flows that it has met.
@@ -208,13 +215,14 @@ fn count(x: &mut XdpCpu, len: u32) {
     }
     // Extraction put them there, and nothing has changed them.
     let tcp_flags = u16::from_be((s.words[word::ETH_SRC] >> 48) as u16);
-    stats::flow(&raw mut x.clock, s, x.flows[0], len, tcp_flags);
+    let (lane, clock) = (s.lane, &raw mut x.clock);
+    stats::flow(|| Some(clock), lane, x.flows[0], len, tcp_flags);
     let mut i = 1;
     while i < MAX_LOOKUPS as usize {
-        if i as u32 >= s.lookups {
+        if i as u32 >= x.s.lookups {
             break;
         }
-        stats::flow(&raw mut x.clock, s, x.flows[i], len, tcp_flags);
+        stats::flow(|| Some(clock), lane, x.flows[i], len, tcp_flags);
         i += 1;
     }
 }

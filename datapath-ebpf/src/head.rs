@@ -49,6 +49,10 @@ impl<P: PacketRead> PacketRead for Head<P> {
     fn accelerated_vlan(&self) -> Vlan {
         self.packet.accelerated_vlan()
     }
+    #[inline(always)]
+    fn has_accelerated_vlan(&self) -> bool {
+        self.packet.has_accelerated_vlan()
+    }
     read_by_load!();
     #[inline(always)]
     fn is_ufo(&self) -> bool {

@@ -13,9 +13,9 @@ use datapath_common::op::{DropReason, MAX_PROGRAM_OPS, SLOT_OPS, kind};
 use datapath_common::packet::{PacketEdit, PacketRead};
 use datapath_common::slot::SlotUse;
 use datapath_common::upcall::UpcallKind;
-use datapath_common::{Be16, Op, Slot, straight};
+use datapath_common::{Be16, Op, Slot, needs, straight};
 
-use crate::lookup::{cache_hash, lookup, rehash};
+use crate::lookup::{cache_hash, lookup};
 use crate::maps::{Cpu, PORTS, SCRATCH, SEEDS, SLOTS, Scratch};
 use crate::skb::{Skb, payload_len};
 use crate::{debug, stats, upcall};
@@ -31,8 +31,9 @@ struct Run {
 pub fn receive(skb: *mut __sk_buff) -> i32 {
     nested(|cpu, s| {
         // SAFETY: the context is the kernel's.
-        let (in_port, len) = unsafe { ((*skb).cb[0], (*skb).len) };
+        let (in_port, serves, len) = unsafe { ((*skb).cb[0], (*skb).cb[1], (*skb).len) };
         begin(skb, s, in_port);
+        s.serves = serves;
         if let Some(port) = stats::port(s, in_port) {
             // SAFETY: the map's element.
             unsafe {
@@ -65,6 +66,7 @@ pub fn execute(skb: *mut __sk_buff) -> i32 {
         // SAFETY: the context is the kernel's.
         let queue = unsafe { (*skb).queue_mapping }.wrapping_sub(1);
         begin(skb, s, 0);
+        s.serves = 0;
         let Some(slot) = SLOTS.get(queue) else {
             stats::drop(s, DropReason::Execute);
             return;
@@ -170,8 +172,8 @@ fn pass(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch, again: bool) {
     s.stats_id = slot.stats_id;
     let tcp_flags = s.key().tcp_flags.get();
     // SAFETY: a field of the working memory.
-    let clock = unsafe { &raw mut (*cpu).clock };
-    stats::flow(clock, s, slot.stats_id, Skb(skb).len(), tcp_flags);
+    let clock = || Some(unsafe { &raw mut (*cpu).clock });
+    stats::flow(clock, s.lane, slot.stats_id, Skb(skb).len(), tcp_flags);
     run_program(skb, s, slot);
 }
 
@@ -208,7 +210,7 @@ pub unsafe extern "C" fn pass_again(skb: *mut __sk_buff, cpu: *mut Cpu, s: *mut 
 /// Runs the program of `slot`, whose number is `s.slot`: straight through if it has that form and the form fits the packet.
 #[inline(always)]
 fn run_program(skb: *mut __sk_buff, s: &mut Scratch, slot: &Slot) {
-    let (flags, arg) = (slot.straight, slot.arg);
+    let (flags, arg) = (u32::from(slot.straight), slot.arg);
     // One output is what most flows have, and its way the shortest.
     if flags == straight::OUTPUT {
         output_here(skb, s, arg, 0, true);
@@ -220,7 +222,7 @@ fn run_program(skb: *mut __sk_buff, s: &mut Scratch, slot: &Slot) {
     }
     if flags & straight::RECIRC != 0 {
         if flags & straight::REWRITE == 0 {
-            s.hash = s.hash.wrapping_add(rehash(s.words[word::IN_PORT], arg));
+            s.hash = s.hash.wrapping_add(needs::rehash(s.words[word::IN_PORT], arg));
             s.key().recirc_id = arg;
         } else {
             s.key().recirc_id = arg;
@@ -247,7 +249,7 @@ fn rewrite_here(skb: Skb, s: &mut Scratch, rewrite: &[u64; 8]) -> bool {
     let Some(mut head) = skb.head() else { return false };
     // SAFETY: the words and the layers are different fields of the working memory.
     let layers = unsafe { &*(&raw const s.layers) };
-    let complete = straight::rewrite(&mut head, &mut s.words, layers, rewrite);
+    let complete = straight::rewrite(&mut head, s.hot_words(), layers, rewrite);
     if complete == straight::UNFIT {
         return false;
     }

@@ -24,6 +24,7 @@ mod loads;
 pub mod lookup;
 pub mod maps;
 pub mod skb;
+pub mod special;
 pub mod stats;
 pub mod upcall;
 pub mod xdp;

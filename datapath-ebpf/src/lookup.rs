@@ -5,9 +5,9 @@
 //!
 //! **The cache.** Each hash has a place, and the eight places of its cache line are its row. The flow that came last by a hash is
 //! in the hash's own place, where it is found at once; the one that it drives out moves to another place of the row that was
-//! never used, or to one chosen by chance. Only who is not in its own place looks through the row, where 16 bits of the hash
-//! tell the places apart. So as long as no more than eight flows in use share a row, all of them end up in it, whatever lies
-//! there from before.
+//! never used, or to one chosen by chance. Only who is not in its own place looks through the row, where 16 bits of the hash tell
+//! the places apart. So as long as no more than eight flows in use share a row, all of them end up in it, whatever lies there from
+//! before. Specialised programs have a hash of their own ([`needs::hash`]); what they can run is remembered by that one.
 
 use core::ffi::c_void;
 use core::sync::atomic::{Ordering, compiler_fence};
@@ -16,7 +16,7 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
 use datapath_common::digest::mix;
 use datapath_common::key::{COLD_WORDS, HOT_WORDS, KEY_WORDS, word};
 use datapath_common::maps::{FLOW_CACHE_PLACES, FLOW_CACHE_WAYS, MAX_MASKS};
-use datapath_common::{Digest, DigestSeeds, MaskEntry, Slot, table};
+use datapath_common::{Digest, DigestSeeds, MaskEntry, Slot, needs, table};
 
 use crate::maps::{CONTROL, FLOW_CACHE, FLOWS, MASKS, SEEDS, SLOTS, Scratch};
 use crate::stats;
@@ -40,6 +40,9 @@ struct Scan {
 #[inline(always)]
 pub fn lookup(s: &mut Scratch, again: bool) -> Option<&'static Slot> {
     if let Some(slot) = in_cache(s) {
+        if s.serves != 0 {
+            tell(s);
+        }
         if let Some(stats) = stats::datapath(s) {
             // SAFETY: the map's element.
             unsafe {
@@ -56,12 +59,18 @@ pub fn lookup(s: &mut Scratch, again: bool) -> Option<&'static Slot> {
     if s.found != 0 { SLOTS.get(s.slot) } else { None }
 }
 
+#[inline(always)]
+fn hot_words(s: &Scratch) -> &[u64; HOT_WORDS] {
+    // SAFETY: the first words of an array that has more.
+    unsafe { &*s.words.as_ptr().cast() }
+}
+
 /// The flow that the cache has for the key. If it has none, `s` is ready for a [`search`].
 #[inline(always)]
 pub fn in_cache(s: &mut Scratch) -> Option<&'static Slot> {
     s.mask_count = 0;
     s.mask_index = 0;
-    let (Some(control), Some(place)) = (CONTROL.get_ptr(0), place(s)) else { return None };
+    let (Some(control), Some(place)) = (CONTROL.get_ptr(0), place(s.lane, s.hash)) else { return None };
     // SAFETY: the maps' elements; words that are read and written whole, so that CPUs may share them.
     let (masks, cached) =
         unsafe { (core::ptr::read_volatile(&raw const (*control).masks), core::ptr::read_volatile(place)) };
@@ -76,29 +85,47 @@ pub fn in_cache(s: &mut Scratch) -> Option<&'static Slot> {
     None
 }
 
-/// The place of this packet in this lane's cache.
+/// The place of packets with this hash in a lane's cache.
 #[inline(always)]
-fn place(s: &Scratch) -> Option<*mut u64> {
-    place_at(s, own_place(s))
+pub fn place(lane: u32, hash: u64) -> Option<*mut u64> {
+    place_at(lane, own_place(hash))
 }
 
 #[inline(always)]
-fn own_place(s: &Scratch) -> u32 {
-    (s.hash >> 40) as u32
+fn own_place(hash: u64) -> u32 {
+    (hash >> 40) as u32
 }
 
-/// A place of this lane's cache by its number, of which the bits that are too high don't count.
+/// A place of a lane's cache by its number, of which the bits that are too high don't count.
 #[inline(always)]
-fn place_at(s: &Scratch, number: u32) -> Option<*mut u64> {
-    let cache = FLOW_CACHE.get_ptr_mut(s.lane)?;
+fn place_at(lane: u32, number: u32) -> Option<*mut u64> {
+    let cache = FLOW_CACHE.get_ptr_mut(lane)?;
     // SAFETY: the place is below the length of the cache.
     Some(unsafe { cache.cast::<u64>().add(crate::opaque(number) as usize % FLOW_CACHE_PLACES) })
 }
 
-/// The packet's tag, where a cached word has it.
+/// The tag of packets with this hash, where a cached word has it.
 #[inline(always)]
-fn tag(s: &Scratch) -> u64 {
-    (s.hash >> 24) << CACHED_TAG
+fn tag(hash: u64) -> u64 {
+    (hash >> 24) << CACHED_TAG
+}
+
+/// A cached word of another place of the row, by its way from the hash's own; 0 if it is none of this hash.
+#[inline(always)]
+pub fn cached_in_row(lane: u32, hash: u64, way: u32) -> u64 {
+    let Some(place) = place_at(lane, own_place(hash) ^ way) else { return 0 };
+    // SAFETY: the map's element, a word that is read whole.
+    let cached = unsafe { core::ptr::read_volatile(place) };
+    if (cached ^ tag(hash)) >> CACHED_TAG == 0 { cached } else { 0 }
+}
+
+/// The slot that a cached word names, if it still holds the flow that it held then.
+#[inline(always)]
+pub fn cached_slot(cached: u64) -> Option<&'static Slot> {
+    let generation = (cached >> CACHED_GENERATION) as u16;
+    let slot = SLOTS.get(cached as u32 % MAX_CACHED_SLOTS)?;
+    // That of an empty place is even.
+    if !generation.is_multiple_of(2) && slot.generation as u16 == generation { Some(slot) } else { None }
 }
 
 /// What [`in_row`] returns when it has found the flow; else it is a way of the row.
@@ -113,12 +140,12 @@ fn in_row(s: &mut Scratch) -> i64 {
     let masks = unsafe { core::ptr::read_volatile(&raw const (*control).masks) };
     let (mut way, mut free) = (1, 0);
     while way < FLOW_CACHE_WAYS as u32 {
-        let Some(place) = place_at(s, own_place(s) ^ way) else { return 0 };
+        let Some(place) = place_at(s.lane, own_place(s.hash) ^ way) else { return 0 };
         // SAFETY: the map's element, a word that is read whole.
         let cached = unsafe { core::ptr::read_volatile(place) };
         if cached == 0 {
             free = way;
-        } else if (cached ^ tag(s)) >> CACHED_TAG == 0 && cached_flow(s, masks, cached).is_some() {
+        } else if (cached ^ tag(s.hash)) >> CACHED_TAG == 0 && cached_flow(s, masks, cached).is_some() {
             s.slot = cached as u32 % MAX_CACHED_SLOTS;
             return IN_ROW;
         }
@@ -127,9 +154,10 @@ fn in_row(s: &mut Scratch) -> i64 {
     free.into()
 }
 
-/// Remembers the flow that was found in the packet's own place, and what was there in another place of the row.
+/// Remembers the flow of slot `s.slot` in the hash's own place, and what was there in another place of the row: `free` ways off,
+/// or, if that is 0, where chance has it.
 #[inline(always)]
-fn remember(s: &Scratch, free: u32) {
+fn remember(s: &Scratch, hash: u64, generation: u32, free: u32) {
     if s.slot >= MAX_CACHED_SLOTS {
         return;
     }
@@ -138,9 +166,9 @@ fn remember(s: &Scratch, free: u32) {
         0 => (unsafe { bpf_get_prandom_u32() }) % FLOW_CACHE_WAYS as u32,
         way => way,
     };
-    let (Some(own), Some(other)) = (place(s), place_at(s, own_place(s) ^ way)) else { return };
-    let generation = u64::from(s.generation as u16) << CACHED_GENERATION;
-    let entry = u64::from(s.slot) | u64::from(s.mask_index) << CACHED_MASK | generation | tag(s);
+    let (Some(own), Some(other)) = (place(s.lane, hash), place_at(s.lane, own_place(hash) ^ way)) else { return };
+    let generation = u64::from(generation as u16) << CACHED_GENERATION;
+    let entry = u64::from(s.slot) | u64::from(s.mask_index) << CACHED_MASK | generation | tag(hash);
     // SAFETY: the map's elements, each read and written whole. They may be the same: then what was there is gone.
     unsafe {
         let driven_out = core::ptr::read_volatile(own);
@@ -150,6 +178,29 @@ fn remember(s: &Scratch, free: u32) {
         }
         core::ptr::write_volatile(own, entry);
     }
+}
+
+/// Remembers the flow of slot `s.slot` where the specialised program looks for it that handed the packet over. 0: that can't run it.
+#[inline(never)]
+pub fn tell(s: &Scratch) -> i64 {
+    let serves = s.serves as u16;
+    let Some(slot) = SLOTS.get(s.slot) else { return 0 };
+    let generation = slot.generation;
+    if generation.is_multiple_of(2) || !needs::are_served(slot.needs, serves) {
+        return 0;
+    }
+    let hash = needs::hash(hot_words(s), serves);
+    let (mut way, mut free) = (1, 0);
+    while way < FLOW_CACHE_WAYS as u32 {
+        let Some(place) = place_at(s.lane, own_place(hash) ^ way) else { return 0 };
+        // SAFETY: the map's element, a word that is read whole.
+        if unsafe { core::ptr::read_volatile(place) } == 0 {
+            free = way;
+        }
+        way += 1;
+    }
+    remember(s, hash, generation, free);
+    1
 }
 
 /// Looks for a flow that is not in its own place of the cache: in the rest of the row, then under the mask that the own place
@@ -162,6 +213,9 @@ pub fn search(s: &mut Scratch) -> i64 {
     let free = in_row(s);
     if free == IN_ROW {
         s.found = 1;
+        if s.serves != 0 {
+            tell(s);
+        }
         return 0;
     }
     if s.mask_index < s.mask_count {
@@ -183,8 +237,9 @@ pub fn search(s: &mut Scratch) -> i64 {
         s.mask_index = s.mask_index.wrapping_sub(1);
     }
     s.slot = s.found.wrapping_sub(1);
-    if s.found != 0 {
-        remember(s, free as u32);
+    // A flow that the specialised program runs is not looked for here again.
+    if s.found != 0 && (s.serves == 0 || tell(s) == 0) {
+        remember(s, s.hash, s.generation, free as u32);
     }
     scanned.into()
 }
@@ -215,11 +270,9 @@ fn count(s: &Scratch, scanned: u32, again: u32) -> i64 {
 /// packet's under its mask.
 #[inline(always)]
 fn cached_flow(s: &Scratch, masks: u64, cached: u64) -> Option<&'static Slot> {
-    let (generation, index) = ((cached >> CACHED_GENERATION) as u16, (cached >> CACHED_MASK) as u32 % MAX_MASKS as u32);
+    let index = (cached >> CACHED_MASK) as u32 % MAX_MASKS as u32;
     let base = if masks >> 32 == 0 { 0 } else { MAX_MASKS as u32 };
-    if let Some(slot) = SLOTS.get(cached as u32 % MAX_CACHED_SLOTS)
-        && !generation.is_multiple_of(2)
-        && slot.generation as u16 == generation
+    if let Some(slot) = cached_slot(cached)
         && index < masks as u32
         && let Some(mask) = MASKS.get(base + index)
         && slot.mask_id == mask.id
@@ -234,7 +287,7 @@ fn cached_flow(s: &Scratch, masks: u64, cached: u64) -> Option<&'static Slot> {
 /// change within a connection and are left out. Its upper bits are the best ones.
 #[inline(always)]
 pub fn cache_hash(words: &[u64; 64]) -> u64 {
-    let mut h = words[word::IN_PORT].wrapping_mul(PORT_FACTOR);
+    let mut h = words[word::IN_PORT].wrapping_mul(needs::PORT_FACTOR);
     h = h.wrapping_add(words[word::ETH_DST].wrapping_mul(0xc2b2_ae3d_27d4_eb4f));
     h = h.wrapping_add((words[word::ETH_SRC] << 16).wrapping_mul(0x1656_67b1_9e37_79f9));
     h = h.wrapping_add(words[word::VLAN].wrapping_mul(0x27d4_eb2f_1656_67c5));
@@ -242,15 +295,6 @@ pub fn cache_hash(words: &[u64; 64]) -> u64 {
     h = h.wrapping_add(words[word::IPV4].wrapping_mul(0xc4ce_b9fe_1a85_ec53));
     h = h.wrapping_add(words[word::IPV6_SRC + 1].wrapping_mul(0x8764_6ab0_9d3f_2c5b));
     h.wrapping_add(words[word::IPV6_DST + 1].wrapping_mul(0xb492_b66f_be98_f273))
-}
-
-/// Factor of the word of `in_port` and `recirc_id`.
-const PORT_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// What is added to [`cache_hash`] where nothing of the key but the recirculation id changes.
-#[inline(always)]
-pub fn rehash(in_port_word: u64, recirc_id: u32) -> u64 {
-    u64::from(recirc_id).wrapping_sub(in_port_word >> 32).wrapping_mul(PORT_FACTOR << 32)
 }
 
 /// Masks that one call of the scan's callback tries: a return costs about as much as half a mask.

@@ -3,10 +3,10 @@
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use datapath_common::extract::eth_type;
-use datapath_common::key::{KEY_WORDS, word};
+use datapath_common::key::{HOT_WORDS, KEY_WORDS, word};
 use datapath_common::maps::{
     Control, Credit, DEFAULT_SLOTS, DpStats, FLOW_CACHE_PLACES, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_NESTING,
-    MAX_PORTS, PortEntry, PortStats, RING_BYTES,
+    MAX_PORTS, PortEntry, PortStats, RING_BYTES, XdpFrame,
 };
 use datapath_common::table::bucket_count;
 use datapath_common::{Bucket, DigestSeeds, FlowKey, FlowStats, Layers, MaskEntry, Slot};
@@ -56,15 +56,19 @@ pub static CREDITS: Array<Credit, { MAX_HANDLERS * MAX_PORTS }, MMAPABLE> = Arra
 /// Devices that take frames from the XDP hook.
 #[btf_map]
 pub static DEVICES: DevMap<MAX_PORTS> = DevMap::new();
-/// Port of the frame that is in the XDP hook, as its entry says.
+/// The frame that is in the XDP hook.
 #[btf_map]
-pub static XDP_PORT: PerCpuArray<u32, 1> = PerCpuArray::new();
+pub static XDP_PORT: PerCpuArray<XdpFrame, 1> = PerCpuArray::new();
 /// Working memory of the XDP hook on each CPU: it never runs inside itself.
 #[btf_map]
 pub static XDP_SCRATCH: PerCpuArray<XdpCpu, 1> = PerCpuArray::new();
 /// Working memory of each CPU.
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Cpu, 1> = PerCpuArray::new();
+
+/// The clock of each CPU, for the specialised programs.
+#[btf_map]
+pub static CLOCK: PerCpuArray<Clock, 1> = PerCpuArray::new();
 
 /// Working memory of a CPU.
 #[repr(C, align(8))]
@@ -145,8 +149,8 @@ pub struct Scratch {
     pub generation: u32,
     /// Words of the key behind the first eight may not be zero.
     pub cold_used: u32,
-    /// Unused, zero.
-    pub reserved: u32,
+    /// What the specialised program serves that handed the packet over; 0: none did.
+    pub serves: u32,
     /// Hash of the key for the cache of flows.
     pub hash: u64,
 }
@@ -183,6 +187,13 @@ impl Scratch {
             self.cold_used = 0;
         }
         self.hash = cache_hash(&self.words);
+    }
+
+    /// The first words of the key.
+    #[inline(always)]
+    pub fn hot_words(&mut self) -> &mut [u64; HOT_WORDS] {
+        // SAFETY: the first words of an array that has more.
+        unsafe { &mut *self.words.as_mut_ptr().cast() }
     }
 
     /// The key.

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, xdp_action};
 use aya_ebpf::btf_maps::{PerCpuArray, ProgramArray};
 use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use datapath_common::maps::{PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_XDP};
+use datapath_common::maps::{PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_XDP, XdpFrame};
 
 /// The programs of the moment.
 #[btf_map]
@@ -22,7 +22,7 @@ static XDP_PROGRAMS: ProgramArray<2> = ProgramArray::new();
 
 /// Where the XDP program finds the port: its context has no room for it.
 #[btf_map]
-static XDP_PORT: PerCpuArray<u32, 1> = PerCpuArray::new();
+static XDP_PORT: PerCpuArray<XdpFrame, 1> = PerCpuArray::new();
 
 /// Datapath port, set at load.
 #[unsafe(no_mangle)]
@@ -34,6 +34,7 @@ pub(crate) fn sluice_port(ctx: TcContext) -> i32 {
     // SAFETY: the context is the kernel's; the global is read as the loader set it. A tail call that fails falls through.
     unsafe {
         (*ctx.skb.skb).cb[0] = core::ptr::read_volatile(&raw const PORT_NO);
+        (*ctx.skb.skb).cb[1] = 0;
         PROGRAMS.tail_call(&ctx, PROGRAM_TC);
     }
     TC_ACT_SHOT
@@ -45,7 +46,7 @@ pub(crate) fn sluice_xdp_port(ctx: XdpContext) -> u32 {
     if let Some(port) = XDP_PORT.get_ptr_mut(0) {
         // SAFETY: the element of this CPU; the global is read as the loader set it. A tail call that fails falls through.
         unsafe {
-            *port = core::ptr::read_volatile(&raw const PORT_NO);
+            *port = XdpFrame { port: core::ptr::read_volatile(&raw const PORT_NO), serves: 0 };
             XDP_PROGRAMS.tail_call(&ctx, PROGRAM_XDP);
         }
     }

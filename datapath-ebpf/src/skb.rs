@@ -59,6 +59,12 @@ impl PacketRead for Skb {
         }
     }
 
+    #[inline(always)]
+    fn has_accelerated_vlan(&self) -> bool {
+        // SAFETY: the context is the kernel's.
+        unsafe { (*self.0).vlan_present != 0 }
+    }
+
     read_by_load!(or_zero);
 }
 

@@ -76,28 +76,36 @@ pub fn datapath(s: &Scratch) -> Option<*mut DpStats> {
 /// Counters of a port.
 #[inline(always)]
 pub fn port(s: &Scratch, port: u32) -> Option<*mut PortStats> {
+    port_in(s.lane, port)
+}
+
+/// Counters of a port in a lane.
+#[inline(always)]
+pub fn port_in(lane: u32, port: u32) -> Option<*mut PortStats> {
     if port >= MAX_PORTS as u32 {
         return None;
     }
-    PORT_STATS.get_ptr_mut(s.lane * MAX_PORTS as u32 + port)
+    PORT_STATS.get_ptr_mut(lane * MAX_PORTS as u32 + port)
 }
 
-/// Counts a packet of the flow whose statistics have this number.
+/// Counts a packet of the flow whose statistics have this number. `clock` gives this CPU's.
 #[inline(always)]
-pub fn flow(clock: *mut Clock, s: &Scratch, stats_id: u32, bytes: u32, tcp_flags: u16) {
-    let index = s.lane.wrapping_mul(global(&N_SLOTS)).wrapping_add(stats_id);
+pub fn flow(clock: impl FnOnce() -> Option<*mut Clock>, lane: u32, stats_id: u32, bytes: u32, tcp_flags: u16) {
+    let index = lane.wrapping_mul(global(&N_SLOTS)).wrapping_add(stats_id);
     if let Some(stats) = FLOW_STATS.get_ptr_mut(index) {
-        // SAFETY: the map's element.
+        // SAFETY: the map's element, and helpers without arguments.
         unsafe {
             add(&raw mut (*stats).packets, 1);
             add(&raw mut (*stats).bytes, bytes.into());
-            let now = coarse_now(clock);
-            if (*stats).used_ns != now {
-                (*stats).used_ns = now;
-            }
-            let flags = (*stats).tcp_flags | u64::from(tcp_flags);
-            if flags != (*stats).tcp_flags {
-                (*stats).tcp_flags = flags;
+            let ticks = bpf_jiffies64();
+            let before = (*stats).seen;
+            let seen = ticks << 16 | (before & 0xffff) | u64::from(tcp_flags);
+            if seen != before {
+                (*stats).seen = seen;
+                // Where a CPU counts beside us in the same lane, the clock is the same.
+                if let Some(clock) = clock() {
+                    (*stats).used_ns = coarse_now(clock, ticks);
+                }
             }
         }
     }
@@ -109,10 +117,9 @@ pub fn flow(clock: *mut Clock, s: &Scratch, stats_id: u32, bytes: u32, tcp_flags
 /// # Safety
 /// `clock` points to this CPU's.
 #[inline(always)]
-unsafe fn coarse_now(clock: *mut Clock) -> u64 {
-    // SAFETY: the caller's promise; helpers without arguments.
+unsafe fn coarse_now(clock: *mut Clock, ticks: u64) -> u64 {
+    // SAFETY: the caller's promise; a helper without arguments.
     unsafe {
-        let ticks = bpf_jiffies64();
         if (*clock).ticks != ticks {
             (*clock).ticks = ticks;
             (*clock).coarse_ns = bpf_ktime_get_coarse_ns();

@@ -1,12 +1,24 @@
-//! The datapath's programs: those of the TC hook, and the one of the XDP hook.
+//! The datapath's programs: those of the TC hook and of the XDP hook, and the specialised ones in front of them.
 #![no_std]
 #![no_main]
 // The attribute macro wraps each program in a function without documentation.
 #![allow(missing_docs)]
 
-use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::bindings::{TC_ACT_SHOT, xdp_action};
+use aya_ebpf::btf_maps::ProgramArray;
+use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use datapath_ebpf::{finish, interpret};
+use datapath_common::maps::{PROGRAM_TC_GENERAL, PROGRAM_XDP_GENERAL};
+use datapath_ebpf::maps::XDP_PORT;
+use datapath_ebpf::{finish, interpret, special};
+
+/// The programs of the TC hook.
+#[btf_map]
+static PROGRAMS: ProgramArray<8> = ProgramArray::new();
+
+/// Those of the XDP hook.
+#[btf_map]
+static XDP_PROGRAMS: ProgramArray<2> = ProgramArray::new();
 
 /// The datapath: a frame arrived at port `skb->cb[0]`.
 #[classifier]
@@ -24,6 +36,35 @@ pub(crate) fn sluice_execute(ctx: TcContext) -> i32 {
 #[xdp]
 pub(crate) fn sluice_xdp(ctx: XdpContext) -> u32 {
     finish::receive(ctx.ctx)
+}
+
+/// The specialised program in front of `sluice_tc`.
+#[classifier]
+pub(crate) fn sluice_tc_s(ctx: TcContext) -> i32 {
+    if let Some(verdict) = special::tc(ctx.skb.skb) {
+        return verdict;
+    }
+    // SAFETY: the context is the kernel's. A tail call that fails falls through.
+    unsafe {
+        (*ctx.skb.skb).cb[1] = special::handed_over();
+        PROGRAMS.tail_call(&ctx, PROGRAM_TC_GENERAL);
+    }
+    TC_ACT_SHOT
+}
+
+/// The specialised program in front of `sluice_xdp`.
+#[xdp]
+pub(crate) fn sluice_xdp_s(ctx: XdpContext) -> u32 {
+    let Some(arrived) = XDP_PORT.get_ptr_mut(0) else { return xdp_action::XDP_PASS };
+    // SAFETY: the element of this CPU. A tail call that fails falls through.
+    unsafe {
+        if let Some(verdict) = special::xdp(ctx.ctx, (*arrived).port) {
+            return verdict;
+        }
+        (*arrived).serves = special::handed_over();
+        XDP_PROGRAMS.tail_call(&ctx, PROGRAM_XDP_GENERAL);
+    }
+    xdp_action::XDP_PASS
 }
 
 #[unsafe(link_section = "license")]

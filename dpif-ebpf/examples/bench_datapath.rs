@@ -4,6 +4,8 @@
 //! program on one packet and says the mean. What an empty program of the hook takes in the same round is subtracted, sample by sample.
 //! All measurements are taken in turn, round by round, so that a machine that changes its pace does so to all of them.
 //!
+//! `SLUICE_BENCH_ONLY` measures only what has this in its name.
+//!
 //! A repeated run gets the packet as the run before has left it. Where a flow changes the packet there are two flows, each
 //! making the other's packet: every run does the whole work.
 
@@ -60,6 +62,8 @@ struct Case {
     arrival: Arrival,
     verdict: u32,
     kind: Kind,
+    /// In front of the general program is one that is specialised in the flows.
+    special: bool,
 }
 
 #[derive(PartialEq)]
@@ -73,7 +77,9 @@ enum Kind {
 }
 
 fn measure(rig: &mut Rig, results: &mut Results) {
-    let cases = cases();
+    let only = std::env::var("SLUICE_BENCH_ONLY").unwrap_or_default();
+    let cases: Vec<Case> = cases().into_iter().filter(|case| case.id.contains(&only)).collect();
+    assert!(!cases.is_empty(), "no measurement has {only} in its name");
     let (empty, empty_xdp) = (EmptyProgram::load(Hook::Tc), EmptyProgram::load(Hook::Xdp));
     let mut samples: Vec<Vec<f64>> = cases.iter().map(|_| Vec::new()).collect();
     let (mut empties, mut empties_xdp) = (Vec::new(), Vec::new());
@@ -86,6 +92,7 @@ fn measure(rig: &mut Rig, results: &mut Results) {
             for flow in &case.flows {
                 rig.dpif.flow_put(flow).unwrap_or_else(|error| panic!("{}: {error}", case.id));
             }
+            rig.specialise(case.special);
             taken.push(sample(rig, case) - if case.kind == Kind::Xdp { base_xdp } else { base });
         }
         if round > 0 {
@@ -158,6 +165,7 @@ fn cases() -> Vec<Case> {
         arrival: arrival.clone(),
         verdict: rig::REDIRECT,
         kind: Kind::Plain,
+        special: false,
     };
     let xdp =
         |id, flows, arrival: &Arrival| Case { verdict: XDP_REDIRECT, kind: Kind::Xdp, ..plain(id, flows, arrival) };
@@ -196,6 +204,18 @@ fn cases() -> Vec<Case> {
     cases.push(plain("tc-nat", nat(), &tcp()));
     cases.push(plain("tc-recirc-3", recirculations(&udp), &udp));
     cases.push(Case { verdict: SHOT, kind: Kind::Upcalls, ..plain("tc-miss-upcall", vec![], &udp) });
+    for case in [
+        plain("tc-special-one-mask", with_masks(&udp, 1, true), &udp),
+        plain("tc-special-200-masks-warm", with_masks(&udp, 200, true), &udp),
+        plain("tc-special-nat", nat(), &tcp()),
+        plain("tc-special-recirc-3", recirculations(&udp), &udp),
+        xdp("xdp-special-one-mask", with_masks(&udp, 1, true), &udp),
+        xdp("xdp-special-200-masks-warm", with_masks(&udp, 200, true), &udp),
+        xdp("xdp-special-nat", nat(), &tcp()),
+        xdp("xdp-special-recirc-3", recirculations(&udp), &udp),
+    ] {
+        cases.push(Case { special: true, ..case });
+    }
     cases
 }
 
@@ -316,12 +336,15 @@ fn ipv4(proto: u8, segment: &[u8]) -> Vec<u8> {
 /// What the verifier makes of the programs.
 fn verifier(results: &mut Results) {
     let object = std::fs::read(testkit::workspace_root().join("target/bpf/tc.o")).expect("the object");
-    for program in ["sluice_tc", "sluice_execute", "sluice_xdp"] {
+    for program in ["sluice_tc", "sluice_execute", "sluice_xdp", "sluice_tc_s", "sluice_xdp_s"] {
         let (mut counts, mut times) = (Vec::new(), Vec::new());
         for _ in 0..5 {
             let mut loader = EbpfLoader::new();
-            let mut loaded =
-                loader.verifier_log_level(VerifierLogLevel::DISABLE).load(&object).expect("the object's maps");
+            let mut loaded = loader
+                .verifier_log_level(VerifierLogLevel::DISABLE)
+                .override_global("SERVES", &u32::from(datapath_common::needs::ALL), true)
+                .load(&object)
+                .expect("the object's maps");
             let start = Instant::now();
             let info = match loaded.program_mut(program).expect("the program") {
                 AyaProgram::SchedClassifier(classifier) => classifier.load().and_then(|()| classifier.info()),

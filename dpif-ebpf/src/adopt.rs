@@ -10,7 +10,7 @@ use datapath_common::digest::digest;
 use datapath_common::maps::EXECUTE_SLOTS;
 use datapath_common::op::{MAX_PROGRAM_OPS, SLOT_OPS};
 use datapath_common::slot::SlotUse;
-use datapath_common::{Op, OpKind, Slot, SlotRef, table};
+use datapath_common::{MaskEntry, Op, OpKind, Slot, SlotRef, Straight, needs, table};
 use dpif::program::decompile;
 use dpif::{Result, Ufid};
 
@@ -73,11 +73,23 @@ fn flow(maps: &Maps, masks: &Masks, tag: u64, reference: SlotRef, adopted: &Adop
         return None;
     }
     let (slots, ops) = program(maps, reference.slot, &slot, adopted)?;
+    if !has_shape_of(&slot, &mask.entry, &ops) {
+        return None;
+    }
     let actions = decompile(&ops, &slot.key)?.into();
     let mask = masks.acquire(&mask.key).ok()?;
     let ufid = Ufid(u128::from_ne_bytes(slot.ufid));
     let chain = Chain::new(slots.iter().copied())?;
     Some((ufid, Flow { mask, actions, chain, stats_id: slot.stats_id }, slots))
+}
+
+/// Whether the slot says of mask and program what those who run it straight through go by.
+fn has_shape_of(slot: &Slot, mask: &MaskEntry, ops: &[Op]) -> bool {
+    let straight = Straight::of(ops);
+    let shape = (u32::from(slot.straight), slot.arg, slot.rewrite, slot.vlan);
+    shape == (straight.flags, straight.arg, straight.rewrite, straight.vlan)
+        && slot.needs == needs::of(&slot.key, mask, &straight)
+        && slot.hot_mask == mask.hot[1..]
 }
 
 /// The operations of a program and the slots they lie in.

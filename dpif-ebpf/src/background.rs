@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -49,6 +50,18 @@ impl Stop {
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+}
+
+impl Stop {
+    /// Waits for this long; false if it is time to stop.
+    pub(crate) fn sleep(&self, time: Duration) -> io::Result<bool> {
+        let mut wait = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut wait, PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX)) {
+            Ok(n) => Ok(n == 0),
+            Err(Errno::EINTR) => Ok(true),
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -9,7 +9,7 @@ use datapath_common::op::DropReason;
 use dpif::program::compile;
 use dpif::{
     DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent,
-    PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch, UpcallStats, XdpMode, XdpState,
+    PortInfo, PortSpec, PortStats, ProgramState, Result, Ufid, UpcallBatch, UpcallStats, XdpMode, XdpState,
 };
 use parking_lot::Mutex;
 
@@ -27,7 +27,9 @@ use crate::options::Options;
 use crate::pins::Pins;
 use crate::ports::Ports;
 use crate::ports::events;
+use crate::programs::InKernel;
 use crate::slots::Slots;
+use crate::special::Specialiser;
 use crate::sys::packet::BATCH;
 use crate::upcalls::Upcalls;
 
@@ -41,10 +43,12 @@ pub struct EbpfDpif {
     pins: Arc<Pins>,
     flows: Flows,
     slots: Arc<Slots>,
+    special: Arc<Specialiser<InKernel>>,
     upcalls: Upcalls,
     executor: Executor,
     ports: Arc<Ports>,
-    watcher: Mutex<Option<Background>>,
+    /// Those who watch devices and flows.
+    background: Mutex<Vec<Background>>,
     adopted: bool,
     _debug: Option<Background>,
 }
@@ -72,8 +76,10 @@ impl EbpfDpif {
 
     fn assemble(pins: Arc<Pins>, options: &Options, found: Option<Shape>) -> Result<Self> {
         let name = pins.name().to_owned();
-        let (maps, mut programs) = Maps::open(&pins, options, found)?;
+        let (maps, programs, mut object) = Maps::open(&pins, options, found)?;
         let maps = Arc::new(maps);
+        let specialise = options.specialise && !options.debug;
+        let special = Arc::new(Specialiser::new(programs, &name, specialise, options.hold));
         let grace = Arc::new(Grace::of_the_kernel()?);
 
         // Nobody listens until handlers are set; packets that are going up now are waited for.
@@ -90,15 +96,31 @@ impl EbpfDpif {
             Adopted { flows: Vec::new(), slots: Vec::new(), stats: Vec::new() }
         };
         let slots = Arc::new(Slots::new(Arc::clone(&maps), Arc::clone(&grace), &adopted.slots, &adopted.stats));
-        let flows = Flows::new(Arc::clone(&maps), grace, Arc::clone(&slots), masks, adopted.flows, &name);
+        let parts = (Arc::clone(&maps), Arc::clone(&slots), Arc::clone(&special));
+        let flows = Flows::new(parts.0, grace, parts.1, masks, parts.2, adopted.flows, &name);
         let executor = Executor::new(&pins, options.objects.as_deref(), Arc::clone(&maps), Arc::clone(&slots), &name)?;
         let ports = Arc::new(Ports::open(Arc::clone(&maps), Arc::clone(&pins), options, &name)?);
         let watcher = events::watch(Arc::clone(&ports)).map_err(|e| io_error("can't watch the ports' devices", e))?;
-        let debug = if options.debug { Some(debug::follow(&mut programs)) } else { None };
+        let debug = if options.debug { Some(debug::follow(&mut object)) } else { None };
         let debug =
             debug.transpose().map_err(|error| io_error("can't follow the datapath's debugging output", error))?;
-        let (adopted, watcher) = (maps.adopted, Mutex::new(Some(watcher)));
-        Ok(Self { name, maps, pins, flows, slots, upcalls, executor, ports, watcher, adopted, _debug: debug })
+        let specialising = Specialiser::start(&special)
+            .map_err(|error| io_error("can't start the thread that specialises the datapath's program", error))?;
+        let (adopted, background) = (maps.adopted, Mutex::new(vec![watcher, specialising]));
+        Ok(Self {
+            name,
+            maps,
+            pins,
+            flows,
+            slots,
+            special,
+            upcalls,
+            executor,
+            ports,
+            background,
+            adopted,
+            _debug: debug,
+        })
     }
 
     /// Whether the datapath was there already, with its flows and ports.
@@ -159,6 +181,15 @@ impl Dpif for EbpfDpif {
         upcalls.lost_misses = stats.lost.saturating_sub(upcalls.lost_actions);
         stats.upcalls = Some(upcalls);
         Ok(stats)
+    }
+
+    fn program(&self) -> Option<ProgramState> {
+        Some(self.special.describe(self.flows.len() as u64))
+    }
+
+    fn set_specialise(&self, on: bool) -> Result<()> {
+        self.special.set(on);
+        Ok(())
     }
 
     fn port_add(&self, spec: &PortSpec) -> Result<OdpPort> {
@@ -294,8 +325,8 @@ impl Dpif for EbpfDpif {
     }
 
     fn destroy(&self) -> Result<()> {
-        // Nobody looks at devices any more while the ports go.
-        *self.watcher.lock() = None;
+        // Nobody looks at devices any more while the ports go, nor loads programs against maps that go.
+        self.background.lock().clear();
         self.maps.n_handlers().store(0, Ordering::SeqCst);
         self.ports.del_all()?;
         self.flows.flush()?;

@@ -10,7 +10,7 @@
 //! The order of steps is what makes a flow appear and disappear whole, and what lets a later process make sense of the maps
 //! wherever this one ends:
 //!
-//! * put: mask published → slot written → reference published in the lookup table;
+//! * put: mask published → slot written → program widened, if the flow needs it → reference published in the lookup table;
 //! * modify: new slot written → reference replaced → old slot rests;
 //! * delete: reference removed → slot invalidated → grace period → final statistics read → slot and statistics free.
 
@@ -29,7 +29,9 @@ use crate::grace::Grace;
 use crate::kernel::io_error;
 use crate::maps::Maps;
 use crate::masks::{Mask, Masks};
+use crate::programs::InKernel;
 use crate::slots::{Chain, FlowHeader, Slots};
+use crate::special::Specialiser;
 use crate::table::TableError;
 
 /// Shards of the mirror.
@@ -54,6 +56,7 @@ pub(crate) struct Flows {
     grace: Arc<Grace>,
     slots: Arc<Slots>,
     masks: Masks,
+    special: Arc<Specialiser<InKernel>>,
     shards: Box<[Mutex<Shard>]>,
     len: AtomicUsize,
     datapath: String,
@@ -66,12 +69,15 @@ impl Flows {
         grace: Arc<Grace>,
         slots: Arc<Slots>,
         masks: Masks,
+        special: Arc<Specialiser<InKernel>>,
         adopted: Vec<(Ufid, Flow)>,
         datapath: &str,
     ) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        let flows = Self { maps, grace, slots, masks, shards, len: AtomicUsize::new(0), datapath: datapath.into() };
+        let (len, datapath) = (AtomicUsize::new(0), datapath.into());
+        let flows = Self { maps, grace, slots, masks, special, shards, len, datapath };
         for (ufid, flow) in adopted {
+            flows.special.added(flows.slots.needs(flow.chain.head()));
             flows.insert(&mut flows.shard(ufid).lock(), ufid, flow);
         }
         flows
@@ -133,10 +139,12 @@ impl Flows {
             Err(error) => return undo(chain, error),
         };
         let digest = digest(&key, &mask.entry, &self.maps.seeds);
-        let header = FlowHeader { stats_id, digest: &digest, ufid: put.ufid, key: &key };
-        let reference = self.slots.write_flow(&chain, &header, ops);
+        let header = FlowHeader { stats_id, digest: &digest, ufid: put.ufid, key: &key, mask: &mask.entry };
+        let (reference, needs) = self.slots.write_flow(&chain, &header, ops);
+        self.special.added(needs);
         let digest_of = |found: SlotRef| Some(self.maps.slots.read(found.slot as usize)?.digest);
         if let Err(error) = self.maps.flows.insert(&digest, reference, digest_of) {
+            self.special.removed(needs);
             self.masks.release(&mask);
             return undo(chain, self.publish_error(error, &digest, &key));
         }
@@ -146,14 +154,18 @@ impl Flows {
     fn replace(&self, flow: &mut Flow, put: &FlowPut, key: &FlowKey, ops: &[Op]) -> Result<()> {
         let chain = self.slots.take(ops)?;
         let digest = self.slots.digest(flow.chain.head());
-        let header = FlowHeader { stats_id: flow.stats_id, digest: &digest, ufid: put.ufid, key };
-        let reference = self.slots.write_flow(&chain, &header, ops);
+        let header =
+            FlowHeader { stats_id: flow.stats_id, digest: &digest, ufid: put.ufid, key, mask: &flow.mask.entry };
+        let (reference, needs) = self.slots.write_flow(&chain, &header, ops);
+        self.special.added(needs);
         if self.maps.flows.replace(&digest, reference).is_err() {
+            self.special.removed(needs);
             self.slots.give_back(chain);
             return Err(DpifError::NoSuchFlow);
         }
         let old = std::mem::replace(&mut flow.chain, chain);
         flow.actions = Arc::clone(&put.actions);
+        self.special.removed(self.slots.needs(old.head()));
         self.slots.invalidate(&old);
         self.slots.retire(old);
         Ok(())
@@ -189,6 +201,7 @@ impl Flows {
         self.maps.flows.remove(&self.slots.digest(flow.chain.head())).map_err(|_| DpifError::NoSuchFlow)?;
         let flow = shard.remove(&ufid).ok_or(DpifError::NoSuchFlow)?;
         self.len.fetch_sub(1, Ordering::Relaxed);
+        self.special.removed(self.slots.needs(flow.chain.head()));
         self.slots.invalidate(&flow.chain);
         self.masks.release(&flow.mask);
         Ok(Removed(flow))

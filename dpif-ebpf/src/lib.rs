@@ -7,6 +7,7 @@
 //! * **flows** (`slots`, `masks`, `flows`, `grace`): written whole, published by one word, reused after a grace period;
 //! * **ports** (`ports`, `rtnl`, `xdp_features`): an entry program on the ingress of each device, another in its XDP hook where that
 //!   loses nothing, and a record of what to undo;
+//! * **programs** (`programs`, `special`): the general ones, and in front of them one that is made for what the flows need;
 //! * **upcalls** (`upcalls`): a ring per handler;
 //! * **execution** (`execute`): a TAP device whose receive path runs the program.
 //!
@@ -35,8 +36,10 @@ mod offload;
 mod options;
 mod pins;
 mod ports;
+mod programs;
 mod rtnl;
 mod slots;
+mod special;
 mod sys;
 mod table;
 mod transmit;

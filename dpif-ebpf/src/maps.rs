@@ -6,27 +6,26 @@
 
 use std::mem::{offset_of, size_of};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use aya::maps::{Map, MapData, RingBuf};
-use aya::programs::{SchedClassifier, Xdp};
-use aya::{Ebpf, EbpfLoader, Pod, VerifierLogLevel};
+use aya::{Ebpf, Pod};
 use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_RINGBUF};
 use datapath_common::maps::{
     Control, Credit, DpStats, EXECUTE_SLOTS, LAYOUT_VERSION, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_PORTS,
-    PORT_CREDIT, PORT_CREDIT_BYTES, PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_XDP, PortEntry, PortRecord, PortStats,
-    RING_BYTES, name,
+    PORT_CREDIT, PORT_CREDIT_BYTES, PortEntry, PortRecord, PortStats, RING_BYTES, name,
 };
 use datapath_common::op::DropReason;
 use datapath_common::table::bucket_count;
 use datapath_common::{DigestSeeds, FlowStats, MaskEntry, Slot};
 use dpif::{DpifError, Result};
 
-use crate::kernel::{io_error, load_error, map_error, program_error};
+use crate::kernel::{io_error, map_error};
 use crate::mmap::Mapping;
-use crate::object::Object;
 use crate::options::Options;
 use crate::pins::Pins;
+use crate::programs::{InKernel, Loader, possible_cpus};
 use crate::sys::bpf;
 use crate::table::LookupTable;
 
@@ -34,7 +33,7 @@ use crate::table::LookupTable;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Maps that the datapath's object defines and that are pinned. The working memory of the CPUs is not: it is the programs' own.
-const PINNED: [&str; 13] = [
+pub(crate) const PINNED: [&str; 14] = [
     name::CONTROL,
     name::SEEDS,
     name::PORTS,
@@ -44,13 +43,14 @@ const PINNED: [&str; 13] = [
     name::SLOTS,
     name::FLOW_STATS,
     name::FLOWS,
+    name::FLOW_CACHE,
     name::RINGS,
     name::CREDITS,
     name::DEVICES,
     name::PORT_RECORDS,
 ];
-/// Maps that the port entries' object defines, the last of them together with the datapath's.
-const ENTRIES: [&str; 3] = [name::PROGRAMS, name::XDP_PROGRAMS, name::XDP_PORT];
+/// Maps that the port entries' object defines too.
+pub(crate) const ENTRIES: [&str; 3] = [name::PROGRAMS, name::XDP_PROGRAMS, name::XDP_PORT];
 
 /// The maps of a datapath.
 pub(crate) struct Maps {
@@ -92,7 +92,7 @@ pub(crate) struct Maps {
 impl Maps {
     /// Makes the maps of the datapath, or adopts those that were found, and loads the programs. Returns the loaded object too:
     /// it holds what the programs' logging needs.
-    pub(crate) fn open(pins: &Pins, options: &Options, found: Option<Shape>) -> Result<(Self, Ebpf)> {
+    pub(crate) fn open(pins: &Arc<Pins>, options: &Options, found: Option<Shape>) -> Result<(Self, InKernel, Ebpf)> {
         let shape = match found {
             Some(shape) => shape,
             None => {
@@ -101,28 +101,18 @@ impl Maps {
                 Shape::new(options)?
             }
         };
-        let mut programs = load_datapath(pins, options, &shape)?;
+        let loader = Loader::new(pins, options, &shape);
+        let mut object = loader.object(0)?;
         if !shape.adopted {
             fill_seeds(pins)?;
         }
         let mut maps = Self::map(pins, &shape)?;
-        // It is the port entries' object that defines the arrays of programs.
-        crate::ports::entry::make_arrays(pins, options.objects.as_deref())?;
-        let array = pins.get(name::PROGRAMS)?;
-        for (index, program) in [(PROGRAM_TC, "sluice_tc"), (PROGRAM_EXECUTE, "sluice_execute")] {
-            let fd = load_program(&mut programs, program)?;
-            bpf::map_update(array.as_fd(), &index, &fd, 0)
-                .map_err(|error| io_error(format!("can't put {program} into {}", name::PROGRAMS), error))?;
-        }
-        // All that the XDP hook does the TC hook does too: a kernel that refuses it has a datapath all the same.
-        if let Err(error) = install_xdp(pins, &mut programs) {
-            tracing::warn!("{}: no port can use the XDP hook: {error}", pins.name());
-            maps.no_xdp = Some(error.to_string());
-        }
+        maps.no_xdp = loader.install_general(&mut object)?;
+        let programs = InKernel::new(loader, &mut object, maps.no_xdp.is_none())?;
         if !shape.adopted {
             maps.complete(pins.name());
         }
-        Ok((maps, programs))
+        Ok((maps, programs, object))
     }
 
     fn map(pins: &Pins, shape: &Shape) -> Result<Self> {
@@ -268,8 +258,8 @@ fn pin_failed(error: aya::pin::PinError) -> aya::maps::MapError {
 
 /// Sizes of a datapath.
 pub(crate) struct Shape {
-    n_slots: usize,
-    lanes: usize,
+    pub(crate) n_slots: usize,
+    pub(crate) lanes: usize,
     adopted: bool,
 }
 
@@ -285,13 +275,6 @@ impl Shape {
         }
         Ok(Self { n_slots: options.slots, lanes: possible_cpus().min(MAX_LANES), adopted: false })
     }
-}
-
-fn possible_cpus() -> usize {
-    aya::util::nr_cpus().unwrap_or_else(|(_, error)| {
-        tracing::warn!("can't tell the number of CPUs ({error}); statistics are counted with atomic operations");
-        MAX_LANES + 1
-    })
 }
 
 /// The datapath that is pinned, if it is complete.
@@ -346,59 +329,4 @@ fn fill_seeds(pins: &Pins) -> Result<()> {
         *to = from;
     }
     bpf::map_update(pins.get(name::SEEDS)?.as_fd(), &0u32, &seeds, 0).map_err(failed)
-}
-
-fn load_datapath(pins: &Pins, options: &Options, shape: &Shape) -> Result<Ebpf> {
-    let bytes = Object::Datapath.bytes(options.objects.as_deref())?;
-    let (n_slots, lanes) = (shape.n_slots as u32, shape.lanes as u32);
-    let shared = u32::from(possible_cpus() > shape.lanes);
-    let debug = u32::from(options.debug);
-    let bucket_mask = bucket_count(shape.n_slots) as u32 - 1;
-    let mut loader = EbpfLoader::new();
-    loader
-        .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
-        .override_global("LANES", &lanes, true)
-        .override_global("SHARED_LANES", &shared, true)
-        .override_global("N_SLOTS", &n_slots, true)
-        .override_global("BUCKET_MASK", &bucket_mask, true)
-        .override_global("DEBUG", &debug, false)
-        .map_max_entries(name::SLOTS, n_slots)
-        .map_max_entries(name::FLOWS, bucket_count(shape.n_slots) as u32)
-        .map_max_entries(name::FLOW_STATS, n_slots * lanes)
-        .map_max_entries(name::PORT_STATS, MAX_PORTS as u32 * (lanes + 1))
-        .map_max_entries(name::FLOW_CACHE, lanes)
-        .map_max_entries(name::DP_STATS, lanes + 1)
-        .map_pin_path(name::XDP_PORT, pins.path(name::XDP_PORT));
-    for map in PINNED.into_iter().filter(|map| *map != name::PORT_RECORDS) {
-        loader.map_pin_path(map, pins.path(map));
-    }
-    loader.load(&bytes).map_err(|error| load_error("can't load the datapath's eBPF object", error))
-}
-
-/// Loads a program and gives its descriptor, which the object owns.
-fn load_program(object: &mut Ebpf, program: &str) -> Result<u32> {
-    let what = format!("can't load eBPF program {program}");
-    let loaded: &mut SchedClassifier = object
-        .program_mut(program)
-        .ok_or_else(|| DpifError::Kernel(format!("{what}: the object has none of this name")))?
-        .try_into()
-        .map_err(|error| program_error(&what, error))?;
-    loaded.load().map_err(|error| program_error(&what, error))?;
-    let fd = loaded.fd().map_err(|error| program_error(&what, error))?;
-    Ok(fd.as_fd().as_raw_fd() as u32)
-}
-
-/// Loads the program of the XDP hook, and puts it where the port entries call it.
-fn install_xdp(pins: &Pins, object: &mut Ebpf) -> Result<()> {
-    let what = "can't load eBPF program sluice_xdp";
-    let program: &mut Xdp = object
-        .program_mut("sluice_xdp")
-        .ok_or_else(|| DpifError::Kernel(format!("{what}: the object has none of this name")))?
-        .try_into()
-        .map_err(|error| program_error(what, error))?;
-    program.load().map_err(|error| program_error(what, error))?;
-    let fd = program.fd().map_err(|error| program_error(what, error))?;
-    let array = pins.get(name::XDP_PROGRAMS)?;
-    bpf::map_update(array.as_fd(), &PROGRAM_XDP, &(fd.as_fd().as_raw_fd() as u32), 0)
-        .map_err(|error| io_error(format!("can't put sluice_xdp into {}", name::XDP_PROGRAMS), error))
 }

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use datapath_common::maps::DEFAULT_SLOTS;
 
@@ -22,8 +23,12 @@ pub struct Options {
     pub slots: usize,
     /// How programs are attached.
     pub attach: Attach,
-    /// Load the programs with their debugging output, sent to `tracing`.
+    /// Load the programs with their debugging output, sent to `tracing`. Nothing is specialised then: what runs says all.
     pub debug: bool,
+    /// Put a program in front that is specialised in what the flows need.
+    pub specialise: bool,
+    /// For how long the flows must have needed the same before a program is made for it.
+    pub hold: Duration,
 }
 
 /// How programs are attached to devices.
@@ -44,6 +49,8 @@ impl Default for Options {
             slots: DEFAULT_SLOTS,
             attach: Attach::Auto,
             debug: false,
+            specialise: true,
+            hold: Duration::from_secs(2),
         }
     }
 }

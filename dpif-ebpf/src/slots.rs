@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use datapath_common::maps::EXECUTE_SLOTS;
 use datapath_common::op::SLOT_OPS;
 use datapath_common::slot::SlotUse;
-use datapath_common::{Digest, FlowKey, Op, OpKind, Slot, SlotRef, Straight};
+use datapath_common::{Digest, FlowKey, MaskEntry, Op, OpKind, Slot, SlotRef, Straight, needs};
 use dpif::{DpifError, FlowStats, Result, SlotStats, Ufid};
 use parking_lot::Mutex;
 
@@ -29,6 +29,7 @@ const WORD_DIGEST: usize = offset_of!(Slot, digest) / 8;
 const WORD_UFID: usize = offset_of!(Slot, ufid) / 8;
 const WORD_KEY: usize = offset_of!(Slot, key) / 8;
 const WORD_STRAIGHT: usize = offset_of!(Slot, straight) / 8;
+const WORD_HOT_MASK: usize = offset_of!(Slot, hot_mask) / 8;
 const WORD_REWRITE: usize = offset_of!(Slot, rewrite) / 8;
 const WORD_VLAN: usize = offset_of!(Slot, vlan) / 8;
 const WORD_OPS: usize = offset_of!(Slot, ops) / 8;
@@ -67,6 +68,7 @@ pub(crate) struct FlowHeader<'a> {
     pub(crate) digest: &'a Digest,
     pub(crate) ufid: Ufid,
     pub(crate) key: &'a FlowKey,
+    pub(crate) mask: &'a MaskEntry,
 }
 
 /// All slots and statistics numbers of a datapath.
@@ -199,9 +201,11 @@ impl Slots {
         }
     }
 
-    /// Writes a flow into slots that nothing points to yet, and gives the reference to publish.
-    pub(crate) fn write_flow(&self, chain: &Chain, header: &FlowHeader<'_>, ops: &[Op]) -> SlotRef {
-        self.write_program(chain, ops);
+    /// Writes a flow into slots that nothing points to yet, and gives the reference to publish and what the flow needs.
+    pub(crate) fn write_flow(&self, chain: &Chain, header: &FlowHeader<'_>, ops: &[Op]) -> (SlotRef, u16) {
+        let straight = Straight::of(ops);
+        let needs = needs::of(header.key, header.mask, &straight);
+        self.write_program(chain, ops, &straight, needs);
         let head = chain.head();
         if let Some(words) = self.maps.slots.words(head as usize) {
             let mask_id = header.digest.mask_id;
@@ -212,8 +216,15 @@ impl Slots {
             store(words, WORD_DIGEST, &digest);
             store(words, WORD_UFID, &ufid);
             store(words, WORD_KEY, header.key.words());
+            store(words, WORD_HOT_MASK, &header.mask.hot[1..]);
         }
-        SlotRef { slot: head, generation: self.set_used(head, SlotUse::Flow) }
+        (SlotRef { slot: head, generation: self.set_used(head, SlotUse::Flow) }, needs)
+    }
+
+    /// What the flow in a slot that its caller owns needs.
+    pub(crate) fn needs(&self, head: u32) -> u16 {
+        let word = self.maps.slots.word(head as usize, WORD_STRAIGHT);
+        word.map_or(0, |word| (word.load(Ordering::Relaxed) >> 16) as u16)
     }
 
     /// The digest of the flow in a slot that its caller owns.
@@ -231,7 +242,7 @@ impl Slots {
     /// Arms execute slot `queue` with a program and the metadata of a packet. A long program goes on in `rest`.
     pub(crate) fn write_execute(&self, queue: u32, rest: Option<&Chain>, ops: &[Op], key: &FlowKey) {
         let rest = rest.iter().flat_map(|rest| rest.slots()).collect();
-        self.write_program(&Chain { head: queue, rest }, ops);
+        self.write_program(&Chain { head: queue, rest }, ops, &Straight::of(ops), 0);
         if let Some(words) = self.maps.slots.words(queue as usize) {
             store(words, WORD_STATS, &[u64::from(NO_STATS)]);
             store(words, WORD_KEY, key.words());
@@ -249,7 +260,7 @@ impl Slots {
         self.set_free(chain.head());
     }
 
-    fn write_program(&self, chain: &Chain, ops: &[Op]) {
+    fn write_program(&self, chain: &Chain, ops: &[Op], straight: &Straight, needs: u16) {
         let nexts = chain.slots().skip(1).map(Some).chain(std::iter::once(None));
         for ((slot, next), piece) in chain.slots().zip(nexts).zip(pieces(ops)) {
             let Some(words) = self.maps.slots.words(slot as usize) else { continue };
@@ -263,8 +274,8 @@ impl Slots {
             }
         }
         if let Some(words) = self.maps.slots.words(chain.head() as usize) {
-            let straight = Straight::of(ops);
-            store(words, WORD_STRAIGHT, &[u64::from(straight.flags) | u64::from(straight.arg) << 32]);
+            let shape = u64::from(straight.flags as u16) | u64::from(needs) << 16 | u64::from(straight.arg) << 32;
+            store(words, WORD_STRAIGHT, &[shape]);
             store(words, WORD_REWRITE, &straight.rewrite);
             store(words, WORD_VLAN, &[u64::from(straight.vlan)]);
         }
@@ -296,7 +307,7 @@ impl Slots {
             let Some(part) = self.maps.flow_stats.read(lane * self.maps.n_slots + stats_id as usize) else { continue };
             stats.packets = stats.packets.wrapping_add(part.packets);
             stats.bytes = stats.bytes.wrapping_add(part.bytes);
-            stats.tcp_flags |= part.tcp_flags as u16;
+            stats.tcp_flags |= part.seen as u16;
             used_ns = used_ns.max(part.used_ns);
         }
         // A flow that was used in the first millisecond of the clock was used all the same.

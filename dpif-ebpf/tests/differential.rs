@@ -112,12 +112,30 @@ fn both_engines_do_the_same_with_any_flow_table() {
         // What counters differ in once they differ in for good.
         while pair.compared < cases && found.is_empty() {
             tables += 1;
-            table(&mut pair, &mut rng, &mut found);
+            table(&mut pair, &mut rng, &mut found, false);
         }
         println!("{} cases in {tables} tables: {:?}", pair.compared, pair.twin.stats().expect("statistics"));
         found
     });
     assert!(found.is_empty(), "the engines differ:\n{}", found.join("\n"));
+}
+
+#[test]
+fn specialised_programs_do_as_the_twin_does() {
+    testkit::require_root_and_bpf!("specialised_programs_do_as_the_twin_does");
+    // Making programs takes most of the time.
+    let cases = number("SLUICE_DIFF_CASES", 25_000) / 5;
+    let (variants, found) = Rig::with("special", |rig| {
+        let mut pair = Pair::new(rig);
+        let (mut rng, mut found) = (rng(5), Vec::new());
+        while pair.compared < cases && found.is_empty() {
+            table(&mut pair, &mut rng, &mut found, true);
+        }
+        (pair.variants, found)
+    });
+    println!("{} programs: {variants:?}", variants.len());
+    assert!(found.is_empty(), "the engines differ:\n{}", found.join("\n"));
+    assert!(variants.len() > 10, "only {variants:?} were tried");
 }
 
 /// What has differed once.
@@ -236,12 +254,20 @@ fn both_engines_lose_the_same_upcalls() {
 }
 
 /// One table with its frames, each of them twice, flows being changed in between.
-fn table(pair: &mut Pair<'_>, rng: &mut Rng, found: &mut Vec<String>) {
-    let shape = if rng.u8(..4) == 0 { Shape::OneOutput } else { Shape::Any };
+fn table(pair: &mut Pair<'_>, rng: &mut Rng, found: &mut Vec<String>, special: bool) {
+    let shape = match rng.u8(..4) {
+        1.. if special => Shape::plain(rng),
+        0 if !special => Shape::OneOutput,
+        _ => Shape::Any,
+    };
     let arrivals: Vec<_> = (0..rng.usize(10..50))
         .map(|_| {
             // Valid frames go further.
-            let bytes = if rng.u8(..3) != 0 { frames::valid(rng) } else { frames::frame(rng) };
+            let bytes = match rng.u8(..3) {
+                1.. if special => tables::plain_frame(rng),
+                1.. => frames::valid(rng),
+                0 => frames::frame(rng),
+            };
             let bytes = bytes[..bytes.len().min(rig::LONGEST)].to_vec();
             let mut arrival = arrival(rng, bytes);
             if shape == Shape::OneOutput && rng.bool() {
@@ -256,6 +282,9 @@ fn table(pair: &mut Pair<'_>, rng: &mut Rng, found: &mut Vec<String>) {
     };
     let mut said: Vec<String> = pair.install(flows).err().into_iter().collect();
     for round in 0..2 {
+        if special {
+            pair.variants.insert(pair.rig.specialise(true));
+        }
         for arrival in &arrivals {
             let agreed = pair.frame(arrival).map_err(|text| shrink(pair, arrival, text)).and_then(|_| {
                 pair.statistics().map_err(|text| format!("{text}\nafter {arrival:?} {}\n", hex(&arrival.bytes)))

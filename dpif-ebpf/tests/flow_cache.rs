@@ -35,6 +35,16 @@ fn output() -> Vec<Action> {
     vec![Action::Output(OdpPort(2))]
 }
 
+/// Does this to a datapath with its general program, and to one that specialises it.
+fn both(label: &str, work: impl Fn(&mut Rig) + Send + Sync) {
+    for special in [false, true] {
+        Rig::with(label, |rig| {
+            rig.specialise(special);
+            work(rig);
+        });
+    }
+}
+
 /// Runs a packet three times, so that the cache knows it, and says what became of it the last time, and how many of the
 /// lookups found a flow and how many of these in the cache.
 fn thrice(rig: &mut Rig, to: u32) -> (u32, u64, u64) {
@@ -54,7 +64,7 @@ const NONE: (u32, u64, u64) = (SHOT, 0, 0);
 #[test]
 fn a_flow_that_is_gone_is_not_found_in_the_cache() {
     testkit::require_root_and_bpf!("a_flow_that_is_gone_is_not_found_in_the_cache");
-    Rig::with("gone", |rig| {
+    both("gone", |rig| {
         // Keeps the mask.
         rig.dpif.flow_put(&flow(3, 1, 32, PutMode::Create, vec![])).expect("a flow");
         for round in 0..20 {
@@ -78,7 +88,7 @@ fn a_flow_that_is_gone_is_not_found_in_the_cache() {
 #[test]
 fn changed_actions_hold_for_a_cached_flow_at_once() {
     testkit::require_root_and_bpf!("changed_actions_hold_for_a_cached_flow_at_once");
-    Rig::with("changed", |rig| {
+    both("changed", |rig| {
         let to = 0x0a00_0002;
         rig.dpif.flow_put(&flow(1, to, 32, PutMode::Create, output())).expect("a flow");
         for _ in 0..50 {
@@ -94,7 +104,7 @@ fn changed_actions_hold_for_a_cached_flow_at_once() {
 #[test]
 fn masks_that_move_in_their_list_do_not_mislead_the_cache() {
     testkit::require_root_and_bpf!("masks_that_move_in_their_list_do_not_mislead_the_cache");
-    Rig::with("moving", |rig| {
+    both("moving", |rig| {
         // A network of its own for each length of the mask.
         let to = |bits: u32| 0x0100_0000 * bits + 5;
         let put = |rig: &Rig, bits: u32| {
@@ -125,7 +135,7 @@ fn masks_that_move_in_their_list_do_not_mislead_the_cache() {
 #[test]
 fn packets_that_share_a_place_of_the_cache_keep_their_flows() {
     testkit::require_root_and_bpf!("packets_that_share_a_place_of_the_cache_keep_their_flows");
-    Rig::with("sharing", |rig| {
+    both("sharing", |rig| {
         // Every other network of four addresses has a flow, and there are more packets than places.
         let packets = 3 * datapath_common::maps::FLOW_CACHE_PLACES as u32;
         for network in (0..packets / 4).step_by(16) {

@@ -2,10 +2,15 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::*;
-use dpif::{Dpif, DpifError, OdpPort, PortKind};
+use datapath_common::extract;
+use datapath_common::packet::SlicePacket;
+use dpif::{Be16, Dpif, DpifError, FlowKey, FlowPut, OdpPort, PortKind, PutMode, Ufid};
 use dpif_ebpf::{Attach, EbpfDpif, Options};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+use testkit::wait_until;
 
 const NOBODY: nix::unistd::Uid = nix::unistd::Uid::from_raw(65534);
 
@@ -136,15 +141,14 @@ fn a_missing_privilege_is_said() {
     assert!(status.success());
 }
 
-#[test]
-fn a_program_that_the_verifier_rejects_shows_the_end_of_its_log() {
-    testkit::require_root_and_bpf!("a_program_that_the_verifier_rejects_shows_the_end_of_its_log");
+/// A folder with the eBPF objects, of which the verifier refuses this program.
+fn spoiled(program: &str) -> tempfile::TempDir {
     let objects = testkit::workspace_root().join("target/bpf");
     let spoiled = tempfile::tempdir().unwrap();
     let mut bytes = std::fs::read(objects.join("tc.o")).unwrap();
     let at = {
         let file = object::File::parse(&*bytes).unwrap();
-        let symbol = file.symbols().find(|symbol| symbol.name() == Ok("sluice_tc")).unwrap();
+        let symbol = file.symbols().find(|symbol| symbol.name() == Ok(program)).unwrap();
         let section = file.section_by_index(symbol.section_index().unwrap()).unwrap();
         (section.file_range().unwrap().0 + symbol.address()) as usize
     };
@@ -152,6 +156,13 @@ fn a_program_that_the_verifier_rejects_shows_the_end_of_its_log() {
     bytes[at..at + 8].copy_from_slice(&[0xbf, 0x90, 0, 0, 0, 0, 0, 0]);
     std::fs::write(spoiled.path().join("tc.o"), bytes).unwrap();
     std::fs::copy(objects.join("port-entry.o"), spoiled.path().join("port-entry.o")).unwrap();
+    spoiled
+}
+
+#[test]
+fn a_program_that_the_verifier_rejects_shows_the_end_of_its_log() {
+    testkit::require_root_and_bpf!("a_program_that_the_verifier_rejects_shows_the_end_of_its_log");
+    let spoiled = spoiled("sluice_tc");
     let host = Host::new("reject");
     let options = Options { objects: Some(spoiled.path().into()), ..host.options.clone() };
     let error = host.run(|| EbpfDpif::open(&host.name, &options)).err().unwrap().to_string();
@@ -169,6 +180,40 @@ fn a_program_that_the_verifier_rejects_shows_the_end_of_its_log() {
     let dpif = host.open();
     assert!(dpif.was_adopted());
     dpif.destroy().unwrap();
+}
+
+#[test]
+fn a_specialised_program_that_the_verifier_rejects_leaves_the_general_one() {
+    testkit::require_root_and_bpf!("a_specialised_program_that_the_verifier_rejects_leaves_the_general_one");
+    for program in ["sluice_tc_s", "sluice_xdp_s"] {
+        let mut host = Host::new("refused");
+        let spoiled = spoiled(program);
+        (host.options.objects, host.options.hold) = (Some(spoiled.path().into()), Duration::ZERO);
+        let (dpif, left, right) = two_ports(&host);
+        dpif.flow_put(&plain_flow()).unwrap();
+        for source in 1..4 {
+            left.socket.send(&udp(60, source)).unwrap();
+            assert_eq!(right.recv().unwrap(), udp(60, source));
+        }
+        // Asked for again it is not tried again.
+        dpif.set_specialise(false).unwrap();
+        dpif.set_specialise(true).unwrap();
+        let state = dpif.program().unwrap();
+        assert_eq!((state.serves, state.swaps, state.refused), (None, 0, 1));
+        let refused = format!("refused by the kernel: can't load eBPF program {program}: ");
+        assert!(state.why.starts_with(&refused) && state.why.ends_with("R9 !read_ok"), "{}", state.why);
+        dpif.destroy().unwrap();
+    }
+}
+
+/// A flow of packets like those of [`udp`] from port 1 to port 2, which needs the time to live.
+fn plain_flow() -> FlowPut {
+    let mut key = FlowKey { in_port: 1, ..FlowKey::ZERO };
+    extract::extract(&SlicePacket::new(udp(60, 1)), &mut key).unwrap();
+    let mut mask = FlowKey { in_port: u32::MAX, recirc_id: u32::MAX, eth_type: Be16::MAX, ..FlowKey::ZERO };
+    mask.ip_ttl = 0xff;
+    let actions = vec![output(OdpPort(2))].into();
+    FlowPut { mode: PutMode::Create, ufid: Ufid(1), key: key.masked(&mask), mask, actions }
 }
 
 #[test]
@@ -222,5 +267,41 @@ fn an_internal_port_is_a_pair_that_comes_and_goes_with_it() {
     assert!(host.netns.ip("link show dev br0-dp").is_err());
     // The number is not given again at once.
     assert_eq!(dpif.port_add(&internal("br1")).unwrap(), OdpPort(port.0 + 1));
+    dpif.destroy().unwrap();
+}
+
+#[test]
+fn an_adopted_datapath_gets_the_program_that_its_flows_need() {
+    testkit::require_root_and_bpf!("an_adopted_datapath_gets_the_program_that_its_flows_need");
+    let mut host = Host::new("special");
+    host.options.hold = Duration::from_millis(10);
+    let (dpif, left, right) = two_ports(&host);
+    dpif.flow_put(&plain_flow()).unwrap();
+    let serves = |dpif: &EbpfDpif| dpif.program().unwrap().serves;
+    let is_narrow = |dpif: &EbpfDpif| wait_until(SOON, || serves(dpif).is_some_and(|serves| serves == ["ip"]));
+    let goes = || {
+        for source in 1..4 {
+            left.socket.send(&udp(60, source)).unwrap();
+            assert_eq!(right.recv().unwrap(), udp(60, source));
+        }
+    };
+    assert!(is_narrow(&dpif), "{:?}", dpif.program());
+    goes();
+    drop(dpif);
+    goes();
+    let dpif = host.open();
+    assert!(dpif.was_adopted());
+    assert!(serves(&dpif).is_some(), "{:?}", dpif.program());
+    goes();
+    assert!(is_narrow(&dpif), "{:?}", dpif.program());
+    goes();
+    drop(dpif);
+
+    // The next one is not to specialise: what the one before has left goes too.
+    host.options.specialise = false;
+    let dpif = host.open();
+    assert_eq!(serves(&dpif), None);
+    goes();
+    assert_eq!(dpif.flow_get(Ufid(1)).unwrap().stats.packets, 15);
     dpif.destroy().unwrap();
 }

@@ -28,39 +28,62 @@ fn number(variable: &str, default: u64) -> u64 {
 #[test]
 fn what_the_hook_finishes_is_what_the_twin_does() {
     testkit::require_root_and_bpf!("what_the_hook_finishes_is_what_the_twin_does");
-    let cases = number("SLUICE_DIFF_CASES", 25_000);
-    let (compared, finished, found) = Rig::with("xdp", |rig| {
+    compare(false);
+}
+
+#[test]
+fn what_specialised_programs_finish_is_what_the_twin_does() {
+    testkit::require_root_and_bpf!("what_specialised_programs_finish_is_what_the_twin_does");
+    compare(true);
+}
+
+fn compare(special: bool) {
+    // Making programs takes most of the time.
+    let cases = number("SLUICE_DIFF_CASES", 25_000) / if special { 5 } else { 1 };
+    let (compared, finished, variants, found) = Rig::with("xdp", |rig| {
         rig.enable_xdp();
         let mut pair = Pair::new(rig);
         let mut rng = Rng::with_seed(number("SLUICE_DIFF_SEED", 0x5eed) ^ 4 << 32);
         let (mut finished, mut found) = (0, Vec::new());
         while pair.compared < cases && found.is_empty() {
-            finished += table(&mut pair, &mut rng, &mut found);
+            finished += table(&mut pair, &mut rng, &mut found, special);
         }
-        (pair.compared, finished, found)
+        (pair.compared, finished, pair.variants, found)
     });
-    println!("{compared} frames, {finished} of them finished in the hook");
+    println!("{compared} frames, {finished} of them finished in the hook, by {} programs", variants.len().max(1));
     assert!(found.is_empty(), "the engines differ:\n{}", found.join("\n"));
     assert!(finished * 20 > compared, "only {finished} of {compared} frames were finished in the hook");
+    assert!(!special || variants.len() > 10, "only {variants:?} were tried");
 }
 
 /// One table with its frames. Returns how many were finished.
-fn table(pair: &mut Pair<'_>, rng: &mut Rng, found: &mut Vec<String>) -> u64 {
+fn table(pair: &mut Pair<'_>, rng: &mut Rng, found: &mut Vec<String>, special: bool) -> u64 {
     let arrivals: Vec<_> = (0..rng.usize(10..50))
         .map(|_| {
-            let bytes = if rng.u8(..4) != 0 { frames::valid(rng) } else { frames::frame(rng) };
+            let bytes = match rng.u8(..4) {
+                1.. if special => tables::plain_frame(rng),
+                1.. => frames::valid(rng),
+                0 => frames::frame(rng),
+            };
             // The kernel takes no shorter one for a test run.
             let mut bytes = bytes[..bytes.len().min(rig::LONGEST)].to_vec();
             bytes.resize(bytes.len().max(14), 0);
             Arrival { port: rng.u32(1..=MTUS.len() as u32), bytes, wire: true, ..Arrival::default() }
         })
         .collect();
-    let shape = if rng.u8(..4) == 0 { Shape::Any } else { Shape::OneOutput };
+    let shape = match rng.u8(..4) {
+        1.. if special => Shape::plain(rng),
+        1.. => Shape::OneOutput,
+        0 => Shape::Any,
+    };
     let flows = {
         let rig = &*pair.rig;
         tables::table(rng, || twin(rig), &arrivals, shape)
     };
     found.extend(pair.install(flows).err());
+    if special {
+        pair.variants.insert(pair.rig.specialise(true));
+    }
     let mut finished = 0;
     // The second time from the cache.
     for arrival in arrivals.iter().chain(&arrivals) {
@@ -122,28 +145,36 @@ fn the_hook_finishes_what_needs_little_and_passes_the_rest_on() {
         ("no such port", vec![output(77)], 100, XDP_PASS),
         ("more than the output's MTU", vec![output(3)], 1000, XDP_PASS),
     ];
-    Rig::with("xdp-cases", |rig| {
-        rig.enable_xdp();
-        for (id, actions) in [(1, vec![output(2)]), (2, vec![output(2), output(3)]), (4, vec![Action::Recirc(4)])] {
-            rig.dpif.flow_put(&flow(id, actions)).expect("a flow");
-        }
-        let counters = |rig: &Rig| {
-            let stats = rig.dpif.stats().expect("statistics");
-            (stats.hit, stats.missed, rig.dpif.port_stats(OdpPort(1)).expect("statistics").rx_packets)
-        };
-        for (name, actions, len, verdict) in cases {
-            rig.dpif.flow_put(&flow(0, actions)).expect("a flow");
+    for special in [false, true] {
+        Rig::with("xdp-cases", |rig| {
+            rig.enable_xdp();
+            rig.specialise(special);
+            for (id, actions) in [(1, vec![output(2)]), (2, vec![output(2), output(3)]), (4, vec![Action::Recirc(4)])] {
+                rig.dpif.flow_put(&flow(id, actions)).expect("a flow");
+            }
+            let counters = |rig: &Rig| {
+                let stats = rig.dpif.stats().expect("statistics");
+                (stats.hit, stats.missed, rig.dpif.port_stats(OdpPort(1)).expect("statistics").rx_packets)
+            };
+            for (name, actions, len, verdict) in cases.clone() {
+                rig.dpif.flow_put(&flow(0, actions)).expect("a flow");
+                let arrival = Arrival { port: 1, bytes: udp(len), ..Arrival::default() };
+                // What a specialised program doesn't know yet the general one tells it.
+                if special {
+                    rig.specialise(true);
+                    rig.run_xdp(&arrival, 2);
+                }
+                let before = counters(rig);
+                let ran = rig.run_xdp(&arrival, 1);
+                assert_eq!(ran.verdict, verdict, "{name}");
+                assert!(verdict != XDP_PASS || ran.bytes == arrival.bytes, "{name}");
+                assert_eq!(counters(rig) == before, verdict == XDP_PASS, "{name}");
+            }
+            // A miss is the TC hook's to count and to send up.
             let before = counters(rig);
-            let arrival = Arrival { port: 1, bytes: udp(len), ..Arrival::default() };
-            let ran = rig.run_xdp(&arrival, 1);
-            assert_eq!(ran.verdict, verdict, "{name}");
-            assert!(verdict != XDP_PASS || ran.bytes == arrival.bytes, "{name}");
-            assert_eq!(counters(rig) == before, verdict == XDP_PASS, "{name}");
-        }
-        // A miss is the TC hook's to count and to send up.
-        let before = counters(rig);
-        let arrival = Arrival { port: 2, bytes: udp(100), ..Arrival::default() };
-        assert_eq!(rig.run_xdp(&arrival, 1).verdict, XDP_PASS);
-        assert_eq!(counters(rig), before);
-    });
+            let arrival = Arrival { port: 2, bytes: udp(100), ..Arrival::default() };
+            assert_eq!(rig.run_xdp(&arrival, 1).verdict, XDP_PASS);
+            assert_eq!(counters(rig), before);
+        });
+    }
 }

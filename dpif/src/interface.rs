@@ -69,6 +69,19 @@ pub struct SlotStats {
     pub resting: u64,
 }
 
+/// The program of a datapath that makes one for what its flows need.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ProgramState {
+    /// What the specialised program serves that runs in front of the general one; `None` if the general one runs alone.
+    pub serves: Option<Vec<&'static str>>,
+    /// Why that one runs, in words.
+    pub why: String,
+    /// How often it was changed.
+    pub swaps: u64,
+    /// Specialised programs that could not be loaded.
+    pub refused: u64,
+}
+
 /// A packet to run actions on.
 #[derive(Clone, Copy, Debug)]
 pub struct Execute<'a> {
@@ -127,6 +140,16 @@ pub trait Dpif: Send + Sync {
     fn features(&self) -> Features;
     /// Its counters.
     fn stats(&self) -> Result<DpStats>;
+
+    /// Which program runs, if the datapath makes one for what its flows need.
+    fn program(&self) -> Option<ProgramState> {
+        None
+    }
+    /// Switches that on or off.
+    fn set_specialise(&self, on: bool) -> Result<()> {
+        let _ = on;
+        Err(DpifError::Unsupported("a specialised program".into(), self.name().into()))
+    }
 
     /// Adds a port and says its number.
     fn port_add(&self, spec: &PortSpec) -> Result<OdpPort>;

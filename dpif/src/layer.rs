@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::ct::{CtEntry, CtLimits, CtMatch};
 use crate::{
     DatapathFlow, DpStats, Dpif, DpifOp, Execute, Features, FlowPut, FlowStats, MeterConfig, MeterFeatures, MeterStats,
-    OdpPort, PortEvent, PortInfo, PortSpec, PortStats, Result, Ufid, UpcallBatch, XdpMode, XdpState,
+    OdpPort, PortEvent, PortInfo, PortSpec, PortStats, ProgramState, Result, Ufid, UpcallBatch, XdpMode, XdpState,
 };
 
 /// Writes the methods of [`Dpif`] down once: for the trait with its defaults, and for whoever implements it.
@@ -42,6 +42,8 @@ layer! {
     fn engine(&self) -> &'static str;
     fn features(&self) -> Features;
     fn stats(&self) -> Result<DpStats>;
+    fn program(&self) -> Option<ProgramState>;
+    fn set_specialise(&self, on: bool) -> Result<()>;
     fn port_add(&self, spec: &PortSpec) -> Result<OdpPort>;
     fn port_del(&self, port: OdpPort) -> Result<()>;
     fn ports(&self) -> Result<Vec<PortInfo>>;

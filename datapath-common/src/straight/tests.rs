@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::apply::{set_word, settable};
 use crate::extract::extract;
-use crate::key::{FlowKey, KEY_WORDS};
+use crate::key::FlowKey;
 use crate::op::{OP_LAST, OpKind};
 use crate::packet::SlicePacket;
 
@@ -69,12 +69,11 @@ fn both(bytes: &[u8], ops: &[Op]) -> Result<bool, TestCaseError> {
     let straight = Straight::of(ops);
     prop_assert_eq!(straight.flags, REWRITE | OUTPUT);
 
-    let mut words = [0; 64];
-    words[..KEY_WORDS].copy_from_slice(key.words());
+    let mut words = *key.hot_words();
     let mut packet = SlicePacket::new(bytes);
     if bytes.len() < HEAD as usize || rewrite(&mut packet, &mut words, &layers, &straight.rewrite) == UNFIT {
         prop_assert_eq!(&packet.bytes, bytes);
-        prop_assert_eq!(&words[..KEY_WORDS], &key.words()[..]);
+        prop_assert_eq!(&words, key.hot_words());
         return Ok(false);
     }
     let mut slowly = SlicePacket::new(bytes);
@@ -82,7 +81,7 @@ fn both(bytes: &[u8], ops: &[Op]) -> Result<bool, TestCaseError> {
         prop_assert!(set_word(&mut slowly, &mut key, &layers, op.arg as usize, op.a, op.b).is_ok());
     }
     prop_assert_eq!(&packet.bytes, &slowly.bytes);
-    prop_assert_eq!(&words[..KEY_WORDS], &key.words()[..]);
+    prop_assert_eq!(&words, key.hot_words());
     Ok(true)
 }
 

@@ -7,13 +7,11 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use aya::EbpfLoader;
 use aya::programs::{SchedClassifier, TcAttachType};
-use datapath_common::maps::name;
 use dpif::{DpifError, Result};
 
 use super::image;
-use crate::kernel::{io_error, load_error};
+use crate::kernel::io_error;
 use crate::options::Attach;
 use crate::pins::Pins;
 use crate::rtnl;
@@ -46,18 +44,6 @@ impl Attached {
             _ => None,
         }
     }
-}
-
-/// Makes what the port entries' object defines: the arrays of programs, pinned.
-pub(crate) fn make_arrays(pins: &Pins, objects: Option<&Path>) -> Result<()> {
-    let bytes = crate::object::Object::PortEntry.bytes(objects)?;
-    EbpfLoader::new()
-        .map_pin_path(name::PROGRAMS, pins.path(name::PROGRAMS))
-        .map_pin_path(name::XDP_PROGRAMS, pins.path(name::XDP_PROGRAMS))
-        .map_pin_path(name::XDP_PORT, pins.path(name::XDP_PORT))
-        .load(&bytes)
-        .map(drop)
-        .map_err(|error| load_error("can't load the eBPF object of the port entries", error))
 }
 
 /// The entry of a port, to be attached.

@@ -1,6 +1,7 @@
 //! One frame through both engines, and everything that they say about it compared.
 #![allow(dead_code)]
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ pub(crate) struct Pair<'a> {
     pub(crate) flows: Vec<FlowPut>,
     /// Frames that were compared.
     pub(crate) compared: u64,
+    /// What the programs served that were specialised.
+    pub(crate) variants: BTreeSet<Vec<&'static str>>,
     batch: UpcallBatch,
 }
 
@@ -43,7 +46,7 @@ impl<'a> Pair<'a> {
     pub(crate) fn new(rig: &'a mut Rig) -> Self {
         let twin = twin(rig);
         rig.dpif.handlers_set(1).expect("a handler");
-        Self { rig, twin, flows: Vec::new(), compared: 0, batch: UpcallBatch::default() }
+        Self { rig, twin, flows: Vec::new(), compared: 0, variants: BTreeSet::new(), batch: UpcallBatch::default() }
     }
 
     /// Removes all flows and installs these; says if one engine takes what the other doesn't.

@@ -13,7 +13,7 @@ use aya::maps::{Array, Map, MapData};
 use aya::programs::{ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp, loaded_programs};
 use aya_obj::programs::XdpAttachType;
 use datapath_common::DigestSeeds;
-use datapath_common::maps::{LAYOUT_VERSION, name};
+use datapath_common::maps::{LAYOUT_VERSION, PROGRAM_TC, name};
 use dpif::{Dpif as _, OdpPort, PortKind, PortSpec, XdpMode, XdpState};
 use dpif_ebpf::{EbpfDpif, Options};
 use testkit::{Netns, RawSocket, veth_pair};
@@ -95,6 +95,9 @@ pub(crate) struct Rig {
     pub(crate) dpif: EbpfDpif,
     pub(crate) seeds: DigestSeeds,
     program: SchedClassifier,
+    /// Its number, and where the one of the moment has its.
+    running: u32,
+    programs: Array<MapData, u32>,
     /// The ports' entries in the XDP hook, once it is on.
     xdp: Vec<Xdp>,
     sockets: Vec<RawSocket>,
@@ -128,7 +131,9 @@ impl Rig {
         far.silence().expect("a quiet network namespace");
         let mut words = netns.name().split('-').skip(1);
         let datapath = format!("d{}-{}", words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        let options = Options { bpffs: "/run/sluice-test/bpf".into(), slots: 8192, ..Options::default() };
+        let bpffs = "/run/sluice-test/bpf".into();
+        // The general program, until a test asks for more.
+        let options = Options { bpffs, slots: 8192, specialise: false, hold: Duration::ZERO, ..Options::default() };
         let pins = options.bpffs.join(format!("sluice/v{LAYOUT_VERSION}")).join(&datapath);
         let dpif = EbpfDpif::open(&datapath, &options).unwrap_or_else(|error| panic!("{error}"));
         let mut sockets = Vec::new();
@@ -142,15 +147,43 @@ impl Rig {
         }
         let control = MapData::from_pin(pins.join(name::CONTROL)).expect("the control block");
         let program = program_with_map("sluice_tc", control.info().expect("its description").id());
+        let programs = MapData::from_pin(pins.join(name::PROGRAMS)).expect("the programs");
+        let programs: Array<_, u32> = Array::try_from(Map::Array(programs)).expect("an array");
         let seeds = MapData::from_pin(pins.join(name::SEEDS)).expect("the seeds");
         let seeds: Array<_, DigestSeeds> = Array::try_from(Map::Array(seeds)).expect("an array");
         let seeds = seeds.get(&0, 0).expect("the seeds");
         let out = Box::new([0; 4096]);
-        Self { dpif, seeds, program, xdp: Vec::new(), sockets, out, pins, far, _netns: netns }
+        Self { dpif, seeds, program, running: 0, programs, xdp: Vec::new(), sockets, out, pins, far, _netns: netns }
+    }
+
+    /// Lets the datapath specialise its program, or not, and waits until it is as the flows need it. Returns what it serves.
+    pub(crate) fn specialise(&self, on: bool) -> Vec<&'static str> {
+        let state = || self.dpif.program().expect("a program");
+        if (state().why == "switched off") == on {
+            self.dpif.set_specialise(on).expect("to specialise");
+        }
+        let start = std::time::Instant::now();
+        while !["as ", "none ", "switched off"].iter().any(|why| state().why.starts_with(why)) {
+            assert!(start.elapsed() < Duration::from_secs(20), "{:?}", state());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        state().serves.unwrap_or_default()
+    }
+
+    /// Takes the program that the ports' entries call now for the one to run.
+    fn follow(&mut self) {
+        let id = self.programs.get(&PROGRAM_TC, 0).expect("the program of the moment");
+        if self.running != id {
+            self.running = id;
+            let info = loaded_programs().flatten().find(|info| info.id() == id).expect("a loaded program");
+            let name = info.name_as_str().unwrap_or_default().to_owned();
+            self.program = SchedClassifier::from_program_info(info, name.into()).expect("a classifier");
+        }
     }
 
     /// Runs the TC program on a frame `repeat` times (each run finds what the one before left).
     pub(crate) fn run(&mut self, arrival: &Arrival, repeat: u32) -> Ran<'_> {
+        self.follow();
         let context = context(arrival);
         let run = self
             .program
@@ -196,6 +229,11 @@ impl Rig {
             .unwrap_or_else(|error| panic!("a test run of {} bytes: {error:?}", arrival.bytes.len()));
         let len = run.data_size_out as usize;
         Ran { verdict: run.return_value, bytes: &self.out[..len], ns: run.duration.as_nanos() as u64 }
+    }
+
+    /// The far ends of the ports' wires, and the datapath, for threads of their own.
+    pub(crate) fn parts(&self) -> (&[RawSocket], &EbpfDpif) {
+        (&self.sockets, &self.dpif)
     }
 
     /// Sends a frame over the wire into a port.

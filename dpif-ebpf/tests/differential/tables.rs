@@ -3,6 +3,7 @@
 //! Flows of a datapath don't overlap; which of two overlapping ones a packet finds is nobody's promise. So a flow that would
 //! overlap is left out. Flows behind a recirculation are made from the keys that packets have when they come there.
 
+use datapath_common::key::HOT_WORDS;
 use datapath_common::packet::SlicePacket;
 use dpif::inproc::{Event, Frame, InprocDatapath};
 use dpif::{
@@ -22,6 +23,25 @@ pub(crate) enum Shape {
     /// One output, the last action: the program redirects the packet and clones nothing. For super-packets, which a test run
     /// makes only half and no device would send.
     OneOutput,
+    /// What specialised programs run, in the main: flows that match these hot words alone (by bit), and do little.
+    Plain(u8),
+}
+
+impl Shape {
+    /// One of the last kind.
+    pub(crate) fn plain(rng: &mut Rng) -> Self {
+        Self::Plain(rng.u8(..))
+    }
+}
+
+/// A frame for such flows: most are IPv4 without tags.
+pub(crate) fn plain_frame(rng: &mut Rng) -> Vec<u8> {
+    loop {
+        let frame = super::frames::valid(rng);
+        if frame.get(12..15) == Some(&[8, 0, 0x45]) || rng.u8(..16) == 0 {
+            return frame;
+        }
+    }
 }
 
 /// Recirculation ids that programs use.
@@ -75,6 +95,29 @@ pub(crate) fn entering(arrival: &Arrival) -> Frame {
 
 fn flow(rng: &mut Rng, ufid: u128, key: FlowKey, shape: Shape) -> FlowPut {
     let mut mask = FlowKey::ZERO;
+    if let Shape::Plain(words) = shape {
+        for (i, word) in mask.words_mut().iter_mut().enumerate().take(HOT_WORDS) {
+            if words >> i & 1 == 1 && rng.u8(..3) != 0 {
+                *word = [0xff << (rng.u32(..8) * 8), u64::MAX, u64::MAX, rng.u64(..)][rng.usize(..4)];
+            }
+        }
+        (mask.recirc_id, mask.in_port, mask.eth_type) = (u32::MAX, u32::MAX, Be16::MAX);
+        // Few flows of a table do more than send the packet.
+        let actions = match rng.u8(..8) {
+            0 if words & 1 == 1 => vec![set(rng, &key), output(rng)],
+            1 if words & 8 == 8 => vec![Action::Recirc(rng.u32(1..=RECIRC_IDS))],
+            2 if words & 64 == 64 => vec![],
+            3 if words & 128 == 128 => actions(rng, &key, Shape::OneOutput),
+            _ => vec![output(rng)],
+        };
+        return FlowPut {
+            mode: PutMode::Create,
+            ufid: Ufid(ufid),
+            key: key.masked(&mask),
+            mask,
+            actions: actions.into(),
+        };
+    }
     let density = [0, 0, 1, 1, 4, 12][rng.usize(..6)];
     for word in mask.words_mut() {
         if rng.u8(..16) < density {

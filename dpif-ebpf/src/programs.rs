@@ -1,0 +1,173 @@
+//! The datapath's programs: loaded against its maps, and put where the port entries call them.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use aya::programs::{ProgramFd, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use datapath_common::maps::{
+    MAX_LANES, MAX_PORTS, PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_TC_GENERAL, PROGRAM_XDP, PROGRAM_XDP_GENERAL, name,
+};
+use datapath_common::table::bucket_count;
+use dpif::{DpifError, Result};
+
+use crate::kernel::{io_error, load_error, program_error};
+use crate::maps::{ENTRIES, PINNED, Shape};
+use crate::object::Object;
+use crate::options::Options;
+use crate::pins::Pins;
+use crate::special::Programs;
+use crate::sys::bpf;
+
+/// What loading takes.
+pub(crate) struct Loader {
+    pins: Arc<Pins>,
+    options: Options,
+    n_slots: u32,
+    lanes: u32,
+}
+
+impl Loader {
+    /// For a datapath of this shape.
+    pub(crate) fn new(pins: &Arc<Pins>, options: &Options, shape: &Shape) -> Self {
+        let (n_slots, lanes) = (shape.n_slots as u32, shape.lanes as u32);
+        Self { pins: Arc::clone(pins), options: options.clone(), n_slots, lanes }
+    }
+
+    /// Loads the object, and makes the maps that aren't pinned yet. `serves`: what its specialised programs are to serve.
+    pub(crate) fn object(&self, serves: u16) -> Result<Ebpf> {
+        let bytes = Object::Datapath.bytes(self.options.objects.as_deref())?;
+        let (n_slots, lanes) = (self.n_slots, self.lanes);
+        let shared = u32::from(possible_cpus() > lanes as usize);
+        let debug = u32::from(self.options.debug);
+        let buckets = bucket_count(n_slots as usize) as u32;
+        let (bucket_mask, serves) = (buckets - 1, u32::from(serves));
+        let mut loader = EbpfLoader::new();
+        loader
+            .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
+            .override_global("LANES", &lanes, true)
+            .override_global("SHARED_LANES", &shared, true)
+            .override_global("N_SLOTS", &n_slots, true)
+            .override_global("BUCKET_MASK", &bucket_mask, true)
+            .override_global("SERVES", &serves, true)
+            .override_global("DEBUG", &debug, false)
+            .map_max_entries(name::SLOTS, n_slots)
+            .map_max_entries(name::FLOWS, buckets)
+            .map_max_entries(name::FLOW_STATS, n_slots * lanes)
+            .map_max_entries(name::PORT_STATS, MAX_PORTS as u32 * (lanes + 1))
+            .map_max_entries(name::FLOW_CACHE, lanes)
+            .map_max_entries(name::DP_STATS, lanes + 1);
+        for map in PINNED.into_iter().chain(ENTRIES).filter(|map| *map != name::PORT_RECORDS) {
+            loader.map_pin_path(map, self.pins.path(map));
+        }
+        loader.load(&bytes).map_err(|error| load_error("can't load the datapath's eBPF object", error))
+    }
+
+    /// Loads the general programs of `object` and lets the port entries call them. Returns why the one of the XDP hook is not
+    /// there, if it isn't: all that it does the TC hook does too.
+    pub(crate) fn install_general(&self, object: &mut Ebpf) -> Result<Option<String>> {
+        let array = self.pins.get(name::PROGRAMS)?;
+        for (index, program) in [(PROGRAM_TC_GENERAL, "sluice_tc"), (PROGRAM_EXECUTE, "sluice_execute")] {
+            put(array.as_fd(), name::PROGRAMS, index, classifier(object, program)?.as_fd())?;
+        }
+        put(array.as_fd(), name::PROGRAMS, PROGRAM_TC, classifier(object, "sluice_tc")?.as_fd())?;
+        let xdp = xdp(object, "sluice_xdp").and_then(|program| {
+            let array = self.pins.get(name::XDP_PROGRAMS)?;
+            put(array.as_fd(), name::XDP_PROGRAMS, PROGRAM_XDP_GENERAL, program.as_fd())?;
+            put(array.as_fd(), name::XDP_PROGRAMS, PROGRAM_XDP, program.as_fd())
+        });
+        Ok(xdp.err().map(|error| {
+            tracing::warn!("{}: no port can use the XDP hook: {error}", self.pins.name());
+            error.to_string()
+        }))
+    }
+}
+
+/// Specialised programs for both hooks; in the XDP hook, if it has a program at all.
+pub(crate) struct Specialised {
+    tc: OwnedFd,
+    xdp: Option<OwnedFd>,
+}
+
+/// The arrays of programs, and the general ones.
+pub(crate) struct InKernel {
+    loader: Loader,
+    array: OwnedFd,
+    xdp_array: OwnedFd,
+    general: Specialised,
+}
+
+impl InKernel {
+    /// For a datapath whose general programs, those of `object`, are installed.
+    pub(crate) fn new(loader: Loader, object: &mut Ebpf, has_xdp: bool) -> Result<Self> {
+        let (array, xdp_array) = (loader.pins.get(name::PROGRAMS)?, loader.pins.get(name::XDP_PROGRAMS)?);
+        let xdp = if has_xdp { Some(owned(xdp(object, "sluice_xdp")?)?) } else { None };
+        let general = Specialised { tc: owned(classifier(object, "sluice_tc")?)?, xdp };
+        Ok(Self { loader, array, xdp_array, general })
+    }
+}
+
+impl Programs for InKernel {
+    type Loaded = Specialised;
+
+    fn load(&self, serves: u16) -> Result<Specialised> {
+        let mut object = self.loader.object(serves)?;
+        let tc = owned(classifier(&mut object, "sluice_tc_s")?)?;
+        let xdp = if self.general.xdp.is_some() { Some(owned(xdp(&mut object, "sluice_xdp_s")?)?) } else { None };
+        Ok(Specialised { tc, xdp })
+    }
+
+    fn install(&self, program: Option<&Specialised>) -> Result<()> {
+        let program = program.unwrap_or(&self.general);
+        put(self.array.as_fd(), name::PROGRAMS, PROGRAM_TC, program.tc.as_fd())?;
+        match &program.xdp {
+            Some(xdp) => put(self.xdp_array.as_fd(), name::XDP_PROGRAMS, PROGRAM_XDP, xdp.as_fd()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn put(array: BorrowedFd<'_>, map: &str, index: u32, program: BorrowedFd<'_>) -> Result<()> {
+    bpf::map_update(array, &index, &(program.as_raw_fd() as u32), 0)
+        .map_err(|error| io_error(format!("can't put a program into {map}"), error))
+}
+
+fn owned(program: &ProgramFd) -> Result<OwnedFd> {
+    program.as_fd().try_clone_to_owned().map_err(|error| io_error("can't keep a program", error))
+}
+
+/// A program of the TC hook, loaded if it isn't yet.
+fn classifier<'a>(object: &'a mut Ebpf, program: &str) -> Result<&'a ProgramFd> {
+    let what = format!("can't load eBPF program {program}");
+    let loaded: &mut SchedClassifier = object
+        .program_mut(program)
+        .ok_or_else(|| DpifError::Kernel(format!("{what}: the object has none of this name")))?
+        .try_into()
+        .map_err(|error| program_error(&what, error))?;
+    if loaded.fd().is_err() {
+        loaded.load().map_err(|error| program_error(&what, error))?;
+    }
+    loaded.fd().map_err(|error| program_error(&what, error))
+}
+
+/// A program of the XDP hook likewise.
+fn xdp<'a>(object: &'a mut Ebpf, program: &str) -> Result<&'a ProgramFd> {
+    let what = format!("can't load eBPF program {program}");
+    let loaded: &mut Xdp = object
+        .program_mut(program)
+        .ok_or_else(|| DpifError::Kernel(format!("{what}: the object has none of this name")))?
+        .try_into()
+        .map_err(|error| program_error(&what, error))?;
+    if loaded.fd().is_err() {
+        loaded.load().map_err(|error| program_error(&what, error))?;
+    }
+    loaded.fd().map_err(|error| program_error(&what, error))
+}
+
+/// CPUs that there can be.
+pub(crate) fn possible_cpus() -> usize {
+    aya::util::nr_cpus().unwrap_or_else(|(_, error)| {
+        tracing::warn!("can't tell the number of CPUs ({error}); statistics are counted with atomic operations");
+        MAX_LANES + 1
+    })
+}
