@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn bridges_ports_and_knobs_become_the_desired_state() {
         let line = "--bridge br0 --port br0:a,tag=3 --port=br1:b --bridge br1,datapath=ebpf --datapath userspace \
-                    --flow-limit 5 --port-flow-limit 3 --port-mask-limit 0 --mask-limit 9 --n-handlers=2 --n-revalidator-threads 3";
+                    --flow-limit 5 --port-flow-limit 3 --port-mask-limit 0 --mask-limit 9 --n-handlers=2 --n-revalidator-threads 3 --specialise false";
         let state = read(line).unwrap().desired().unwrap();
         assert_eq!(state.bridge("br0").unwrap().datapath_type, DatapathType::Userspace);
         assert_eq!(state.bridge("br1").unwrap().datapath_type, DatapathType::Ebpf);
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!((state.options.flow_limit, state.options.n_handlers), (5, Some(2)));
         let caps = (state.options.port_flow_limit, state.options.port_mask_limit, state.options.mask_limit);
         assert_eq!(caps, (3, 0, 9));
-        assert_eq!(state.options.n_revalidators, Some(3));
+        assert_eq!((state.options.n_revalidators, state.options.specialise), (Some(3), false));
     }
 
     #[test]

@@ -170,6 +170,8 @@ fn datapath_flows_are_added_changed_shown_and_deleted_by_hand() {
         (&["dpctl/dump-flows", "--nonsense"], "unrecognized option '--nonsense'\n"),
         (&["dpctl/dump-flows", "a", "b"], "unexpected argument \"b\"\n"),
         (&["dpctl/show", "nonesuch"], "opening datapath nonesuch failed (No such device)\n"),
+        (&["dpctl/set-program", "netdev@ovs-netdev", "fast"], "fast: a datapath's program is general or specialised\n"),
+        (&["dpctl/set-program", "netdev@ovs-netdev", "general"], "a specialised program is not supported by datapath "),
         (&["dpif/dump-flows", "nonesuch"], "no such bridge\n"),
         (&["fdb/show", "nonesuch"], "no such bridge\n"),
         (&["fdb/flush", "nonesuch"], "no such bridge\n"),

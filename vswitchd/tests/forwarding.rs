@@ -59,6 +59,14 @@ fn hosts_on_a_bridge_reach_each_other_and_the_switchs_own() {
         assert!(show.starts_with(&format!("{dp}:\n  lookups: hit:")), "{show}");
         assert!(number(&show, "hit:") > 3 * number(&show, "missed:"), "{show}");
         assert_eq!(number(&show, "lost:"), 0, "{show}");
+        if datapath == "ebpf" {
+            let program = |word: &str| daemon.ask("dpctl/show").contains(&format!("\n  program: {word} "));
+            assert!(wait_until(TIMEOUT, || program("specialised in")), "{show}");
+            daemon.ask("dpctl/set-program system@ovs-system general");
+            assert!(program("general (switched off)") && network.pings(1, 2, 2));
+            daemon.ask("dpctl/set-program system@ovs-system specialised");
+            assert!(wait_until(TIMEOUT, || program("specialised in")) && network.pings(1, 2, 2));
+        }
         for port in ["br0 (internal)\n", ": v1\n", ": v2\n"] {
             assert!(show.contains(port), "{show}");
         }
@@ -100,6 +108,32 @@ fn hosts_on_a_bridge_reach_each_other_and_the_switchs_own() {
         assert_eq!(daemon.ended(), Some(0));
         assert_eq!(network.left(), [""; 0], "{datapath}");
     });
+}
+
+#[test]
+fn specialising_is_switched_by_the_configuration() {
+    const NAME: &str = "specialising_is_switched_by_the_configuration";
+    testkit::require!(NAME; Need::Tool("ping"));
+    testkit::require_root_and_bpf!(NAME);
+    let network = Network::new(2);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("switch.toml");
+    let write = |specialise: bool| {
+        let ports = "[[bridge.port]]\nname = \"v1\"\n[[bridge.port]]\nname = \"v2\"\n";
+        let text = format!("[options]\nspecialise = {specialise}\n[[bridge]]\nname = \"br0\"\n{ports}");
+        fs::write(&path, text).unwrap();
+    };
+    write(false);
+    let daemon = network.start(&format!("--config {}", path.display()));
+    let program = |word: &str| daemon.ask("dpctl/show").contains(&format!("\n  program: {word} "));
+    assert!(network.pings(1, 2, 5) && program("general (switched off)"));
+    for specialise in [true, false] {
+        write(specialise);
+        assert_eq!(daemon.ask("config/reload"), "1 changes\n");
+        assert!(network.pings(1, 2, 3));
+        assert!(program(if specialise { "specialised in" } else { "general (switched off)" }));
+    }
+    daemon.ask("exit --cleanup");
 }
 
 #[test]

@@ -215,7 +215,7 @@ impl File {
     fn of(state: &DesiredState) -> File {
         let Options { port_flow_limit, port_mask_limit, mask_limit, .. } = state.options;
         let Options { flow_limit, max_idle, max_revalidator, min_revalidate_pps, .. } = state.options;
-        let Options { n_handlers, n_revalidators, max_flows, .. } = state.options;
+        let Options { n_handlers, n_revalidators, max_flows, specialise, .. } = state.options;
         File {
             datapath: None,
             options: OptionsPart {
@@ -229,6 +229,7 @@ impl File {
                 n_handlers,
                 n_revalidators,
                 max_flows,
+                specialise: Some(specialise),
             },
             bridge: state.bridges.iter().map(Bridge::of).collect(),
         }
@@ -368,6 +369,7 @@ mod tests {
             [options]
             flow-limit = 1000
             n-handlers = 2
+            specialise = false
             [[bridge]]
             name = "br0"
             fail-mode = "secure"
@@ -394,7 +396,12 @@ mod tests {
         .unwrap();
         let line = Parts {
             datapath_type: Some(DatapathType::Userspace),
-            options: OptionsPart { flow_limit: Some(1000), n_handlers: Some(2), ..OptionsPart::default() },
+            options: OptionsPart {
+                flow_limit: Some(1000),
+                n_handlers: Some(2),
+                specialise: Some(false),
+                ..OptionsPart::default()
+            },
             bridges: ["br0,fail-mode=secure,mac-aging-time=60", "br1,datapath=ebpf"].map(|s| s.parse().unwrap()).into(),
             ports: ["br0:veth0,tag=10", "br0:veth1,trunks=1-2+10-12,ofport=7,xdp=generic", "br1:p,type=patch,peer=q"]
                 .map(|s| s.parse().unwrap())

@@ -233,6 +233,8 @@ pub struct Options {
     pub n_revalidators: Option<u16>,
     /// Room for datapath flows in the datapath's own tables; `None` is the datapath's default.
     pub max_flows: Option<u32>,
+    /// Whether a program that is made for what the flows need runs in front of the eBPF datapath's general one.
+    pub specialise: bool,
 }
 
 impl Default for Options {
@@ -248,6 +250,7 @@ impl Default for Options {
             n_handlers: None,
             n_revalidators: None,
             max_flows: None,
+            specialise: true,
         }
     }
 }

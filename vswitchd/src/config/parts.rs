@@ -105,6 +105,9 @@ pub struct OptionsPart {
     /// Room for flows in the datapath's own tables [default: the datapath's]
     #[arg(long, value_name = "N")]
     pub max_flows: Option<u32>,
+    /// Let a program that is made for what the flows need run in front of the eBPF datapath's general one [default: true]
+    #[arg(long, value_name = "BOOL")]
+    pub specialise: Option<bool>,
 }
 
 /// Why the parts don't make a whole.
@@ -284,6 +287,7 @@ impl OptionsPart {
             n_handlers: self.n_handlers.or(base.n_handlers),
             n_revalidators: self.n_revalidators.or(base.n_revalidators),
             max_flows: self.max_flows.or(base.max_flows),
+            specialise: self.specialise.or(base.specialise),
         }
     }
 
@@ -300,6 +304,7 @@ impl OptionsPart {
             n_handlers: self.n_handlers,
             n_revalidators: self.n_revalidators,
             max_flows: self.max_flows,
+            specialise: self.specialise.unwrap_or(default.specialise),
         }
     }
 }

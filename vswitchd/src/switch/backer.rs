@@ -109,7 +109,8 @@ impl Backer {
 }
 
 fn ebpf_options(setup: &Setup, options: &Options) -> dpif_ebpf::Options {
-    let mut ebpf = dpif_ebpf::Options { bpffs: setup.bpffs.clone(), ..dpif_ebpf::Options::default() };
+    let specialise = options.specialise;
+    let mut ebpf = dpif_ebpf::Options { bpffs: setup.bpffs.clone(), specialise, ..dpif_ebpf::Options::default() };
     if let Some(max_flows) = options.max_flows {
         ebpf.slots = max_flows as usize;
     }

@@ -51,6 +51,13 @@ impl Bridges {
         Bridges { setup, options: Options::default(), shared: Arc::default(), ports: Ports::default() }
     }
 
+    /// Lets the eBPF datapath, if there is one, make a program for what its flows need, or not.
+    fn specialise(&self, on: bool) -> Result<(), SwitchError> {
+        let backers = self.shared.backers.read();
+        let mut ebpf = backers.iter().filter(|backer| backer.kind == DatapathType::Ebpf);
+        Ok(ebpf.try_for_each(|backer| backer.switch.dpif().set_specialise(on))?)
+    }
+
     /// The datapath of a type, opened if it is not yet.
     fn open(&self, kind: DatapathType) -> Result<Arc<ofproto::Switch>, SwitchError> {
         let mut backers = self.shared.backers.write();
@@ -89,9 +96,13 @@ impl Switch for Bridges {
     fn apply(&mut self, change: &Change) -> Result<(), SwitchError> {
         match change {
             Change::SetOptions(options) => {
-                self.options = options.clone();
-                let options = self.shared.switch_options(options);
-                self.shared.switches().iter().try_for_each(|switch| switch.set_options(&options))?;
+                let before = std::mem::replace(&mut self.options, options.clone());
+                let settings = self.shared.switch_options(options);
+                self.shared.switches().iter().try_for_each(|switch| switch.set_options(&settings))?;
+                // What an operator chose holds until the configuration changes its mind.
+                if before.specialise != options.specialise {
+                    self.specialise(options.specialise)?;
+                }
             }
             Change::AddBridge { bridge, datapath_type, settings } => {
                 self.open(*datapath_type)?.bridge_add(bridge, bridge_settings(settings))?;

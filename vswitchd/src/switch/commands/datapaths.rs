@@ -35,6 +35,7 @@ pub(super) fn register(registry: &Registry, shared: &Arc<Shared>) {
         ("dpctl/add-if", "dp iface...", 2, usize::MAX, add_if as Command),
         ("dpctl/del-if", "dp iface...", 2, usize::MAX, del_if),
         ("dpctl/set-if", "dp iface...", 2, usize::MAX, set_if),
+        ("dpctl/set-program", "dp general|specialised", 2, 2, set_program),
         ("dpctl/cache-get-size", "[dp]", 0, 1, cache_get_size),
         ("dpctl/cache-set-size", "dp cache <size>", 3, 3, cache_set_size),
         ("dpctl/list-commands", "", 0, usize::MAX, list_commands),
@@ -134,6 +135,18 @@ fn set_if(shared: &Shared, args: &[String]) -> Result<String, String> {
             }
         }
     }
+    Ok(String::new())
+}
+
+/// Whether a program that is made for what the flows need runs in front of the general one.
+fn set_program(shared: &Shared, args: &[String]) -> Result<String, String> {
+    let [datapath, which] = args else { return Err("too few arguments".into()) };
+    let on = match which.as_str() {
+        "general" => false,
+        "specialised" => true,
+        other => return Err(format!("{other}: a datapath's program is general or specialised")),
+    };
+    find(shared, datapath)?.dpif().set_specialise(on).map_err(say)?;
     Ok(String::new())
 }
 

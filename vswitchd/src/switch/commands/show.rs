@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use dpif::{DpStats, PortInfo, PortKind, PortStats, SlotStats, UpcallStats, XdpState};
+use dpif::{DpStats, PortInfo, PortKind, PortStats, ProgramState, SlotStats, UpcallStats, XdpState};
 use serde_json::{Value, json};
 
 use super::options::{Options, find};
@@ -62,6 +62,9 @@ fn text(switch: &ofproto::Switch, statistics: bool) -> Result<String, String> {
     }
     out.push_str(&super::datapaths::caches(switch));
     out.push_str(&more(&stats));
+    if let Some(program) = dpif.program() {
+        out.push_str(&running(&program));
+    }
     for port in dpif.ports().map_err(say)? {
         let _ = writeln!(out, "  port {}: {}{}{}", port.port, port.name, remark(&port), xdp(dpif.port_xdp(port.port)));
         if statistics {
@@ -91,6 +94,17 @@ fn more(stats: &DpStats) -> String {
         let _ = writeln!(out, "  slots: used:{used} resting:{resting}");
     }
     out
+}
+
+/// Which program runs, and why.
+fn running(program: &ProgramState) -> String {
+    let ProgramState { serves, why, swaps, refused } = program;
+    let name = match serves.as_deref() {
+        None => "general".into(),
+        Some([]) => "specialised in forwarding".into(),
+        Some(serves) => format!("specialised in {}", serves.join(",")),
+    };
+    format!("  program: {name} ({why}) swaps:{swaps} refused:{refused}\n")
 }
 
 /// What stands behind a port's name.
@@ -159,6 +173,10 @@ fn value(switch: &ofproto::Switch) -> Result<Value, String> {
             "discarded": upcalls.discarded,
         })),
         "slots": stats.slots.map(|slots| json!({"used": slots.used, "resting": slots.resting})),
+        "program": dpif.program().map(|program| json!({
+            "specialised-in": program.serves, "why": program.why,
+            "swaps": program.swaps, "refused": program.refused,
+        })),
         "ports": dpif.ports().map_err(say)?.into_iter().map(port).collect::<Vec<_>>(),
     }))
 }
