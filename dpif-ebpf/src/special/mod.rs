@@ -160,19 +160,22 @@ impl<P: Programs> Specialiser<P> {
             Some(serves) => state.narrow.iter().find(|(narrow, _)| *narrow == serves).map(|(_, program)| program),
         };
         let running = program.map_or(0, |_| FITS | serves.unwrap_or(0));
-        // From now on who adds a flow sees what is going to be, and waits for its turn to widen it; who added one before has
-        // counted it.
-        let before = self.serving.swap(running, Ordering::SeqCst);
-        let is_too_narrow = self.census.needs().is_some_and(|needs| !are_served(FITS | needs, running));
+        let before = self.serving.load(Ordering::SeqCst);
         if before & FITS == 0 && running & FITS == 0 {
+            self.serving.store(running, Ordering::SeqCst);
             return;
         }
+        // Until the change is made, only what both programs serve is served: who adds a flow that needs more waits for the lock. Who
+        // has added one before has counted it.
+        self.serving.store(before & running, Ordering::SeqCst);
+        let is_too_narrow = self.census.needs().is_some_and(|needs| !are_served(FITS | needs, running));
         if program.is_some() && is_too_narrow {
             self.serving.store(before, Ordering::SeqCst);
             return;
         }
         match self.programs.install(program) {
             Ok(()) => {
+                self.serving.store(running, Ordering::SeqCst);
                 state.swaps += 1;
                 state.stuck = None;
             }
