@@ -10,7 +10,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use aya::maps::MapData;
-use aya_obj::generated::bpf_prog_type;
+use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
 use aya_obj::{EbpfSectionKind, Object, ProgramSection};
 use dpif::{DpifError, Result};
 
@@ -41,17 +41,25 @@ pub(super) fn load(pins: &Pins, objects: Option<&Path>, program: &str, port: u32
     let found = found.and_then(|found| Some((found, object.functions.get(&found.function_key())?)));
     let (found, function) =
         found.ok_or_else(|| DpifError::Kernel(format!("{}: the object has none of this name", what())))?;
-    let kind = match found.section {
-        ProgramSection::SchedClassifier => bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS,
-        ProgramSection::Xdp { .. } => bpf_prog_type::BPF_PROG_TYPE_XDP,
+    let (kind, attach_type, flags) = match found.section {
+        ProgramSection::SchedClassifier => (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, None, 0),
+        // Programs in one array have the same of both.
+        ProgramSection::Xdp { frags, .. } => (
+            bpf_prog_type::BPF_PROG_TYPE_XDP,
+            Some(bpf_attach_type::BPF_XDP),
+            if frags { bpf::XDP_HAS_FRAGS } else { 0 },
+        ),
         _ => return Err(DpifError::Kernel(format!("{}: it is no program of a hook", what()))),
     };
-    let flags = match found.section {
-        ProgramSection::Xdp { frags: true, .. } => bpf::XDP_HAS_FRAGS,
-        _ => 0,
-    };
     let name = CString::new(program).map_err(|error| wrong(&error))?;
-    let code = bpf::Code { kind, name: &name, license: &found.license, instructions: &function.instructions, flags };
+    let code = bpf::Code {
+        kind,
+        attach_type,
+        name: &name,
+        license: &found.license,
+        instructions: &function.instructions,
+        flags,
+    };
     bpf::load(&code).map_err(|(error, log)| refused(&what(), error, &log))
 }
 

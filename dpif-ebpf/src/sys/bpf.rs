@@ -115,6 +115,8 @@ const LOG: usize = 1 << 16;
 /// A program to be loaded.
 pub(crate) struct Code<'a> {
     pub(crate) kind: bpf_prog_type,
+    /// Where it is going to be attached, if it may be attached to one kind of hook only.
+    pub(crate) attach_type: Option<bpf_attach_type>,
     /// Of which the kernel keeps 15 bytes.
     pub(crate) name: &'a CStr,
     pub(crate) license: &'a CStr,
@@ -131,6 +133,7 @@ pub(crate) fn load(code: &Code<'_>) -> Result<OwnedFd, (io::Error, String)> {
     attr.__bindgen_anon_3.insn_cnt = code.instructions.len() as u32;
     attr.__bindgen_anon_3.license = code.license.as_ptr() as u64;
     attr.__bindgen_anon_3.prog_flags = code.flags;
+    attr.__bindgen_anon_3.expected_attach_type = code.attach_type.map_or(0, |kind| kind as u32);
     let mut name = [0; 16];
     for (to, from) in name.iter_mut().take(15).zip(code.name.to_bytes()) {
         *to = from.cast_signed();
@@ -157,6 +160,7 @@ pub(crate) fn zero_filter() -> io::Result<OwnedFd> {
     let (set_r0_to_0, exit) = (bpf_insn { code: 0xb7, ..instruction }, bpf_insn { code: 0x95, ..instruction });
     let code = Code {
         kind: bpf_prog_type::BPF_PROG_TYPE_SOCKET_FILTER,
+        attach_type: None,
         name: c"",
         license: c"GPL",
         instructions: &[set_r0_to_0, exit],
