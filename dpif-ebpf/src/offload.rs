@@ -71,6 +71,12 @@ impl Transport {
         data.get(self.at + self.checksum_offset()..)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
     }
 
+    /// Whether the header is there to its end: the kernel refuses a packet whose virtio header points outside.
+    fn is_whole(self, data: &[u8]) -> bool {
+        let (len, least) = (self.header_len(data), if self.tcp { 20 } else { 8 });
+        len >= least && data.len() >= self.at + len
+    }
+
     /// Bytes of the header.
     fn header_len(self, data: &[u8]) -> usize {
         if self.tcp { usize::from(data.get(self.at + 12).copied().unwrap_or_default() >> 4) * 4 } else { 8 }
@@ -89,7 +95,9 @@ pub(crate) fn vnet_header(packet: &Packet) -> [u8; VNET_HEADER] {
         return header;
     }
     // A packet whose transport header can't be found goes as it is.
-    let Some(transport) = Transport::of(&packet.data) else { return header };
+    let Some(transport) = Transport::of(&packet.data).filter(|transport| transport.is_whole(&packet.data)) else {
+        return header;
+    };
     let mut put = |at: usize, value: usize| {
         let value = u16::try_from(value).unwrap_or_default().to_ne_bytes();
         header[at..at + 2].copy_from_slice(&value);
@@ -171,5 +179,17 @@ mod tests {
         assert_eq!(header(packet(ipv4(6, 4000, true), 1400, true)), (1, GSO_TCPV4, 58, 1400, 38, 16));
         assert_eq!(header(packet(ipv4(17, 4000, false), 1400, true)), (1, GSO_UDP_L4, 42, 1400, 34, 6));
         assert_eq!(header(packet(vec![0; 20], 1400, true)), (0, 0, 0, 0, 0, 0));
+    }
+    #[test]
+    fn a_transport_header_that_is_not_whole_is_none() {
+        for (proto, end) in [(6, 54), (17, 42)] {
+            let whole = ipv4(proto, 10, false);
+            let header = |len: usize| {
+                let data = whole[..len].to_vec();
+                vnet_header(&Packet { data, gso_size: 100, partial_checksum: true, mru: 0 })
+            };
+            (0..end).for_each(|len| assert_eq!(header(len), [0; VNET_HEADER], "{len} of {end}"));
+            assert_ne!(header(end), [0; VNET_HEADER]);
+        }
     }
 }

@@ -98,7 +98,7 @@ impl Header {
     }
 }
 
-/// Where a frame's TCP or UDP header is.
+/// Where a frame's TCP or UDP header is, the whole of it: the kernel refuses a frame whose header points outside.
 struct Transport {
     proto: u8,
     ipv6: bool,
@@ -134,6 +134,10 @@ impl Transport {
             UDP => (8, false),
             _ => return None,
         };
+        let shortest = if proto == TCP { 20 } else { 8 };
+        if len < shortest || frame.len() < offset + usize::from(len) {
+            return None;
+        }
         Some(Self { proto, ipv6, offset: u16::try_from(offset).ok()?, len, cwr })
     }
 }
@@ -202,5 +206,21 @@ mod tests {
                 assert!(usize::from(header.csum_start) <= len, "{header:?} {len}");
             }
         }
+    }
+
+    #[test]
+    fn a_transport_header_that_is_not_whole_is_none() {
+        for (ipv6, proto) in [(false, TCP), (false, UDP), (true, TCP), (true, UDP)] {
+            let whole = frame(0, ipv6, proto);
+            let complete = Header::of(&whole, 100, true);
+            assert!(complete.needs_checksum());
+            for len in 0..usize::from(complete.hdr_len) {
+                assert_eq!(Header::of(&whole[..len], 100, true), Header::default(), "{len} of {}", complete.hdr_len);
+            }
+        }
+        // Less than the least that TCP has.
+        let mut short = frame(0, false, TCP);
+        short[38 + 12] = 0x40;
+        assert_eq!(Header::of(&short, 100, true), Header::default());
     }
 }
