@@ -227,6 +227,37 @@ fn errors_say_where_and_what() {
 }
 
 #[test]
+fn a_verbose_text_of_a_protocol_that_is_matched_in_part_is_read() {
+    let text = "recirc_id(0),in_port(1),eth(),eth_type(0x0800),ipv4(proto=1/0xa3,frag=no)";
+    let (key, mask) = parse_flow_key(text, None).unwrap();
+    let verbose = Style { verbose: true, ..Style::default() }.key(&key, Some(&mask));
+    assert!(verbose.ends_with("icmp(type=0/0,code=0/0)"), "{verbose}");
+    assert_eq!(parse_flow_key(&verbose, None).map(|(_, mask)| mask), Ok(mask));
+    // What is matched needs all of the type; what isn't, the type that is there.
+    for refused in ["icmp(type=8)", "icmp(type=8/1,code=0/0)", "udp(src=0/0)"] {
+        assert!(parse_flow_key(&format!("{text},{refused}"), None).is_err(), "{refused}");
+    }
+}
+
+#[test]
+fn a_packet_without_link_layer_has_no_ethernet_header_and_no_tag() {
+    for refused in ["eth()", "eth(src=00:00:00:00:00:01)", "eth_type(0x8100),vlan(vid=1),encap(eth_type(0x0800))"] {
+        let error = parse_flow_key(&format!("packet_type(ns=1,id=0x800),{refused}"), None).unwrap_err();
+        assert!(error.to_string().contains("an Ethernet packet, which"), "{error}");
+    }
+    // A packet type that isn't matched says nothing.
+    let (key, mask) = parse_flow_key("packet_type(ns=1/0,id=0/0),eth(),eth_type(0x0800)", None).unwrap();
+    assert_eq!((key.mac_proto, mask.mac_proto), (0, 0));
+}
+
+#[test]
+fn a_reason_without_a_name_survives() {
+    let text = "userspace(pid=0,slow_path(action,0x700000))";
+    let actions = parse_actions(text, None).unwrap();
+    assert_eq!(format_actions(&actions, None), text);
+}
+
+#[test]
 fn a_cookie_survives_and_says_why() {
     let cookie = Cookie { in_port: 7, bridge: 0x1234 << 64, kind: CookieKind::SlowPath(SlowPath::ACTION) };
     assert_eq!(Cookie::decode(&cookie.encode()), Some(cookie));

@@ -27,7 +27,8 @@ pub(super) static TUNNEL: Flags =
     Flags { names: &["oam", "df", "csum", "key"], all: 0xf, what: "tunnel flags such as df|key or +df-csum" };
 pub(super) static SLOW_PATH: Flags = Flags {
     names: &["cfm", "bfd", "lacp", "stp", "lldp", "action", "match"],
-    all: 0x7f,
+    // Another daemon may know more; its dump is read all the same.
+    all: u32::MAX,
     what: "reasons such as action",
 };
 

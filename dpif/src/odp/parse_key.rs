@@ -323,6 +323,7 @@ impl<'a> Parser<'a, '_> {
         text.masked_number(0xffff)?;
         match ns {
             0 => {}
+            1 if mask == 0 => {}
             1 => self.key.mac_proto = MAC_PROTO_NONE,
             _ => return Err(start.expected("packet type 0 or 1")),
         }
@@ -363,11 +364,15 @@ impl<'a> Parser<'a, '_> {
     }
 
     fn check(&self) -> Result<(), ParseError> {
-        let exact_type = (self.mask.eth_type == Be16::MAX).then_some(self.key.eth_type.get());
-        let proto = (self.mask.ip_proto == u8::MAX).then_some(self.key.ip_proto);
-        let ip = matches!(exact_type, Some(eth_type::IPV4 | eth_type::IPV6));
         for (name, at, _) in &self.seen {
+            // One of which nothing is matched needs the types in the key only: a verbose text has it, however little of them is
+            // matched.
+            let wild = ATTRS.iter().any(|attr| attr.name == *name && !attr.is_matched(&self.mask));
+            let exact_type = (wild || self.mask.eth_type == Be16::MAX).then_some(self.key.eth_type.get());
+            let proto = (wild || self.mask.ip_proto == u8::MAX).then_some(self.key.ip_proto);
+            let ip = matches!(exact_type, Some(eth_type::IPV4 | eth_type::IPV6));
             let (fits, needed) = match *name {
+                "eth" | "vlan" => (self.key.mac_proto != MAC_PROTO_NONE, "an Ethernet packet"),
                 "ipv4" | "ct_tuple4" => (exact_type == Some(eth_type::IPV4), "eth_type(0x0800)"),
                 "ipv6" | "ct_tuple6" | "ipv6_exthdrs" => (exact_type == Some(eth_type::IPV6), "eth_type(0x86dd)"),
                 "arp" => {
