@@ -198,6 +198,25 @@ fn what_is_not_known_is_too_much_and_the_rest_is_read() {
 }
 
 #[test]
+fn a_tuple_that_the_packet_cant_have_is_too_much() {
+    // Source, destination, ports, protocol, padding.
+    let v4 = |proto| [&[10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2][..], &[proto, 0, 0, 0]].concat();
+    let tracked = FlowKey {
+        ct_orig_ipv4_src: Be32::new(0x0a00_0001),
+        ct_orig_ipv4_dst: Be32::new(0x0a00_0002),
+        ct_orig_tp_src: Be16::new(1),
+        ct_orig_tp_dst: Be16::new(2),
+        ct_orig_proto: 6,
+        ..tcp_key()
+    };
+    let read = |key: &FlowKey, proto| decoded(&with(key, attr::CT_ORIG_TUPLE_IPV4, &v4(proto)));
+    assert_eq!(read(&tcp_key(), 6), Ok((Fitness::Perfect, tracked, TunnelOptions::NONE)));
+    assert_eq!(read(&tcp_key(), 0), Ok((Fitness::TooMuch, tcp_key(), TunnelOptions::NONE)));
+    let other = FlowKey { eth_type: Be16::new(0x88b5), in_port: 3, ..FlowKey::ZERO };
+    assert_eq!(read(&other, 6), Ok((Fitness::TooMuch, other, TunnelOptions::NONE)));
+}
+
+#[test]
 fn contradictions_are_errors() {
     let key = tcp_key();
     assert_eq!(fitness(&with(&key, attr::IN_PORT, &[0; 4])), Err(CodecError::Duplicate(attr::IN_PORT)));
@@ -261,6 +280,15 @@ fn masks_that_would_come_out_wider_are_refused() {
     assert!(refused(&key, &FlowKey { eth_type: Be16::ZERO, ..target }));
     // Such a flow would match nothing; the kernel's would match.
     assert!(refused(&FlowKey { nd_target: [1; 16], ..key }, &target));
+    // No frame has this type; one without a type has another in the key.
+    assert!(refused(
+        &FlowKey { eth_type: Be16::ZERO, ..FlowKey::ZERO },
+        &FlowKey { eth_type: Be16::MAX, ..FlowKey::ZERO }
+    ));
+    assert!(!refused(
+        &FlowKey { eth_type: Be16::new(4), ..FlowKey::ZERO },
+        &FlowKey { eth_type: Be16::MAX, ..FlowKey::ZERO }
+    ));
     // The number of labels alone.
     let mpls = FlowKey { eth_type: Be16::new(0x8847), mpls_labels: 1, ..FlowKey::ZERO };
     assert!(refused(&mpls, &FlowKey { eth_type: Be16::MAX, mpls_labels: 1, ..FlowKey::ZERO }));

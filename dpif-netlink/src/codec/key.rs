@@ -114,6 +114,31 @@ impl Fit {
 
 /// Reads the key of a packet or flow. `key` and `options` are overwritten.
 pub fn decode_key(bytes: &[u8], key: &mut FlowKey, options: &mut TunnelOptions) -> Result<Fitness> {
+    let fitness = decode_levels(bytes, key, options)?;
+    Ok(if forget_strange_tuple(key) { fitness.max(Fitness::TooMuch) } else { fitness })
+}
+
+/// Takes out an original direction's tuple that packets of the key's types don't have; whether there was one.
+fn forget_strange_tuple(key: &mut FlowKey) -> bool {
+    let before = *key;
+    let (v4, v6) = match (shape::has_ct_tuple(key), shape::network(key)) {
+        (false, _) => (false, false),
+        (true, Network::Ipv4) => (true, false),
+        (true, _) => (false, true),
+    };
+    if !v4 {
+        (key.ct_orig_ipv4_src, key.ct_orig_ipv4_dst) = Default::default();
+    }
+    if !v6 {
+        (key.ct_orig_ipv6_src, key.ct_orig_ipv6_dst) = Default::default();
+    }
+    if !v4 && !v6 {
+        (key.ct_orig_proto, key.ct_orig_tp_src, key.ct_orig_tp_dst) = Default::default();
+    }
+    *key != before
+}
+
+fn decode_levels(bytes: &[u8], key: &mut FlowKey, options: &mut TunnelOptions) -> Result<Fitness> {
     *key = FlowKey::ZERO;
     options.clear();
     key.in_port = NO_PORT;

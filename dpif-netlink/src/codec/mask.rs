@@ -266,6 +266,10 @@ fn decode_headers(found: &Found<'_>, key: &FlowKey, mask: &mut FlowKey, known: &
 
 /// Whether the kernel's flow would match no more packets than this one; `kernel` is the mask that it would have.
 fn expressible(key: &FlowKey, mask: &FlowKey, kernel: &FlowKey) -> Result<()> {
+    // Left out, as a frame's without a type is, it would mean such frames.
+    if shape::is_ethernet(key) && key.eth_type.is_zero() && !kernel.eth_type.is_zero() {
+        return Err(CodecError::Inexpressible("a match on Ethernet type 0, which no frame has"));
+    }
     let left = mask.words().iter().zip(kernel.words()).map(|(mask, kernel)| mask & !kernel);
     if left.clone().fold(0, |all, left| all | left) == 0 {
         return Ok(());
