@@ -251,6 +251,17 @@ fn a_packet_without_link_layer_has_no_ethernet_header_and_no_tag() {
 }
 
 #[test]
+fn connection_states_without_a_name_are_refused_where_they_could_not_be_written() {
+    for (text, is_read) in [("0x2/0xff", true), ("0x2/0x1ff", false), ("0x2/0xffffffff", true), ("0x102", true)] {
+        let read = parse_flow_key(&format!("ct_state({text}),eth()"), None);
+        assert_eq!(read.is_ok(), is_read, "{text}");
+        if let Ok((key, mask)) = read {
+            assert_eq!(parse_flow_key(&format_flow_key(&key, &mask, None), None), Ok((key, mask)), "{text}");
+        }
+    }
+}
+
+#[test]
 fn a_reason_without_a_name_survives() {
     let text = "userspace(pid=0,slow_path(action,0x700000))";
     let actions = parse_actions(text, None).unwrap();

@@ -104,7 +104,9 @@ impl Flags {
     fn plain(&self, text: &str) -> Option<(u32, u32)> {
         if let Some((flags, mask)) = text.split_once('/') {
             let (flags, mask) = (number(flags)?, number(mask)?);
-            return (mask & !self.all == 0).then_some((flags & mask, mask));
+            // Bits one by one have to have names: else they could not be written.
+            let named = !u32::MAX.checked_shl(self.names.len() as u32).unwrap_or(0);
+            return (mask == self.all || mask & !named == 0).then_some((flags & mask, mask));
         }
         let mut flags = 0;
         for name in text.split(['|', ',']) {
