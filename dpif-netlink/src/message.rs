@@ -54,9 +54,9 @@ impl<'a> Iterator for Messages<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The error number in an acknowledgement or at a dump's end; 0 for success.
+    /// The error number in an acknowledgement or at a dump's end; 0 for success. It is negative on the wire.
     pub(crate) fn errno(&self) -> i32 {
-        self.body.first_chunk().map_or(0, |bytes| -i32::from_ne_bytes(*bytes))
+        self.body.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes).saturating_neg())
     }
 
     /// Command and attributes of a generic netlink message.
@@ -141,5 +141,11 @@ mod tests {
         let mut short = whole.clone();
         short[0] = 3;
         assert_eq!(Messages(&short).count(), 0);
+    }
+
+    #[test]
+    fn any_number_is_an_error_number() {
+        let errno = |number: i32| Message { kind: NLMSG_ERROR, flags: 0, seq: 0, body: &number.to_ne_bytes() }.errno();
+        assert_eq!([-2, 0, 2, i32::MIN].map(errno), [2, 0, -2, i32::MAX]);
     }
 }
