@@ -25,6 +25,8 @@ mod datapath;
 mod debug;
 mod execute;
 mod flows;
+#[doc(hidden)]
+pub mod fuzzing;
 mod grace;
 mod kernel;
 mod maps;

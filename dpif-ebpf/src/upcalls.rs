@@ -262,19 +262,19 @@ fn no_handler(number: u32) -> DpifError {
 }
 
 /// Whose credit a record holds, and how much.
-struct Used {
-    port: u32,
-    bytes: u64,
+pub(crate) struct Used {
+    pub(crate) port: u32,
+    pub(crate) bytes: u64,
 }
 
 impl Used {
-    fn of(record: &[u8]) -> Option<Self> {
+    pub(crate) fn of(record: &[u8]) -> Option<Self> {
         Some(Self { port: u32_at(record, offset_of!(UpcallHeader, credit_port))?, bytes: record.len() as u64 })
     }
 }
 
 /// Reads a record into an upcall, whose buffers are reused. `None`: it is no record of this layout.
-fn read(record: &[u8], upcall: &mut Upcall) -> Option<()> {
+pub(crate) fn read(record: &[u8], upcall: &mut Upcall) -> Option<()> {
     if u32_at(record, offset_of!(UpcallHeader, layout))? != LAYOUT_VERSION {
         return None;
     }

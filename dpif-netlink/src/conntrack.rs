@@ -23,8 +23,8 @@ fn target(message: u8, flags: u16, family: u8) -> Target {
 }
 
 /// A connection with what names it to the kernel.
-struct Found {
-    entry: CtEntry,
+pub(crate) struct Found {
+    pub(crate) entry: CtEntry,
     family: u8,
     /// The original direction as the kernel wrote it.
     tuple: Vec<u8>,
@@ -101,7 +101,7 @@ impl Conntrack {
     }
 }
 
-fn read(family: u8, attrs: &[u8]) -> Option<Found> {
+pub(crate) fn read(family: u8, attrs: &[u8]) -> Option<Found> {
     let attrs = Attrs::new(attrs);
     let part = |kind| attrs.clone().find(kind);
     let be32 = |kind| part(kind).and_then(array).map_or(0, u32::from_be_bytes);
@@ -179,6 +179,20 @@ fn tcp_state(state: u8) -> TcpState {
 const ZONE_LIMIT: usize = 12;
 const DEFAULT_ZONE: i32 = -1;
 
+/// Adds the limits that an answer has.
+pub(crate) fn read_limits(attrs: &[u8], limits: &mut CtLimits) {
+    let list = Attrs::new(attrs).find(ct_limit::ZONE_LIMIT).unwrap_or_default();
+    for entry in list.as_chunks::<ZONE_LIMIT>().0 {
+        let [z0, z1, z2, z3, l0, l1, l2, l3, c0, c1, c2, c3] = *entry;
+        let (zone, limit) = (i32::from_ne_bytes([z0, z1, z2, z3]), u32::from_ne_bytes([l0, l1, l2, l3]));
+        let count = u32::from_ne_bytes([c0, c1, c2, c3]);
+        match u16::try_from(zone) {
+            Ok(zone) => limits.zones.push(CtZoneLimit { zone, limit, count }),
+            Err(_) => limits.default = limit,
+        }
+    }
+}
+
 impl Kernel {
     /// Limits of these zones, or of all that have one.
     pub(crate) fn ct_limits(&self, zones: &[u16]) -> Result<CtLimits> {
@@ -187,18 +201,7 @@ impl Kernel {
         let default = (!asked.is_empty()).then_some((DEFAULT_ZONE, 0));
         let asked: Vec<_> = default.into_iter().chain(asked).collect();
         let mut limits = CtLimits::default();
-        self.ct_limit_request(ct_limit::GET, &asked, |attrs| {
-            let list = Attrs::new(attrs).find(ct_limit::ZONE_LIMIT).unwrap_or_default();
-            for entry in list.as_chunks::<ZONE_LIMIT>().0 {
-                let [z0, z1, z2, z3, l0, l1, l2, l3, c0, c1, c2, c3] = *entry;
-                let (zone, limit) = (i32::from_ne_bytes([z0, z1, z2, z3]), u32::from_ne_bytes([l0, l1, l2, l3]));
-                let count = u32::from_ne_bytes([c0, c1, c2, c3]);
-                match u16::try_from(zone) {
-                    Ok(zone) => limits.zones.push(CtZoneLimit { zone, limit, count }),
-                    Err(_) => limits.default = limit,
-                }
-            }
-        })?;
+        self.ct_limit_request(ct_limit::GET, &asked, |attrs| read_limits(attrs, &mut limits))?;
         Ok(limits)
     }
 

@@ -76,7 +76,7 @@ fn resolve(pool: &Pool, name: &str) -> io::Result<Family> {
     })
 }
 
-fn read(attrs: &[u8], name: &str) -> Option<Family> {
+pub(crate) fn read(attrs: &[u8], name: &str) -> Option<Family> {
     let attrs = Attrs::new(attrs);
     let id = u16_of(attrs.clone().find(ctrl::FAMILY_ID)?)?;
     let version = attrs.clone().find(ctrl::VERSION).and_then(u32_of).unwrap_or(1) as u8;

@@ -183,7 +183,7 @@ impl Kernel {
     }
 }
 
-fn read_datapath(ifindex: i32, attrs: &[u8]) -> DatapathInfo {
+pub(crate) fn read_datapath(ifindex: i32, attrs: &[u8]) -> DatapathInfo {
     let attrs = Attrs::new(attrs);
     let mut info = DatapathInfo { ifindex, ..DatapathInfo::default() };
     info.features = attrs.clone().find(dp::USER_FEATURES).and_then(u32_of).unwrap_or(0);

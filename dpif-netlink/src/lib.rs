@@ -29,6 +29,8 @@ pub mod dispatch;
 mod error;
 mod families;
 mod flow;
+#[doc(hidden)]
+pub mod fuzzing;
 mod kernel;
 mod message;
 mod meter;

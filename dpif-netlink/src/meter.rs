@@ -74,7 +74,7 @@ impl Kernel {
 }
 
 /// `None` where there was no meter: the kernel then answers without counters.
-fn read(attrs: &[u8]) -> Option<MeterStats> {
+pub(crate) fn read(attrs: &[u8]) -> Option<MeterStats> {
     let attrs = Attrs::new(attrs);
     let [packets, bytes] = words(attrs.clone().find(meter::STATS)?);
     let bands = Attrs::new(attrs.find(meter::BANDS).unwrap_or_default());

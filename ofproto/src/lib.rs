@@ -27,6 +27,8 @@ pub mod classifier;
 pub mod clock;
 pub mod export;
 pub mod flow;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod mac_learning;
 pub mod packet_in;
 pub mod port;

@@ -42,6 +42,7 @@ pub use loss::PortUpcalls;
 pub(crate) use rate::Warnings;
 pub(crate) use recent::RecentMasks;
 pub(crate) use revalidator::{Revalidation, flush, purge, revalidate};
+pub(crate) use slow::pieces;
 pub use stats::{HandlerReport, Split};
 pub(crate) use threads::{Engine, ThreadCounts};
 pub(crate) use ukey::{Caps, Census, DelReason, UkeyTable};

@@ -10,6 +10,8 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod dirs;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod pidfile;
 pub mod plan;
 pub mod reconcile;

@@ -61,7 +61,7 @@ pub(super) fn hand_over(taken: &[Taken], packet: &Packet) {
 }
 
 /// Calls `output` with each output of the list and the packet as it is to leave. An output that fails doesn't stop the others.
-fn pieces(
+pub(crate) fn pieces(
     packet: &Packet,
     key: &FlowKey,
     actions: &[Action],

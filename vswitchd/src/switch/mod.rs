@@ -7,7 +7,7 @@
 //! before that, the datapath is left as it was found.
 
 mod backer;
-mod commands;
+pub(crate) mod commands;
 mod flow_file;
 mod ports;
 mod shared;

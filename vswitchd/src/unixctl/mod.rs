@@ -16,7 +16,7 @@ mod client;
 mod registry;
 mod server;
 mod socket;
-mod wire;
+pub(crate) mod wire;
 
 pub use client::{CallError, call};
 pub use registry::{Format, Registry, Reply, Request, Responder};

@@ -7,11 +7,11 @@
 use serde_json::{Value, json};
 
 /// The most bytes of a request. The longest that make sense carry a whole 64 KB packet as hexadecimal digits.
-pub(super) const REQUEST_MAX: usize = 1024 * 1024;
+pub(crate) const REQUEST_MAX: usize = 1024 * 1024;
 
 /// Why a stream of bytes can't be a stream of requests. After it nothing that follows can be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum WireError {
+pub(crate) enum WireError {
     #[error("a request must be a JSON object")]
     NotAnObject,
     #[error("message is longer than {0} bytes")]
@@ -23,7 +23,7 @@ pub(super) enum WireError {
 }
 
 /// Cuts a stream of bytes into JSON objects.
-pub(super) struct Framer {
+pub(crate) struct Framer {
     bytes: Vec<u8>,
     /// The most bytes of an object.
     max: usize,
@@ -37,17 +37,17 @@ pub(super) struct Framer {
 
 impl Framer {
     /// A framer of objects of at most `max` bytes.
-    pub(super) fn new(max: usize) -> Framer {
+    pub(crate) fn new(max: usize) -> Framer {
         Framer { bytes: Vec::new(), max, seen: 0, depth: 0, in_string: false, escaped: false }
     }
 
     /// Appends what was received.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
     /// Cuts off the next whole object; `None` if more bytes are needed.
-    pub(super) fn next(&mut self) -> Result<Option<Vec<u8>>, WireError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>, WireError> {
         if self.depth == 0 {
             let blank = self.bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
             self.bytes.drain(..blank);
@@ -85,17 +85,17 @@ impl Framer {
 
 /// A request.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Call {
-    pub(super) method: String,
+pub(crate) struct Call {
+    pub(crate) method: String,
     /// Strings, if the client is well-behaved.
-    pub(super) params: Vec<Value>,
+    pub(crate) params: Vec<Value>,
     /// Whatever the client wants to have back.
-    pub(super) id: Value,
+    pub(crate) id: Value,
 }
 
 impl Call {
     /// Reads a request.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Call, WireError> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Call, WireError> {
         let value: Value = serde_json::from_slice(bytes).map_err(|error| WireError::NotJson(error.to_string()))?;
         let Value::Object(mut members) = value else { return Err(WireError::NotAnObject) };
         let mut take = |name: &str| members.remove(name).filter(|value| !value.is_null());
@@ -115,7 +115,7 @@ impl Call {
 }
 
 /// The bytes of the reply to request `id`.
-pub(super) fn reply(id: &Value, result: Result<Value, String>) -> Vec<u8> {
+pub(crate) fn reply(id: &Value, result: Result<Value, String>) -> Vec<u8> {
     let reply = match result {
         Ok(result) => json!({"id": id, "result": result, "error": null}),
         Err(error) => json!({"id": id, "result": null, "error": error}),

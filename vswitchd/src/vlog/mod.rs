@@ -25,7 +25,7 @@ pub mod modules;
 mod pattern;
 mod rate;
 mod sink;
-mod spec;
+pub(crate) mod spec;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -5,7 +5,7 @@ use super::sink::Syslog;
 
 /// What a specification says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Spec {
+pub(crate) enum Spec {
     /// Set a level; `None` is all.
     Levels { module: Option<String>, destination: Option<Destination>, level: Level },
     /// Set how lines look.
@@ -39,7 +39,7 @@ const SEPARATORS: [char; 4] = [' ', ',', ':', '\t'];
 
 impl Spec {
     /// Reads a specification. `find_module` gives the name of the module that a word means.
-    pub(super) fn parse(text: &str, find_module: impl Fn(&str) -> Option<String>) -> Result<Spec, SpecError> {
+    pub(crate) fn parse(text: &str, find_module: impl Fn(&str) -> Option<String>) -> Result<Spec, SpecError> {
         let (first, rest) = split_word(text);
         if first.eq_ignore_ascii_case("PATTERN") {
             let (word, pattern) = split_word(rest);

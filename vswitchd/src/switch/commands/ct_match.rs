@@ -7,7 +7,7 @@ use std::str::FromStr;
 use dpif::ct::{CtMatch, CtPart};
 
 /// Reads them, in this order.
-pub(super) fn parse(args: &[&str]) -> Result<CtMatch, String> {
+pub(crate) fn parse(args: &[&str]) -> Result<CtMatch, String> {
     let mut which = CtMatch::default();
     let mut rest = args;
     if let Some(text) = take(&mut rest, "zone=") {

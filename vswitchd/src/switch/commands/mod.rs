@@ -4,7 +4,7 @@
 
 mod bridges;
 mod conntrack;
-mod ct_match;
+pub(crate) mod ct_match;
 mod datapaths;
 mod drops;
 mod filter;
