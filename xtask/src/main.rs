@@ -7,6 +7,7 @@
 mod bench;
 mod build_ebpf;
 mod cmd;
+mod fuzz;
 mod run;
 mod setup;
 mod test;
@@ -31,6 +32,8 @@ enum Task {
     BuildEbpf(build_ebpf::Options),
     /// Run checks and tests; the last line counts what passed, failed and was skipped
     Test(test::Options),
+    /// Look for inputs that crash a reader of outside bytes, or that it gets wrong, guided by coverage; exits 1 with the input
+    Fuzz(fuzz::Options),
     /// Measure: a table, JSON under target/bench/, and one line per goal; without a name, list the benchmarks
     Bench(bench::Options),
     /// Run one command in a virtual machine with one of Debian's kernels and the stock openvswitch module
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Some(Task::Run(options)) => run::run(&options),
         Some(Task::BuildEbpf(options)) => build_ebpf::run(&options).map(|_| true),
         Some(Task::Test(options)) => test::run(&options),
+        Some(Task::Fuzz(options)) => fuzz::run(&options),
         Some(Task::Bench(options)) => bench::run(&options),
         Some(Task::TestVm(options)) => vm::suite::run(&options),
         Some(Task::Vm(options)) => match vm::run(&options) {
