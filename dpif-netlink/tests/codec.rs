@@ -6,8 +6,8 @@ use datapath_common::{Be16, Be32, FlowKey, Vlan};
 use dpif::{Action, OdpPort};
 use dpif_netlink::attr::{Attrs, Writer};
 use dpif_netlink::codec::{
-    CodecError, Fitness, MAX_DEPTH, TunnelOptions, decode_actions, decode_key, decode_mask, encode_actions, encode_key,
-    encode_mask, encode_match, normalize,
+    CodecError, Fitness, MAX_DEPTH, TunnelOptions, decode_actions, decode_key, decode_mask, decode_tunnel,
+    encode_actions, encode_key, encode_mask, encode_match, normalize,
 };
 use dpif_netlink::uapi::{self, key as attr};
 use fastrand::Rng;
@@ -262,6 +262,11 @@ fn tunnel_options_of_each_kind_come_back() {
         encode_key(&key, &options, true, &mut to);
         assert_eq!(decoded(to.bytes()), Ok((Fitness::Perfect, key, options)));
     }
+    // Options of no length are none.
+    let mut to = Writer::default();
+    to.put_u8(4, 64);
+    to.put(8, &[]);
+    assert_eq!(decode_tunnel(to.bytes()).map(|(key, options)| (key.tun_flags, options)), Ok((0, TunnelOptions::NONE)));
     assert_eq!(TunnelOptions::new(&[0; 256]), None);
     assert_eq!(TunnelOptions::new(&[0; 3]), None);
 }

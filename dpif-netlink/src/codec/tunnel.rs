@@ -187,6 +187,10 @@ pub(super) fn get(payload: &[u8], to: &mut FlowKey, options: &mut TunnelOptions,
 }
 
 fn set_options(to: &mut FlowKey, options: &mut TunnelOptions, flag: u16, bytes: &[u8]) -> Result<()> {
+    // None are none: the flag goes with the options.
+    if bytes.is_empty() {
+        return Ok(());
+    }
     if to.tun_flags & OPTION_FLAGS != 0 {
         return Err(CodecError::Contradiction("a tunnel has options of two kinds"));
     }
