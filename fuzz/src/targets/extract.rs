@@ -2,7 +2,7 @@
 //!
 //! Input: the frame.
 //!
-//! - The key is the one that a slow and simple [reading](crate::reading) of the frame finds.
+//! - The key is the one that a slow and simple reading of the frame (`reading.rs`) finds.
 //! - Frame and packet, a tag in the bytes and one that the device took off, the plain IPv4 way and the long way: the same key.
 //! - Extracting again into a key with metadata changes the packet's fields only, and finds the same.
 

@@ -1,7 +1,7 @@
 //! A flow's key and mask as text (`dpif::odp`).
 //!
 //! What is read can be written, in each style, and what was written is read as the same flow and written as the same text. What
-//! the text of a style can't say is taken out before: [`sayable`].
+//! the text of a style can't say is taken out before (`sayable`).
 
 use datapath_common::{Be16, Be32, FlowKey};
 use dpif::odp::{Style, parse_flow_key};
