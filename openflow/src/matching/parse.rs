@@ -72,6 +72,7 @@ impl<'a> MatchParser<'a> {
             self.flow.set_exact(FieldId::EthType, (*dl_type).into());
             if let Some(proto) = nw_proto {
                 self.flow.set_exact(FieldId::IpProto, (*proto).into());
+                self.used.push((FieldId::IpProto, key, value));
             }
         } else if key.text == "eth" {
             // Packets of other types than Ethernet do not exist here.
@@ -188,6 +189,8 @@ mod tests {
             ("nw_tos=4", "column 1: nw_tos needs its prerequisite: add ip or ipv6 to the match"),
             ("reg0=1,nw_proto=6", "column 8: nw_proto needs"),
             ("tcp_flags=+syn", "column 1: tcp_flags needs"),
+            // What comes later wins, and takes the ground from under what came before.
+            ("tcp,dl_type=0x1234", "column 1: tcp needs its prerequisite: add ip or ipv6 to the match"),
             ("icmp,tp_src=256", "column 13: bad value `256` for tp_src of ICMP: expected a number from 0 to 255"),
             ("icmp,tp_src=1/1", "column 13: tp_src of ICMP cannot be masked"),
         ] {
