@@ -251,6 +251,20 @@ fn a_packet_without_link_layer_has_no_ethernet_header_and_no_tag() {
 }
 
 #[test]
+fn only_neighbour_discovery_has_its_fields() {
+    let text = |more: &str| format!("eth(),eth_type(0x86dd),ipv6(proto=58,frag=no),{more}");
+    for (more, is_read) in [
+        ("icmpv6(type=135,code=0),nd(target=fe80::1)", true),
+        ("icmpv6(type=136),nd(tll=50:54:00:00:00:01)", true),
+        ("icmpv6(type=137,code=0),nd(target=fe80::1)", false),
+        ("icmpv6(type=135/0x7f),nd(target=fe80::1)", false),
+        ("nd(target=fe80::1)", false),
+    ] {
+        assert_eq!(parse_flow_key(&text(more), None).is_ok(), is_read, "{more}");
+    }
+}
+
+#[test]
 fn connection_states_without_a_name_are_refused_where_they_could_not_be_written() {
     for (text, is_read) in [("0x2/0xff", true), ("0x2/0x1ff", false), ("0x2/0xffffffff", true), ("0x102", true)] {
         let read = parse_flow_key(&format!("ct_state({text}),eth()"), None);

@@ -389,7 +389,14 @@ impl<'a> Parser<'a, '_> {
                 "icmp" => {
                     (exact_type == Some(eth_type::IPV4) && proto == Some(ip_proto::ICMP), "an IPv4 packet with proto=1")
                 }
-                "icmpv6" | "nd" => (
+                "nd" => (
+                    exact_type == Some(eth_type::IPV6)
+                        && proto == Some(ip_proto::ICMPV6)
+                        && (wild || self.mask.tp_src.get() & 0xff == 0xff)
+                        && matches!(self.key.tp_src.get(), 135 | 136),
+                    "an ICMPv6 packet of type 135 or 136",
+                ),
+                "icmpv6" => (
                     exact_type == Some(eth_type::IPV6) && proto == Some(ip_proto::ICMPV6),
                     "an IPv6 packet with proto=58",
                 ),
