@@ -224,6 +224,12 @@ fn contradictions_are_errors() {
     assert_eq!(fitness(&short), Err(CodecError::Length("the transport ports", 3)));
     let cut = [&key_bytes(&key)[..], &[200, 0, 2, 0]].concat();
     assert_eq!(fitness(&cut), Err(CodecError::Truncated));
+    let tagged = FlowKey { vlan: Vlan { tpid: Be16::new(0x8100), tci: Be16::new(0x1001) }, ..key };
+    for (tci, is_read) in [(0x10u8, true), (0, false)] {
+        let mut mask = Writer::default();
+        mask.put(attr::VLAN, &[tci, 0]);
+        assert_eq!(decoded_mask(mask.bytes(), &tagged).is_ok(), is_read);
+    }
     let untagged = FlowKey { vlan: Vlan { tpid: Be16::new(0x8100), tci: Be16::new(0x1001) }, ..key };
     let mut bytes = key_bytes(&untagged);
     let tag = bytes.windows(6).position(|w| w == [6, 0, attr::VLAN as u8, 0, 0x10, 1]).unwrap();
