@@ -251,6 +251,17 @@ fn a_packet_without_link_layer_has_no_ethernet_header_and_no_tag() {
 }
 
 #[test]
+fn a_frame_that_ends_in_its_tag_is_read_with_and_without_it() {
+    for text in
+        ["recirc_id(0),eth(),eth_type(0x8100),vlan(vid=0,pcp=0,cfi=0),encap()", "eth(),eth_type(0x8100),encap()"]
+    {
+        let (key, mask) = parse_flow_key(text, None).unwrap_or_else(|error| panic!("{text}: {error}"));
+        assert_eq!((key.eth_type, mask.eth_type, key.vlan), (Be16::new(0x8100), Be16::MAX, Vlan::default()));
+    }
+    assert!(parse_flow_key("eth(),eth_type(0x8100),encap(eth_type(0x0800))", None).is_err());
+}
+
+#[test]
 fn only_neighbour_discovery_has_its_fields() {
     let text = |more: &str| format!("eth(),eth_type(0x86dd),ipv6(proto=58,frag=no),{more}");
     for (more, is_read) in [

@@ -112,10 +112,13 @@ impl<'a> Parser<'a, '_> {
                 "encap" => {
                     self.note("encap", start.clone(), depth)?;
                     text.expect("(")?;
-                    if level.vlan.is_none() {
+                    let before = self.seen.len();
+                    let inner = self.level(text, depth + 1)?;
+                    // Of a frame that ends in its tag there is nothing to match behind it.
+                    if level.vlan.is_none() && (level.eth_type.is_none() || self.seen.len() != before) {
                         return Err(start.expected("vlan(…) before encap(…)"));
                     }
-                    level.inner = Some(Box::new(self.level(text, depth + 1)?));
+                    level.inner = Some(Box::new(inner));
                     text.expect(")")?;
                 }
                 _ => {
