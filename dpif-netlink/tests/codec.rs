@@ -229,6 +229,8 @@ fn contradictions_are_errors() {
         let mut mask = Writer::default();
         mask.put(attr::VLAN, &[tci, 0]);
         assert_eq!(decoded_mask(mask.bytes(), &tagged).is_ok(), is_read);
+        mask.put(attr::ETHERTYPE, &[0xff, 0xfe]);
+        assert!(decoded_mask(mask.bytes(), &tagged).is_err());
     }
     let untagged = FlowKey { vlan: Vlan { tpid: Be16::new(0x8100), tci: Be16::new(0x1001) }, ..key };
     let mut bytes = key_bytes(&untagged);

@@ -207,8 +207,8 @@ pub fn decode_mask(bytes: &[u8], key: &FlowKey, mask: &mut FlowKey, options: &mu
         let half = |kind| found.get(kind).map(|payload| fixed(payload, "vlan")).transpose();
         let tpid = half(attr::ETHERTYPE)?.map_or(Be16::MAX, |bytes| Be16(u16::from_ne_bytes(bytes)));
         let tci = half(attr::VLAN)?.map_or(Be16::MAX, |bytes| Be16(u16::from_ne_bytes(bytes)));
-        if tci.get() & VLAN_PRESENT == 0 {
-            return Err(CodecError::Contradiction("a vlan tag that is there, and a mask that says it need not be"));
+        if tci.get() & VLAN_PRESENT == 0 || tpid != Be16::MAX {
+            return Err(CodecError::Contradiction("a vlan tag that is there, and a mask by which it need not be"));
         }
         *(if tag == 0 { &mut mask.vlan } else { &mut mask.cvlan }) = Vlan { tpid, tci };
         let Some(encap) = found.get(attr::ENCAP) else {
