@@ -262,6 +262,18 @@ fn a_frame_that_ends_in_its_tag_is_read_with_and_without_it() {
 }
 
 #[test]
+fn a_tuple_is_shown_where_it_is_matched() {
+    for text in [
+        "recirc_id(0),ct_state(+trk),ct_tuple4(src=10.0.0.1,proto=6),eth(),eth_type(0x0800)",
+        "recirc_id(0),ct_state(+trk),ct_tuple4(dst=0.0.1.0/0.0.1.0),eth(),eth_type(0x0800)",
+        "recirc_id(0),ct_tuple6(dst=::1,proto=0),eth(),eth_type(0x86dd)",
+    ] {
+        let (key, mask) = parse_flow_key(text, None).unwrap_or_else(|error| panic!("{text}: {error}"));
+        assert_eq!(format_flow_key(&key, &mask, None), text);
+    }
+}
+
+#[test]
 fn only_neighbour_discovery_has_its_fields() {
     let text = |more: &str| format!("eth(),eth_type(0x86dd),ipv6(proto=58,frag=no),{more}");
     for (more, is_read) in [

@@ -149,12 +149,14 @@ impl Writer<'_> {
         self.hex32("ct_mark", key.ct_mark, mask.ct_mark);
         // The label is a number whose lowest byte comes first.
         self.hex("ct_label", u128::from_le_bytes(key.ct_label), u128::from_le_bytes(mask.ct_label), u128::MAX);
-        if key.ct_orig_proto != 0 {
-            match key.eth_type.get() {
-                eth_type::IPV4 => self.attr(&attr::CT_TUPLE4),
-                eth_type::IPV6 => self.attr(&attr::CT_TUPLE6),
-                _ => {}
-            }
+        let tuple = match key.eth_type.get() {
+            eth_type::IPV4 => &attr::CT_TUPLE4,
+            eth_type::IPV6 => &attr::CT_TUPLE6,
+            _ => return,
+        };
+        // Every connection has a protocol; a match on one without is shown all the same.
+        if key.ct_orig_proto != 0 || !self.exact && tuple.is_matched(mask) {
+            self.attr(tuple);
         }
     }
 
