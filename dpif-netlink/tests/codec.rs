@@ -224,6 +224,11 @@ fn contradictions_are_errors() {
     assert_eq!(fitness(&short), Err(CodecError::Length("the transport ports", 3)));
     let cut = [&key_bytes(&key)[..], &[200, 0, 2, 0]].concat();
     assert_eq!(fitness(&cut), Err(CodecError::Truncated));
+    for (eth_type, is_read) in [([0xff, 0xff], true), ([0, 0], true), ([0xff, 0], false)] {
+        let mut mask = Writer::default();
+        mask.put(attr::ETHERTYPE, &eth_type);
+        assert_eq!(decoded_mask(mask.bytes(), &key).is_ok(), is_read, "{eth_type:?}");
+    }
     let tagged = FlowKey { vlan: Vlan { tpid: Be16::new(0x8100), tci: Be16::new(0x1001) }, ..key };
     for (tci, is_read) in [(0x10u8, true), (0, false)] {
         let mut mask = Writer::default();

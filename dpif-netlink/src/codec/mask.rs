@@ -224,6 +224,9 @@ pub fn decode_mask(bytes: &[u8], key: &FlowKey, mask: &mut FlowKey, options: &mu
     }
     if let Some(payload) = found.get(attr::ETHERTYPE) {
         mask.eth_type = Be16(u16::from_ne_bytes(fixed(payload, "eth_type")?));
+        if mask.eth_type != Be16::MAX && !mask.eth_type.is_zero() {
+            return Err(CodecError::Contradiction("an eth_type that is matched in part"));
+        }
     }
     known |= bit(attr::ETHERTYPE);
     extra |= decode_headers(&found, key, mask, &mut known)?;
