@@ -203,12 +203,11 @@ fn tag(tpid: u16, tci: u16) -> Vlan {
 }
 
 /// What [`plain_ipv4`] has read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Plain {
+struct Plain {
     /// The hot words of the key; of word 0, which is the engine's, nothing.
-    pub words: [u64; HOT_WORDS],
+    words: [u64; HOT_WORDS],
     /// The transport header follows: the packet is no later fragment.
-    pub l4: bool,
+    l4: bool,
 }
 
 /// Where the network header of a plain packet is.
@@ -220,7 +219,7 @@ const PLAIN_L4: u32 = 34;
 /// nothing done, for any other. Where everything lies is known here, so loads from the first [`HEAD`] bytes can be cheap.
 #[inline(always)]
 pub fn extract_plain_ipv4<P: PacketRead>(head: &P, key: &mut FlowKey, layers: &mut Layers) -> bool {
-    let Some(plain) = plain_ipv4(head, true) else { return false };
+    let Some(plain) = plain_ipv4(head, true, true) else { return false };
     let words = key.words_mut();
     words[word::ETH_DST] = plain.words[word::ETH_DST];
     words[word::ETH_SRC] = plain.words[word::ETH_SRC];
@@ -230,18 +229,28 @@ pub fn extract_plain_ipv4<P: PacketRead>(head: &P, key: &mut FlowKey, layers: &m
     true
 }
 
-/// The words of a plain packet; `None` for any other. Without `ports` the ports are 0 (the TCP flags are there all the same).
+/// The hot words of the key of a packet as for [`extract_plain_ipv4`] that is no fragment; of word 0, which is the engine's,
+/// nothing. `None` for any other. Without `ports` the ports are 0 (the TCP flags are there all the same).
 #[inline(always)]
-pub fn plain_ipv4<P: PacketRead>(head: &P, ports: bool) -> Option<Plain> {
+pub fn whole_ipv4<P: PacketRead>(head: &P, ports: bool) -> Option<[u64; HOT_WORDS]> {
+    Some(plain_ipv4(head, false, ports)?.words)
+}
+
+/// Where an IPv4 header, whose first eight bytes were loaded as they are, says that the packet is a fragment.
+const FRAGMENT: u64 = 0xff3f << 48;
+
+#[inline(always)]
+fn plain_ipv4<P: PacketRead>(head: &P, fragments: bool, ports: bool) -> Option<Plain> {
     let (src, first) = (head.u64_or_zero(6), head.u64_or_zero(PLAIN_L3));
     let untagged = !head.has_accelerated_vlan() && (src >> 48) as u16 == eth_type::IPV4.to_be();
-    if !untagged || first & 0xf != 5 {
+    if !untagged || first & 0xf != 5 || (!fragments && (first & FRAGMENT != 0 || head.is_ufo())) {
         return None;
     }
     let mut words = [0; HOT_WORDS];
     words[word::ETH_DST] = (head.u64_or_zero(0) & FIRST_6) | (u64::from(eth_type::IPV4.to_be()) << 48);
     words[word::ETH_SRC] = src & FIRST_6;
-    let header = ipv4_header(head, PLAIN_L3, first);
+    let header =
+        if fragments { ipv4_header(head, PLAIN_L3, first) } else { ipv4_fields(head, PLAIN_L3, first, FRAG_NONE) };
     words[word::IPV4] = header.addresses;
     words[word::IP] = header.ip.into();
     let l4 = !header.is_later();
@@ -292,8 +301,6 @@ impl Ipv4 {
 /// The fields of a whole IPv4 header that begins with `first`.
 #[inline(always)]
 fn ipv4_header<P: PacketRead>(packet: &P, l3: u32, first: u64) -> Ipv4 {
-    // Bytes 0–7: version and header length, TOS, total length, id, fragment; 8–11: TTL, protocol, checksum; then addresses.
-    let second = packet.u32_or_zero(l3 + 8);
     let fragment = u16::from_be((first >> 48) as u16);
     let kind = if fragment & 0x1fff != 0 {
         FRAG_LATER
@@ -302,6 +309,14 @@ fn ipv4_header<P: PacketRead>(packet: &P, l3: u32, first: u64) -> Ipv4 {
     } else {
         FRAG_NONE
     };
+    ipv4_fields(packet, l3, first, kind)
+}
+
+/// As above, of a packet of this fragment type.
+#[inline(always)]
+fn ipv4_fields<P: PacketRead>(packet: &P, l3: u32, first: u64, kind: u8) -> Ipv4 {
+    // Bytes 0–7: version and header length, TOS, total length, id, fragment; 8–11: TTL, protocol, checksum; then addresses.
+    let second = packet.u32_or_zero(l3 + 8);
     let (proto, tos, ttl) = ((second >> 8) as u8, (first >> 8) as u8, second as u8);
     Ipv4 { addresses: packet.u64_or_zero(l3 + 12), ip: u32::from_le_bytes([proto, tos, ttl, kind]) }
 }

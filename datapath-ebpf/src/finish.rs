@@ -13,7 +13,7 @@ use datapath_common::op::DropReason;
 use datapath_common::packet::PacketRead;
 use datapath_common::{Slot, needs, straight};
 
-use crate::lookup::{in_cache, search, tell};
+use crate::lookup::{in_cache, is_asked_for, search, tell};
 use crate::maps::{DEVICES, PORTS, SLOTS, Scratch, XDP_PORT, XDP_SCRATCH, XdpCpu};
 use crate::stats;
 use crate::xdp::Xdp;
@@ -107,7 +107,7 @@ fn look(x: &mut XdpCpu) -> i32 {
     let slot = match in_cache(&mut x.s) {
         Some(slot) => {
             x.cached += 1;
-            if x.s.serves != 0 {
+            if is_asked_for(&x.s, slot) {
                 tell(&x.s);
             }
             slot

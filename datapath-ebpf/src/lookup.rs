@@ -40,7 +40,7 @@ struct Scan {
 #[inline(always)]
 pub fn lookup(s: &mut Scratch, again: bool) -> Option<&'static Slot> {
     if let Some(slot) = in_cache(s) {
-        if s.serves != 0 {
+        if is_asked_for(s, slot) {
             tell(s);
         }
         if let Some(stats) = stats::datapath(s) {
@@ -110,13 +110,22 @@ fn tag(hash: u64) -> u64 {
     (hash >> 24) << CACHED_TAG
 }
 
-/// A cached word of another place of the row, by its way from the hash's own; 0 if it is none of this hash.
-#[inline(always)]
-pub fn cached_in_row(lane: u32, hash: u64, way: u32) -> u64 {
-    let Some(place) = place_at(lane, own_place(hash) ^ way) else { return 0 };
-    // SAFETY: the map's element, a word that is read whole.
-    let cached = unsafe { core::ptr::read_volatile(place) };
-    if (cached ^ tag(hash)) >> CACHED_TAG == 0 { cached } else { 0 }
+/// The cached word of this hash in another place of its row than its own; 0 if there is none. Where there are several, by
+/// chance, it is one of them. Not inlined: the way of a hit stays short.
+#[cold]
+#[inline(never)]
+pub fn cached_in_row(lane: u32, hash: u64) -> u64 {
+    let (mut way, mut found) = (1, 0);
+    while way < FLOW_CACHE_WAYS as u32 {
+        let Some(place) = place_at(lane, own_place(hash) ^ way) else { return 0 };
+        // SAFETY: the map's element, a word that is read whole.
+        let cached = unsafe { core::ptr::read_volatile(place) };
+        if (cached ^ tag(hash)) >> CACHED_TAG == 0 {
+            found = cached;
+        }
+        way += 1;
+    }
+    found
 }
 
 /// The slot that a cached word names, if it still holds the flow that it held then.
@@ -178,6 +187,12 @@ fn remember(s: &Scratch, hash: u64, generation: u32, free: u32) {
         }
         core::ptr::write_volatile(own, entry);
     }
+}
+
+/// Whether a specialised program handed the packet over that could have run its flow.
+#[inline(always)]
+pub fn is_asked_for(s: &Scratch, slot: &Slot) -> bool {
+    s.serves != 0 && needs::are_served(slot.needs, s.serves as u16)
 }
 
 /// Remembers the flow of slot `s.slot` where the specialised program looks for it that handed the packet over. 0: that can't run it.

@@ -13,7 +13,7 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, xdp_action, xdp_md};
 use aya_ebpf::helpers::{bpf_csum_update, bpf_redirect};
 use datapath_common::extract::{self, Layers};
 use datapath_common::key::{HOT_WORDS, word};
-use datapath_common::maps::{FLOW_CACHE_WAYS, MAX_LOOKUPS, MAX_PORTS};
+use datapath_common::maps::{MAX_LOOKUPS, MAX_PORTS, XdpFrame};
 use datapath_common::needs::{self, FITS};
 use datapath_common::op::DropReason;
 use datapath_common::packet::PacketRead;
@@ -36,14 +36,11 @@ fn serves() -> u16 {
     stats::global(&SERVES) as u16
 }
 
-/// What to tell the general program when a packet is handed over.
+/// What to tell the general program when the flow of a packet that is handed over isn't in the cache.
 #[inline(always)]
-pub fn handed_over() -> u32 {
+fn handed_over() -> u32 {
     u32::from(serves() | FITS)
 }
-
-/// Fragments are for the general program: of the two bytes, as they are loaded, those that say so.
-const FRAGMENT: u64 = 0xff3f;
 
 /// A packet on its way.
 struct Walk {
@@ -52,10 +49,20 @@ struct Walk {
     in_port: u32,
     len: u32,
     lane: u32,
-    /// Lookups in front of the last one.
-    lookups: u32,
-    /// Statistics numbers of the flows that these found.
+}
+
+/// Flows that recirculated the packet. Apart from the rest, which can stay in registers where nothing recirculates.
+struct Passed {
+    n: u32,
+    /// The numbers of their statistics.
     flows: [MaybeUninit<u32>; MAX_LOOKUPS as usize],
+}
+
+impl Passed {
+    #[inline(always)]
+    fn none() -> Self {
+        Self { n: 0, flows: [MaybeUninit::uninit(); MAX_LOOKUPS as usize] }
+    }
 }
 
 impl Walk {
@@ -63,19 +70,17 @@ impl Walk {
     #[inline(always)]
     fn begin<P: PacketRead>(head: &Head<P>, in_port: u32) -> Option<Self> {
         let serves = serves();
-        if in_port >= MAX_PORTS as u32 || head.u64_or_zero(14) >> 48 & FRAGMENT != 0 {
+        if in_port >= MAX_PORTS as u32 {
             return None;
         }
-        let plain = extract::plain_ipv4(head, serves & needs::L4 != 0)?;
-        let mut words = plain.words;
+        let mut words = extract::whole_ipv4(head, serves & needs::L4 != 0)?;
         words[word::IN_PORT] = in_port.into();
-        let flows = [MaybeUninit::uninit(); MAX_LOOKUPS as usize];
-        Some(Self { words, serves, in_port, len: head.len(), lane: stats::lane(), lookups: 0, flows })
+        Some(Self { words, serves, in_port, len: head.len(), lane: stats::lane() })
     }
 
     /// The flow that the packet ends in: it is looked up as long as its flows recirculate it.
     #[inline(always)]
-    fn last(&mut self) -> Option<&'static Slot> {
+    fn last(&mut self, passed: &mut Passed) -> Option<&'static Slot> {
         let mut hash = needs::hash(&self.words, self.serves);
         if self.serves & needs::RECIRC == 0 {
             return self.find(hash);
@@ -84,10 +89,10 @@ impl Walk {
         while i < MAX_LOOKUPS {
             let slot = self.find(hash)?;
             if u32::from(slot.straight) != straight::RECIRC {
-                self.lookups = i;
+                passed.n = i;
                 return Some(slot);
             }
-            self.flows[i as usize].write(slot.stats_id);
+            passed.flows[i as usize].write(slot.stats_id);
             hash = hash.wrapping_add(needs::rehash(self.words[word::IN_PORT], slot.arg));
             self.words[word::IN_PORT] = u64::from(self.in_port) | u64::from(slot.arg) << 32;
             i += 1;
@@ -103,22 +108,7 @@ impl Walk {
         if let Some(slot) = self.run_by(cached) {
             return Some(slot);
         }
-        let cached = self.in_row(hash);
-        self.run_by(cached)
-    }
-
-    /// The cached word of another place in the row of this hash that names the packet's flow, or 0.
-    #[inline(never)]
-    fn in_row(&self, hash: u64) -> u64 {
-        let mut way = 1;
-        while way < FLOW_CACHE_WAYS as u32 {
-            let cached = cached_in_row(self.lane, hash, way);
-            if cached != 0 && self.run_by(cached).is_some() {
-                return cached;
-            }
-            way += 1;
-        }
-        0
+        self.run_by(cached_in_row(self.lane, hash))
     }
 
     /// The flow that a cached word names, if its slot still holds it, the program can run it, and the packet is one of its.
@@ -139,7 +129,7 @@ impl Walk {
 
     /// Counts the packet for its port, the datapath and its flows; for `out`, if it is sent there.
     #[inline(always)]
-    fn count(&self, slot: &Slot, out: Option<u32>) {
+    fn count(&self, passed: &Passed, slot: &Slot, out: Option<u32>) {
         let (lane, bytes) = (self.lane, u64::from(self.len));
         // SAFETY: the maps' elements, and numbers that `last` has written.
         unsafe {
@@ -155,17 +145,17 @@ impl Walk {
             let clock = || CLOCK.get_ptr_mut(0);
             stats::flow(clock, lane, slot.stats_id, self.len, tcp_flags);
             if let Some(stats) = DP_STATS.get_ptr_mut(lane) {
-                stats::add(&raw mut (*stats).cache_hit, u64::from(self.lookups) + 1);
+                stats::add(&raw mut (*stats).cache_hit, u64::from(passed.n) + 1);
                 if out.is_none() {
                     stats::add((&raw mut (*stats).dropped).cast::<u64>().add(DropReason::Flow as usize), 1);
                 }
                 if self.serves & needs::RECIRC != 0 {
-                    stats::add(&raw mut (*stats).recirculated, self.lookups.into());
+                    stats::add(&raw mut (*stats).recirculated, passed.n.into());
                 }
             }
             let mut i = 0;
-            while self.serves & needs::RECIRC != 0 && i < self.lookups && i < MAX_LOOKUPS {
-                stats::flow(clock, lane, self.flows[i as usize].assume_init(), self.len, tcp_flags);
+            while self.serves & needs::RECIRC != 0 && i < passed.n && i < MAX_LOOKUPS {
+                stats::flow(clock, lane, passed.flows[i as usize].assume_init(), self.len, tcp_flags);
                 i += 1;
             }
         }
@@ -178,10 +168,15 @@ pub fn tc(skb: *mut __sk_buff) -> Option<i32> {
     let mut head = Skb(skb).head()?;
     // SAFETY: the context is the kernel's.
     let mut walk = Walk::begin(&head, unsafe { (*skb).cb[0] })?;
-    let slot = walk.last()?;
+    let mut passed = Passed::none();
+    let Some(slot) = walk.last(&mut passed) else {
+        // SAFETY: as above.
+        unsafe { (*skb).cb[1] = handed_over() };
+        return None;
+    };
     let (flags, out) = (u32::from(slot.straight), slot.arg);
     if walk.serves & needs::DROP != 0 && flags == straight::DROP {
-        walk.count(slot, None);
+        walk.count(&passed, slot, None);
         return Some(TC_ACT_SHOT);
     }
     let entry = if out < MAX_PORTS as u32 { PORTS.get(out)? } else { return None };
@@ -204,20 +199,24 @@ pub fn tc(skb: *mut __sk_buff) -> Option<i32> {
             unsafe { bpf_csum_update(skb.cast(), complete as u32) };
         }
     }
-    walk.count(slot, Some(out));
+    walk.count(&passed, slot, Some(out));
     // SAFETY: a helper call.
     Some(unsafe { bpf_redirect(ifindex, 0) } as i32)
 }
 
 /// A frame that arrived in the XDP hook of a port. `None`: it is as it was, and for the general program.
 #[inline(always)]
-pub fn xdp(xdp: *mut xdp_md, in_port: u32) -> Option<u32> {
+pub fn xdp(xdp: *mut xdp_md, arrived: &mut XdpFrame) -> Option<u32> {
     let mut head = Xdp(xdp).head()?;
-    let mut walk = Walk::begin(&head, in_port)?;
-    let slot = walk.last()?;
+    let mut walk = Walk::begin(&head, arrived.port)?;
+    let mut passed = Passed::none();
+    let Some(slot) = walk.last(&mut passed) else {
+        arrived.serves = handed_over();
+        return None;
+    };
     let (flags, out) = (u32::from(slot.straight), slot.arg);
     if walk.serves & needs::DROP != 0 && flags == straight::DROP {
-        walk.count(slot, None);
+        walk.count(&passed, slot, None);
         return Some(xdp_action::XDP_DROP);
     }
     if !is_sent(out, walk.len)
@@ -227,6 +226,6 @@ pub fn xdp(xdp: *mut xdp_md, in_port: u32) -> Option<u32> {
     {
         return None;
     }
-    walk.count(slot, Some(out));
+    walk.count(&passed, slot, Some(out));
     Some(xdp_action::XDP_REDIRECT)
 }

@@ -45,10 +45,7 @@ pub(crate) fn sluice_tc_s(ctx: TcContext) -> i32 {
         return verdict;
     }
     // SAFETY: the context is the kernel's. A tail call that fails falls through.
-    unsafe {
-        (*ctx.skb.skb).cb[1] = special::handed_over();
-        PROGRAMS.tail_call(&ctx, PROGRAM_TC_GENERAL);
-    }
+    unsafe { PROGRAMS.tail_call(&ctx, PROGRAM_TC_GENERAL) };
     TC_ACT_SHOT
 }
 
@@ -58,10 +55,9 @@ pub(crate) fn sluice_xdp_s(ctx: XdpContext) -> u32 {
     let Some(arrived) = XDP_PORT.get_ptr_mut(0) else { return xdp_action::XDP_PASS };
     // SAFETY: the element of this CPU. A tail call that fails falls through.
     unsafe {
-        if let Some(verdict) = special::xdp(ctx.ctx, (*arrived).port) {
+        if let Some(verdict) = special::xdp(ctx.ctx, &mut *arrived) {
             return verdict;
         }
-        (*arrived).serves = special::handed_over();
         XDP_PROGRAMS.tail_call(&ctx, PROGRAM_XDP_GENERAL);
     }
     xdp_action::XDP_PASS
