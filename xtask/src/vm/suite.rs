@@ -17,7 +17,7 @@ use testkit::tools;
 
 /// What runs in the machine: all that is about the module, and of the eBPF datapath's tests those that show that its programs are
 /// taken and work, because loading them takes an emulated machine long.
-const TESTS: [Test; 9] = [
+const TESTS: [Test; 10] = [
     Test::of("dpif-netlink", "kernel"),
     Test::of("vswitchd", "netlink"),
     Test::of("vswitchd", "netlink_actions"),
@@ -27,15 +27,17 @@ const TESTS: [Test; 9] = [
     Test { datapath: "ebpf", only: &["hosts_on_a_bridge"], ..Test::of("vswitchd", "forwarding") },
     Test { only: &["a_hash_chooses"], ..Test::of("dpif-ebpf", "actions_on_the_wire") },
     Test { only: &["a_port_forwards"], ..Test::of("dpif-ebpf", "xdp_ports") },
+    Test { only: &["the_program_is_the_one"], ..Test::of("dpif-ebpf", "special") },
 ];
 /// The rest of the eBPF datapath's tests (`--all`), those that can be shorter so short that they end within minutes. Left out:
 /// benchmarks in the form of tests, and the sudden ends of processes, whose times are those of a machine that is not emulated.
-const REST: [Test; 8] = [
+const REST: [Test; 9] = [
     Test::of("dpif-ebpf", "lifecycle"),
     Test::of("dpif-ebpf", "traffic"),
     Test::of("dpif-ebpf", "flow_cache"),
     Test::of("dpif-ebpf", "devices"),
-    Test { env: "SLUICE_DIFF_KEYS=4000 SLUICE_DIFF_CASES=1000", ..Test::of("dpif-ebpf", "differential") },
+    Test { env: "SLUICE_DIFF_KEYS=4000 SLUICE_DIFF_CASES=2000", ..Test::of("dpif-ebpf", "differential") },
+    Test { env: "SLUICE_DIFF_CASES=2000", ..Test::of("dpif-ebpf", "xdp") },
     Test { env: "SLUICE_LIFE_CYCLE=20000", ..Test::of("dpif-ebpf", "slot_life_cycle") },
     Test::of("vswitchd", "rules"),
     Test::of("vswitchd", "slow_path"),
