@@ -16,7 +16,7 @@ use crate::attr::Writer;
 use crate::codec;
 use crate::conntrack::Conntrack;
 use crate::devices::Devices;
-use crate::dispatch::{Dispatch, DispatchMode, MAX_HANDLERS, NOBODY, Overflow, possible_cpus};
+use crate::dispatch::{Dispatch, DispatchMode, MAX_HANDLERS, NOBODY, Overflow, Retired, possible_cpus};
 use crate::error::{self, ENGINE};
 use crate::flow;
 use crate::kernel::{DatapathInfo, Kernel, Request};
@@ -151,18 +151,20 @@ impl NetlinkDpif {
             self.kernel.set_datapath(self.ifindex, features_of(DispatchMode::PerCpu), Some(&pids))?;
             return Ok(());
         }
+        // All are waited for together.
+        let mut retired = self.dispatch.retire(Vec::new());
         for info in self.vports()? {
-            self.watch(info.port)?;
+            retired.merge(self.watch(info.port)?);
         }
         Ok(())
     }
 
-    fn watch(&self, port: OdpPort) -> Result<()> {
+    /// Gives a port the sockets that it is to have; those that it had, which the kernel knows no more.
+    fn watch(&self, port: OdpPort) -> Result<Retired<'_>> {
         let (sockets, pids, retired) = self.dispatch.sockets_for_known_port(port)?;
         self.dispatch.watch_port(port, sockets)?;
-        let set = self.kernel.vport_set_pids(self.ifindex, port, &pids);
-        drop(retired);
-        set
+        self.kernel.vport_set_pids(self.ifindex, port, &pids)?;
+        Ok(retired)
     }
 
     fn port_info(&self, vport: VportInfo) -> PortInfo {

@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 
 use dpif::{DpifError, OdpPort, Result, UpcallBatch};
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::time::{ClockId, clock_gettime};
 use parking_lot::{Mutex, RwLock};
@@ -76,19 +77,44 @@ pub(crate) struct Dispatch {
     discarded: AtomicU64,
 }
 
-/// Sockets that nobody is to read any more. When it is dropped, what is in them is counted, so that has to be after the kernel has
-/// stopped to send there.
+/// Sockets that nobody is to read any more. When it is dropped, what is in them is counted, so that has to be after the kernel was
+/// told to send there no more. A processor that was about to send may still do so then: it is waited for.
 #[must_use = "what is in the sockets is counted as discarded when this is dropped"]
 pub(crate) struct Retired<'a> {
     discarded: &'a AtomicU64,
     sockets: Vec<Arc<Socket>>,
 }
 
+impl Retired<'_> {
+    /// Takes over what another has.
+    pub(crate) fn merge(&mut self, mut other: Self) {
+        self.sockets.append(&mut other.sockets);
+    }
+}
+
 impl Drop for Retired<'_> {
     fn drop(&mut self) {
-        let left: u64 = self.sockets.iter().map(|socket| socket.drain()).sum();
-        self.discarded.fetch_add(left, Ordering::Relaxed);
+        if !self.sockets.is_empty() {
+            grace_period();
+            count_left(&self.sockets, self.discarded);
+        }
     }
+}
+
+/// Counts what is in sockets that nobody sends to.
+fn count_left(sockets: &[Arc<Socket>], discarded: &AtomicU64) {
+    let left: u64 = sockets.iter().map(|socket| socket.drain()).sum();
+    discarded.fetch_add(left, Ordering::Relaxed);
+}
+
+/// Waits until every packet that was on its way through the kernel has left it. A machine that refuses (`nohz_full`) may lose the
+/// count of such a packet.
+#[allow(unsafe_code)]
+fn grace_period() {
+    /// `MEMBARRIER_CMD_GLOBAL` (`linux/membarrier.h`), which waits as RCU does.
+    const GLOBAL: libc::c_int = 1;
+    // SAFETY: a call without pointers, which changes nothing.
+    unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
 }
 
 struct Handler {
@@ -135,7 +161,8 @@ impl Dispatch {
         self.discarded.load(Ordering::Relaxed)
     }
 
-    fn retire(&self, sockets: Vec<Arc<Socket>>) -> Retired<'_> {
+    /// Sockets that are to be counted when the kernel knows.
+    pub(crate) fn retire(&self, sockets: Vec<Arc<Socket>>) -> Retired<'_> {
         Retired { discarded: &self.discarded, sockets }
     }
 
@@ -249,7 +276,8 @@ impl Dispatch {
     /// A port is gone, and what was not read of it.
     pub(crate) fn forget_port(&self, port: OdpPort) {
         let had = self.ports.write().get_mut(port.0 as usize).and_then(Option::take).unwrap_or_default();
-        drop(self.retire(had.into_vec()));
+        // The kernel has waited for its packets itself.
+        count_left(&had, &self.discarded);
     }
 
     /// The socket that a userspace action of a packet of this port should name. It has to be a number, also where the kernel
