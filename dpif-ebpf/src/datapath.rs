@@ -11,6 +11,7 @@ use dpif::{
     DatapathFlow, DpStats, Dpif, DpifError, DpifOp, Execute, Features, FlowPut, FlowStats, OdpPort, PortEvent,
     PortInfo, PortSpec, PortStats, ProgramState, Result, Ufid, UpcallBatch, UpcallStats, XdpMode, XdpState,
 };
+use netdev::packet_sender::BATCH;
 use parking_lot::Mutex;
 
 use crate::adopt::{Adopted, adopt};
@@ -30,7 +31,6 @@ use crate::ports::events;
 use crate::programs::InKernel;
 use crate::slots::Slots;
 use crate::special::Specialiser;
-use crate::sys::packet::BATCH;
 use crate::upcalls::Upcalls;
 
 /// Operations that are carried out together: of a new flow and its packet, as many packets as a system call sends.

@@ -20,6 +20,7 @@ use datapath_common::maps::EXECUTE_SLOTS;
 use datapath_common::{FlowKey, Op};
 use dpif::program::compile;
 use dpif::{Action, DpifError, DpifOp, Execute, Packet, Result};
+use netdev::packet_sender::PacketSender;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::compiled::{Compiled, Program};
@@ -33,7 +34,6 @@ use crate::rtnl;
 use crate::slots::Slots;
 use crate::sys::bpf;
 use crate::sys::device::{set_tap_steering, tap_queue};
-use crate::sys::packet::PacketSender;
 use crate::transmit::Outbox;
 
 /// What the execute device is called; the kernel numbers it.

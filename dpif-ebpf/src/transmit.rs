@@ -11,11 +11,11 @@ use datapath_common::extract::eth_type;
 use datapath_common::op::{DropReason, kind};
 use datapath_common::{FlowKey, Op};
 use dpif::{Execute, Packet};
+use netdev::packet_sender::{BATCH, Outgoing, PacketSender};
 
 use crate::execute::SHORTEST;
 use crate::maps::Maps;
 use crate::offload::vnet_header;
-use crate::sys::packet::{BATCH, Outgoing, PacketSender};
 
 /// Frames that are to be sent, in their order.
 pub(crate) struct Outbox<'a> {

@@ -9,6 +9,7 @@
 //! datapath is in this crate.
 
 pub mod device;
+pub mod packet_sender;
 pub mod packet_socket;
 pub mod tap;
 pub mod vnet;

@@ -2,7 +2,6 @@
 
 pub(crate) mod bpf;
 pub(crate) mod device;
-pub(crate) mod packet;
 
 /// What a system call says: an error if it is negative.
 fn check(result: libc::c_int) -> std::io::Result<libc::c_int> {

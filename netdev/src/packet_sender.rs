@@ -1,34 +1,37 @@
-//! Sending frames through a packet socket, many in one system call.
+//! Sending frames by any devices through one packet socket (`packet(7)`), many in one system call.
 
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
-use super::check;
-use crate::offload::VNET_HEADER;
+use crate::packet_socket::check;
+use crate::vnet;
 
 /// Frames of a system call at most.
-pub(crate) const BATCH: usize = 32;
+pub const BATCH: usize = 32;
 /// Bytes of frames that devices may still have to send.
 const SEND_BUFFER: libc::c_int = 16 << 20;
 
 /// A frame and the device that it is to leave by.
-#[derive(Clone, Copy)]
-pub(crate) struct Outgoing<'a> {
-    /// `struct virtio_net_hdr`.
-    pub(crate) header: [u8; VNET_HEADER],
-    pub(crate) data: &'a [u8],
-    pub(crate) ifindex: u32,
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// `struct virtio_net_hdr`: what devices are to finish. Zeros: nothing.
+    pub header: [u8; vnet::HEADER],
+    /// The frame from its Ethernet header on.
+    pub data: &'a [u8],
+    /// The device's number.
+    pub ifindex: u32,
 }
 
-/// A packet socket (`packet(7)`) that receives nothing.
-pub(crate) struct PacketSender {
+/// A packet socket that receives nothing.
+#[derive(Debug)]
+pub struct PacketSender {
     socket: OwnedFd,
 }
 
 impl PacketSender {
-    /// Opens one for the devices of the caller's network namespace.
-    pub(crate) fn open() -> io::Result<Self> {
+    /// Opens one for the devices of the caller's network namespace. Needs `CAP_NET_RAW`.
+    pub fn open() -> io::Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // Without a protocol it gets no frames.
         // SAFETY: no pointers.
@@ -43,8 +46,9 @@ impl PacketSender {
         Ok(sender)
     }
 
-    /// Sends the first [`BATCH`] of the frames, in their order. Says how many were sent; an error is that of the first one.
-    pub(crate) fn send(&self, frames: &[Outgoing<'_>]) -> io::Result<usize> {
+    /// Sends the first [`BATCH`] of the frames, in their order, and waits for nothing. Says how many were sent; an error is that of
+    /// the first one: its device is gone or down, has too much to send already, or an MTU that it is too long for.
+    pub fn send(&self, frames: &[Outgoing<'_>]) -> io::Result<usize> {
         let frames = frames.get(..BATCH).unwrap_or(frames);
         // SAFETY: all-zero is a value of these plain C structs.
         let (mut messages, mut parts, mut addresses): (
