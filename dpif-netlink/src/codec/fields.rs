@@ -15,6 +15,11 @@ pub(super) fn put(to: &mut Writer, kind: u16, key: &FlowKey) -> bool {
     with(kind, key, Put { to, kind }).is_some()
 }
 
+/// As [`put`], but for a structure of zeros, which is left out.
+pub(super) fn put_some(to: &mut Writer, kind: u16, key: &FlowKey) {
+    let _ = with(kind, key, PutSome(Put { to, kind }));
+}
+
 /// Writes the structure alone. `false` where the attribute is none.
 pub(super) fn put_raw(to: &mut Writer, kind: u16, key: &FlowKey) -> bool {
     with(kind, key, Raw(to)).is_some()
@@ -34,6 +39,17 @@ impl Sink for Put<'_> {
     #[inline]
     fn take<const N: usize>(self, bytes: [u8; N]) {
         self.to.put_fixed(self.kind, bytes);
+    }
+}
+
+struct PutSome<'a>(Put<'a>);
+
+impl Sink for PutSome<'_> {
+    #[inline]
+    fn take<const N: usize>(self, bytes: [u8; N]) {
+        if bytes != [0; N] {
+            self.0.take(bytes);
+        }
     }
 }
 

@@ -287,8 +287,19 @@ fn decode_transport(found: &Found<'_>, key: &mut FlowKey, expected: &mut u64, al
 
 /// Writes the key of a flow or of a packet that is to be executed. With `exthdrs`, the kernel knows `ipv6_exthdrs`.
 pub fn encode_key(key: &FlowKey, options: &TunnelOptions, exthdrs: bool, to: &mut Writer) {
+    put_key(key, None, options, exthdrs, to);
+}
+
+/// As [`encode_key`]; of the metadata only those that `wanted`, a mask, has bits of.
+pub(super) fn put_key(
+    key: &FlowKey,
+    wanted: Option<&FlowKey>,
+    options: &TunnelOptions,
+    exthdrs: bool,
+    to: &mut Writer,
+) {
     // The kernel says "no port" by the absence.
-    put_metadata(to, key, key.in_port != NO_PORT);
+    put_metadata(to, key, wanted, key.in_port != NO_PORT);
     if key.tun_proto != 0 {
         tunnel::put(to, key, key.tun_proto, options);
     }
@@ -315,7 +326,7 @@ pub fn encode_key(key: &FlowKey, options: &TunnelOptions, exthdrs: bool, to: &mu
 
 /// Writes what a packet's bytes don't say: the metadata of a packet that is to be executed.
 pub fn encode_metadata(key: &FlowKey, to: &mut Writer) {
-    put_given_metadata(to, key);
+    put_metadata(to, key, Some(key), key.in_port != NO_PORT);
     if key.tun_proto != 0 {
         tunnel::put(to, key, key.tun_proto, &TunnelOptions::NONE);
     }
@@ -327,41 +338,26 @@ pub fn encode_metadata(key: &FlowKey, to: &mut Writer) {
     }
 }
 
-/// Writes the metadata, and the port if there is one.
-pub(super) fn put_metadata(to: &mut Writer, from: &FlowKey, port: bool) {
-    to.put_u32(attr::RECIRC_ID, from.recirc_id);
-    to.put_u32(attr::DP_HASH, from.dp_hash);
-    to.put_u32(attr::PRIORITY, from.skb_priority);
+/// Writes the metadata that `wanted` has bits of, or all, and the port if `port`.
+pub(super) fn put_metadata(to: &mut Writer, from: &FlowKey, wanted: Option<&FlowKey>, port: bool) {
     if port {
         to.put_u32(attr::IN_PORT, from.in_port);
     }
-    to.put_u32(attr::SKB_MARK, from.skb_mark);
-    to.put_u32(attr::CT_STATE, from.ct_state);
-    to.put_u16(attr::CT_ZONE, from.ct_zone);
-    to.put_u32(attr::CT_MARK, from.ct_mark);
-    to.put_fixed(attr::CT_LABELS, from.ct_label);
-}
-
-/// Writes the metadata that are not zero, and the port if there is one.
-fn put_given_metadata(to: &mut Writer, from: &FlowKey) {
-    let mut put_u32 = |kind, value: u32| {
-        if value != 0 {
-            to.put_u32(kind, value);
+    let mut put_u32 = |kind, field: fn(&FlowKey) -> u32| {
+        if wanted.is_none_or(|wanted| field(wanted) != 0) {
+            to.put_u32(kind, field(from));
         }
     };
-    put_u32(attr::RECIRC_ID, from.recirc_id);
-    put_u32(attr::DP_HASH, from.dp_hash);
-    put_u32(attr::PRIORITY, from.skb_priority);
-    put_u32(attr::SKB_MARK, from.skb_mark);
-    put_u32(attr::CT_STATE, from.ct_state);
-    put_u32(attr::CT_MARK, from.ct_mark);
-    if from.in_port != NO_PORT {
-        to.put_u32(attr::IN_PORT, from.in_port);
-    }
-    if from.ct_zone != 0 {
+    put_u32(attr::RECIRC_ID, |key| key.recirc_id);
+    put_u32(attr::DP_HASH, |key| key.dp_hash);
+    put_u32(attr::PRIORITY, |key| key.skb_priority);
+    put_u32(attr::SKB_MARK, |key| key.skb_mark);
+    put_u32(attr::CT_STATE, |key| key.ct_state);
+    put_u32(attr::CT_MARK, |key| key.ct_mark);
+    if wanted.is_none_or(|wanted| wanted.ct_zone != 0) {
         to.put_u16(attr::CT_ZONE, from.ct_zone);
     }
-    if from.ct_label != [0; 16] {
+    if wanted.is_none_or(|wanted| wanted.ct_label != [0; 16]) {
         to.put_fixed(attr::CT_LABELS, from.ct_label);
     }
 }
@@ -380,7 +376,11 @@ pub(super) fn put_headers(to: &mut Writer, key: &FlowKey, from: &FlowKey, exthdr
         _ => {}
     }
     for kind in plain_headers(key, exthdrs) {
-        put(to, kind, from);
+        if std::ptr::eq(key, from) {
+            put(to, kind, from);
+        } else {
+            fields::put_some(to, kind, from);
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 use datapath_common::key::{MAC_PROTO_ETHERNET, VLAN_PRESENT};
 use datapath_common::{Be16, Be32, FlowKey, Vlan};
 
-use super::key::{Found, METADATA, TUPLES, bit, encode_key, label_count, put, put_headers, put_metadata, tuple};
+use super::key::{Found, METADATA, TUPLES, bit, label_count, put_headers, put_key, put_metadata, tuple};
 use super::shape::{self, Network, Transport};
 use super::tunnel::{self, AF_INET, AF_INET6, TunnelOptions};
 use super::{CodecError, Fitness, Result, fields, fixed, nsh};
@@ -34,7 +34,8 @@ pub fn encode_match(
     let kernel = normalize(key, mask, exthdrs);
     expressible(key, mask, &kernel)?;
     let nest = to.begin_nest(key_attr);
-    encode_key(key, &TunnelOptions::NONE, exthdrs, to);
+    // What is not matched needs no value: the kernel keeps keys masked, and reads what it is sent.
+    put_key(key, Some(&kernel), &TunnelOptions::NONE, exthdrs, to);
     to.end(nest);
     let nest = to.begin_nest(mask_attr);
     put_mask(key, &kernel, &TunnelOptions::NONE, exthdrs, to);
@@ -48,13 +49,17 @@ pub fn encode_mask(key: &FlowKey, mask: &FlowKey, options: &TunnelOptions, exthd
     put_mask(key, &normalize(key, mask, exthdrs), options, exthdrs, to);
 }
 
-/// Writes a mask as the kernel has it.
+/// Writes a mask as the kernel has it. Attributes of zeros are left out: the kernel looks at each to pass over it.
 fn put_mask(key: &FlowKey, mask: &FlowKey, options: &TunnelOptions, exthdrs: bool, to: &mut Writer) {
-    put_metadata(to, mask, key.in_port != u32::MAX);
+    put_metadata(to, mask, Some(mask), mask.in_port != 0);
+    // One that is left out is said to be compared exactly.
+    if mask.recirc_id == 0 {
+        to.put_u32(attr::RECIRC_ID, 0);
+    }
     // Also without a tunnel: else packets of tunnels would match.
     tunnel::put(to, mask, key.tun_proto, options);
     if shape::is_ethernet(key) {
-        put(to, attr::ETHERNET, mask);
+        fields::put_some(to, attr::ETHERNET, mask);
     }
     let mut nests = [None; 2];
     for (nest, tag) in nests.iter_mut().zip([mask.vlan, mask.cvlan]).take(shape::tags(key)) {
@@ -62,11 +67,14 @@ fn put_mask(key: &FlowKey, mask: &FlowKey, options: &TunnelOptions, exthdrs: boo
         to.put(attr::VLAN, &tag.tci.0.to_ne_bytes());
         *nest = Some(to.begin_nest(attr::ENCAP));
     }
-    to.put_fixed(attr::ETHERTYPE, mask.eth_type.0.to_ne_bytes());
+    // What is behind a tag may not be nothing at all: such a nest counts as none.
+    if !mask.eth_type.is_zero() || shape::tags(key) != 0 {
+        to.put_fixed(attr::ETHERTYPE, mask.eth_type.0.to_ne_bytes());
+    }
     put_headers(to, key, mask, exthdrs);
     nests.into_iter().rev().flatten().for_each(|nest| to.end(nest));
     if shape::has_ct_tuple(key) {
-        put(to, tuple(key), mask);
+        fields::put_some(to, tuple(key), mask);
     }
 }
 
