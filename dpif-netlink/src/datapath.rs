@@ -24,6 +24,7 @@ use crate::message::F_ECHO;
 use crate::operate::Operator;
 use crate::owner;
 use crate::probe;
+use crate::transmit::{Transmitted, Transmitter};
 use crate::uapi::{cmd, feature, packet_cmd};
 use crate::vport::{VportInfo, VportType, Which};
 
@@ -50,6 +51,8 @@ pub struct NetlinkDpif {
     dispatch: Dispatch,
     devices: Mutex<Devices>,
     namespace: Namespace,
+    /// None without the right to open packet sockets.
+    transmitter: Option<Transmitter>,
     /// Whether the datapath was there before.
     found: bool,
 }
@@ -76,7 +79,11 @@ impl NetlinkDpif {
         vports.iter().for_each(|vport| devices.added(vport));
         let mode = choose(&kernel, &info, options.dispatch)?;
         let features = probe::probe(&kernel, info.ifindex)?;
+        let transmitter = Transmitter::new(kernel.families.vport.group)
+            .inspect_err(|error| tracing::warn!("packets are executed by the module alone: {error}"))
+            .ok();
         Ok(Self {
+            transmitter,
             dispatch: Dispatch::new(mode, info.ifindex),
             kernel,
             conntrack: Conntrack::new(),
@@ -107,6 +114,11 @@ impl NetlinkDpif {
     /// Upcalls whose key could not be read, and which were dropped therefore.
     pub fn unreadable_upcalls(&self) -> u64 {
         self.dispatch.unreadable()
+    }
+
+    /// Frames of executed packets that went to their devices without the module.
+    pub fn transmitted(&self) -> u64 {
+        self.transmitter.as_ref().map_or(0, Transmitter::count)
     }
 
     /// What the kernel can do.
@@ -382,6 +394,10 @@ impl Dpif for NetlinkDpif {
             datapath: self.ifindex,
             exthdrs: self.probed.ipv6_exthdrs,
             pid_of: &|port| self.pid_of(port),
+            transmit: &|ops| match &self.transmitter {
+                Some(transmitter) => transmitter.transmit(&self.kernel, self.ifindex, &self.namespace, ops),
+                None => Transmitted::default(),
+            },
         };
         operator.operate(ops);
     }

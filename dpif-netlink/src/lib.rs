@@ -9,6 +9,7 @@
 //! | [`codec`] | attributes ↔ keys, masks, actions |
 //! | `message`, `socket`, `families` | messages, transactions and dumps, the families' numbers |
 //! | `kernel`, [`vport`], `flow`, [`packet`], `operate` | requests about each kind of thing, batches |
+//! | `transmit` | packets that only have to be sent |
 //! | `devices`, `owner` | devices that come and go; who has the datapath already |
 //! | [`dispatch`] | which socket an upcall goes to, and how handlers read it |
 //! | `meter`, `conntrack` | meters; tracked connections and their limits |
@@ -39,6 +40,7 @@ mod owner;
 pub mod packet;
 mod probe;
 mod socket;
+mod transmit;
 pub mod uapi;
 pub mod vport;
 

@@ -13,6 +13,7 @@ use crate::kernel::Kernel;
 use crate::message::{self, F_ECHO, Target};
 use crate::packet;
 use crate::socket::{Answer, Channel};
+use crate::transmit::Transmitted;
 use crate::uapi::cmd;
 
 /// Bytes of requests that go in one send: more than the kernel's socket buffers take may not.
@@ -29,6 +30,8 @@ pub(crate) struct Operator<'a> {
     pub(crate) exthdrs: bool,
     /// The socket for what flows and packets of a port send up.
     pub(crate) pid_of: &'a dyn Fn(u32) -> u32,
+    /// What sends packets that only have to be sent, if there is such a thing.
+    pub(crate) transmit: &'a dyn for<'b> Fn(&[DpifOp<'b>]) -> Transmitted<'b>,
 }
 
 /// A request that was sent.
@@ -40,13 +43,33 @@ struct Sent {
 }
 
 impl Operator<'_> {
-    /// Runs operations; each holds its result.
+    /// Runs operations; each holds its result. Packets that only have to be sent go first, before flows that would let others
+    /// overtake them.
     pub(crate) fn operate(&self, ops: &mut [DpifOp<'_>]) {
+        let Transmitted { done, left } = (self.transmit)(ops);
+        if !left.is_empty() {
+            let again = left.iter().map(|(_, execute)| DpifOp::Execute { execute: *execute, result: Ok(()) });
+            let mut again: Vec<_> = again.collect();
+            self.request_all(&mut again, &[]);
+            for ((op, _), again) in left.iter().zip(again) {
+                if let (Some(op), DpifOp::Execute { result: Err(error), .. }) = (ops.get_mut(*op), again) {
+                    refuse(op, error);
+                }
+            }
+        }
+        self.request_all(ops, &done);
+    }
+
+    /// Asks the kernel for the operations that are not done.
+    fn request_all(&self, ops: &mut [DpifOp<'_>], done: &[bool]) {
+        if done.len() == ops.len() && done.iter().all(|done| *done) {
+            return;
+        }
         let mut sent = Vec::with_capacity(BATCH_REQUESTS.min(2 * ops.len()));
         let mut next = 0;
         let work = |channel: &mut Channel| -> Result<((), bool), Failed> {
             while next < ops.len() {
-                next = self.write_batch(channel, ops, next, &mut sent);
+                next = self.write_batch(channel, ops, done, next, &mut sent);
                 if let Some(count) = u32::try_from(sent.len()).ok().filter(|count| *count != 0) {
                     let first = channel.next_seqs(count);
                     channel.transact(first, count, |index, answer| hear(answer, index, ops, &mut sent))?;
@@ -58,7 +81,8 @@ impl Operator<'_> {
         if let Err(Failed(error)) = self.kernel.pool.with(work) {
             // What became of those that were sent last nobody knows, and the rest was not sent.
             let (why, count) = (error.to_string(), ops.len());
-            for op in sent.iter().map(|one| one.op).chain(next..count) {
+            let waiting = (next..count).filter(|op| done.get(*op) != Some(&true));
+            for op in sent.iter().map(|one| one.op).chain(waiting) {
                 if let Some(op) = ops.get_mut(op) {
                     refuse(op, DpifError::Kernel(why.clone()));
                 }
@@ -72,6 +96,7 @@ impl Operator<'_> {
         &self,
         channel: &mut Channel,
         ops: &mut [DpifOp<'_>],
+        done: &[bool],
         mut next: usize,
         sent: &mut Vec<Sent>,
     ) -> usize {
@@ -82,6 +107,10 @@ impl Operator<'_> {
         // A put may take two requests.
         while out.bytes().len() < BATCH_BYTES && sent.len() + 2 <= BATCH_REQUESTS {
             let Some(op) = ops.get_mut(next) else { break };
+            if done.get(next) == Some(&true) {
+                next += 1;
+                continue;
+            }
             let (start, had) = (out.bytes().len(), sent.len());
             let mut batch = Batch { out, sent, op: next, seq, last };
             match self.write(op, &mut batch) {

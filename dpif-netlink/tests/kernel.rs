@@ -9,6 +9,8 @@ mod oracle;
 mod rig;
 #[path = "kernel/said.rs"]
 mod said;
+#[path = "kernel/transmit.rs"]
+mod transmit;
 
 use std::time::{Duration, Instant};
 
