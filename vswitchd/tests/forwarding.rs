@@ -252,8 +252,8 @@ fn established_flows_go_on_without_the_daemon_and_the_next_one_adopts_them() {
         assert!(second.read("vswitchd.log").contains("system@ovs-system: adopted\n"));
         let flows = second.ask("dpctl/dump-flows --names");
         let there = flows.lines().find(|line| line.contains("in_port(v1)") && line.contains("dst=02:00:00:00:00:02"));
-        // Those of the first daemon's time and after it.
-        assert!(there.is_some_and(|line| number(line, "packets:") >= 12), "{flows}");
+        // Ten came after the first daemon's time; of its own, those that came when the flow was there.
+        assert!(there.is_some_and(|line| number(line, "packets:") > 10), "{flows}");
         // The stations have to be learned again, from packets of adopted flows.
         assert!(network.pings(1, 2, 5));
         second.ask("revalidator/wait");

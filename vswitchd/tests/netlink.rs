@@ -187,6 +187,13 @@ fn without_privilege_the_error_says_what_is_missing() {
     assert!(code == Some(1) && said.contains("permission denied") && said.contains("CAP_NET_ADMIN"), "{said}");
 }
 
+/// Whether no thread of a process runs: a signal's work is not done when it has been sent.
+fn has_stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let mut stats = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    stats.all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+}
+
 #[test]
 fn a_burst_that_overflows_the_sockets_is_executed_or_counted_as_lost() {
     const NAME: &str = "a_burst_that_overflows_the_sockets_is_executed_or_counted_as_lost";
@@ -202,6 +209,7 @@ fn a_burst_that_overflows_the_sockets_is_executed_or_counted_as_lost() {
         let frame = frames::udp(1);
         // Nobody reads while it comes.
         daemon.process.signal(Signal::SIGSTOP).unwrap();
+        assert!(wait_until(TIMEOUT, || has_stopped(daemon.process.pid())), "{mode}");
         (0..SENT).for_each(|_| from.send(&frame).unwrap());
         daemon.process.signal(Signal::SIGCONT).unwrap();
 
