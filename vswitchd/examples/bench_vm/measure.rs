@@ -244,6 +244,7 @@ impl Bench {
             if wait_until(LATE, || switch.flows_and_masks().is_ok_and(|(flows, _)| flows >= size.flows.into())) {
                 break;
             }
+            eprintln!("    {} flows; {}", switch.flows_and_masks()?.0, switch.accounts()?);
         }
         let (flows, masks) = switch.flows_and_masks()?;
         eprintln!("    {} flows behind masks: {flows} flows with {masks} masks", size.flows);

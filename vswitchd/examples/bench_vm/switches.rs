@@ -113,6 +113,11 @@ impl Switch {
         Ok((self.number("flows:")?, self.number("total:")?))
     }
 
+    /// What has become of packets and their upcalls, as it is shown.
+    pub(crate) fn accounts(&self) -> Result<String> {
+        Ok([self.ask(&["dpctl/show"])?, self.ask(&["upcall/show"])?].join("\n"))
+    }
+
     /// The number behind a word of `dpctl/show`.
     fn number(&self, word: &str) -> Result<u64> {
         let show = self.ask(&["dpctl/show"])?;
