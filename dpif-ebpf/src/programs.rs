@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use aya::programs::{ProgramFd, SchedClassifier, Xdp};
+use aya::programs::{Program, ProgramError, ProgramFd};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use datapath_common::maps::{
     MAX_LANES, MAX_PORTS, PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_TC_GENERAL, PROGRAM_XDP, PROGRAM_XDP_GENERAL, name,
@@ -68,10 +68,10 @@ impl Loader {
     pub(crate) fn install_general(&self, object: &mut Ebpf) -> Result<Option<String>> {
         let array = self.pins.get(name::PROGRAMS)?;
         for (index, program) in [(PROGRAM_TC_GENERAL, "sluice_tc"), (PROGRAM_EXECUTE, "sluice_execute")] {
-            put(array.as_fd(), name::PROGRAMS, index, classifier(object, program)?.as_fd())?;
+            put(array.as_fd(), name::PROGRAMS, index, loaded(object, program)?.as_fd())?;
         }
-        put(array.as_fd(), name::PROGRAMS, PROGRAM_TC, classifier(object, "sluice_tc")?.as_fd())?;
-        let xdp = xdp(object, "sluice_xdp").and_then(|program| {
+        put(array.as_fd(), name::PROGRAMS, PROGRAM_TC, loaded(object, "sluice_tc")?.as_fd())?;
+        let xdp = loaded(object, "sluice_xdp").and_then(|program| {
             let array = self.pins.get(name::XDP_PROGRAMS)?;
             put(array.as_fd(), name::XDP_PROGRAMS, PROGRAM_XDP_GENERAL, program.as_fd())?;
             put(array.as_fd(), name::XDP_PROGRAMS, PROGRAM_XDP, program.as_fd())
@@ -101,8 +101,8 @@ impl InKernel {
     /// For a datapath whose general programs, those of `object`, are installed.
     pub(crate) fn new(loader: Loader, object: &mut Ebpf, has_xdp: bool) -> Result<Self> {
         let (array, xdp_array) = (loader.pins.get(name::PROGRAMS)?, loader.pins.get(name::XDP_PROGRAMS)?);
-        let xdp = if has_xdp { Some(owned(xdp(object, "sluice_xdp")?)?) } else { None };
-        let general = Specialised { tc: owned(classifier(object, "sluice_tc")?)?, xdp };
+        let xdp = if has_xdp { Some(owned(loaded(object, "sluice_xdp")?)?) } else { None };
+        let general = Specialised { tc: owned(loaded(object, "sluice_tc")?)?, xdp };
         Ok(Self { loader, array, xdp_array, general })
     }
 }
@@ -112,8 +112,8 @@ impl Programs for InKernel {
 
     fn load(&self, serves: u16) -> Result<Specialised> {
         let mut object = self.loader.object(serves)?;
-        let tc = owned(classifier(&mut object, "sluice_tc_s")?)?;
-        let xdp = if self.general.xdp.is_some() { Some(owned(xdp(&mut object, "sluice_xdp_s")?)?) } else { None };
+        let tc = owned(loaded(&mut object, "sluice_tc_s")?)?;
+        let xdp = if self.general.xdp.is_some() { Some(owned(loaded(&mut object, "sluice_xdp_s")?)?) } else { None };
         Ok(Specialised { tc, xdp })
     }
 
@@ -136,32 +136,16 @@ fn owned(program: &ProgramFd) -> Result<OwnedFd> {
     program.as_fd().try_clone_to_owned().map_err(|error| io_error("can't keep a program", error))
 }
 
-/// A program of the TC hook, loaded if it isn't yet.
-fn classifier<'a>(object: &'a mut Ebpf, program: &str) -> Result<&'a ProgramFd> {
+/// A program of a hook, loaded if it isn't yet.
+fn loaded<'a>(object: &'a mut Ebpf, program: &str) -> Result<&'a ProgramFd> {
     let what = format!("can't load eBPF program {program}");
-    let loaded: &mut SchedClassifier = object
-        .program_mut(program)
-        .ok_or_else(|| DpifError::Kernel(format!("{what}: the object has none of this name")))?
-        .try_into()
-        .map_err(|error| program_error(&what, error))?;
-    if loaded.fd().is_err() {
-        loaded.load().map_err(|error| program_error(&what, error))?;
-    }
-    loaded.fd().map_err(|error| program_error(&what, error))
-}
-
-/// A program of the XDP hook likewise.
-fn xdp<'a>(object: &'a mut Ebpf, program: &str) -> Result<&'a ProgramFd> {
-    let what = format!("can't load eBPF program {program}");
-    let loaded: &mut Xdp = object
-        .program_mut(program)
-        .ok_or_else(|| DpifError::Kernel(format!("{what}: the object has none of this name")))?
-        .try_into()
-        .map_err(|error| program_error(&what, error))?;
-    if loaded.fd().is_err() {
-        loaded.load().map_err(|error| program_error(&what, error))?;
-    }
-    loaded.fd().map_err(|error| program_error(&what, error))
+    let once = |loaded| if matches!(loaded, Err(ProgramError::AlreadyLoaded)) { Ok(()) } else { loaded };
+    let fd = match object.program_mut(program) {
+        Some(Program::SchedClassifier(found)) => once(found.load()).and_then(|()| found.fd()),
+        Some(Program::Xdp(found)) => once(found.load()).and_then(|()| found.fd()),
+        _ => return Err(DpifError::Kernel(format!("{what}: the object has none of this name for a hook"))),
+    };
+    fd.map_err(|error| program_error(&what, error))
 }
 
 /// CPUs that there can be.
