@@ -7,66 +7,36 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{MACS, Rng, env, key_of, random_flows, random_frame, with_recirculation};
+use common::{MACS, Rng, Side, env, key_of, random_flows, random_frame, two_bridges, with_recirculation};
 use datapath_common::key::KEY_WORDS;
 use datapath_common::{Be16, FlowKey};
-use dpif::{Action, OdpPort};
-use ofproto::bridge::{Bridge, BridgeSettings, Config};
+use dpif::Action;
+use ofproto::bridge::Config;
 use ofproto::flow::{Flow, is_present};
-use ofproto::mac_learning::MacTable;
-use ofproto::port::{PatchStats, Port};
-use ofproto::table::{TableStats, Tables};
+use ofproto::table::Tables;
 use ofproto::xlate::translate;
-use ofproto::{PortKind, PortVlan, Trunks};
+use ofproto::{PortVlan, Trunks};
 use openflow::OfPort;
 
-/// Two bridges connected by patch ports (number 4 of each), the first with three devices, the second with two.
+/// Two bridges with rules at random, which recirculate too.
 fn config(rng: &mut Rng) -> Config {
-    let mut config = Config::default();
-    for (b, name) in ["br0", "br1"].into_iter().enumerate() {
-        let mut ports = BTreeMap::new();
-        let mut add = |name: String, number: OfPort, kind, odp: Option<u32>, vlan| {
-            let odp = odp.map(OdpPort);
-            let port = Port { name, number, kind, odp, vlan, patch_stats: Arc::new(PatchStats::default()) };
-            ports.insert(number, Arc::new(port));
-        };
-        let base = 10 * b as u32;
-        add(name.into(), OfPort::LOCAL, PortKind::Internal, Some(base), PortVlan::default());
-        for n in 1..=3u16 {
-            let vlan = match rng.below(6) {
-                0 => PortVlan::Access(10),
-                1 => PortVlan::Trunk(Trunks::of([10, 20])),
-                2 => PortVlan::NativeTagged(10, Trunks::of([20])),
-                3 => PortVlan::NativeUntagged(20, Trunks::of([10])),
-                _ => PortVlan::default(),
-            };
-            add(format!("p{b}{n}"), OfPort(n), PortKind::System, Some(base + u32::from(n)), vlan);
-        }
-        let peer = format!("patch{}", 1 - b);
-        add(format!("patch{b}"), OfPort(4), PortKind::Patch { peer }, None, PortVlan::default());
+    two_bridges([(); 2].map(|()| {
+        let vlans = std::array::from_fn(|_| match rng.below(6) {
+            0 => PortVlan::Access(10),
+            1 => PortVlan::Trunk(Trunks::of([10, 20])),
+            2 => PortVlan::NativeTagged(10, Trunks::of([20])),
+            3 => PortVlan::NativeUntagged(20, Trunks::of([10])),
+            _ => PortVlan::default(),
+        });
         let mut tables = Tables::default();
         let mut flows = random_flows(rng, 25);
         with_recirculation(rng, &mut flows, 12);
         tables.apply(&flows, 0).unwrap();
-        let macs = MacTable::default();
-        for mac in &MACS[..3] {
-            macs.learn(rng.pick(&[0, 10, 20]), *mac, OfPort(1 + rng.below(4) as u16), 0);
-        }
-        let bridge = Bridge {
-            name: name.into(),
-            settings: BridgeSettings::default(),
-            ports,
-            tables,
-            table_stats: Arc::new(TableStats::new(name)),
-            macs: Arc::new(macs),
-        };
-        config.bridges.insert(name.into(), Arc::new(bridge));
-    }
-    config.index();
-    config
+        let station = |mac: &[u8; 6]| (rng.pick(&[0, 10, 20]), *mac, 1 + rng.below(4) as u16);
+        Side { vlans, tables, stations: MACS[..3].iter().map(station).collect() }
+    }))
 }
 
 fn packets(rng: &mut Rng, n: usize) -> Vec<FlowKey> {

@@ -9,23 +9,19 @@
 #[path = "../../../ofproto/tests/common/mod.rs"]
 mod world;
 
-use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher as _};
-use std::sync::Arc;
 
 use datapath_common::key::KEY_WORDS;
 use datapath_common::{Be16, FlowKey};
-use dpif::{Action, OdpPort};
-use ofproto::bridge::{Bridge, BridgeSettings, Config};
+use dpif::Action;
+use ofproto::bridge::Config;
 use ofproto::flow::{Flow, is_present};
-use ofproto::mac_learning::MacTable;
-use ofproto::port::{PatchStats, Port};
-use ofproto::table::{TableStats, Tables};
+use ofproto::table::Tables;
 use ofproto::xlate::translate;
-use ofproto::{PortKind, PortVlan, Trunks};
+use ofproto::{PortVlan, Trunks};
 use openflow::{FlowMod, OfPort};
 
-use self::world::{MACS, Rng, accepted, key_of, random_flow, random_frame, with_recirculation};
+use self::world::{MACS, Rng, Side, accepted, key_of, random_flow, random_frame, two_bridges, with_recirculation};
 use crate::input::{Input, text};
 
 /// Most rules of a bridge.
@@ -114,20 +110,10 @@ fn rules(input: &mut Input<'_>) -> Vec<FlowMod> {
     rules
 }
 
-/// Two bridges connected by patch ports (number 4 of each), each with its own port and three devices.
 fn config(mut tags: u16, rules: [Vec<FlowMod>; 2], lines: &str) -> Option<Config> {
-    let mut config = Config::default();
     let text: Vec<_> = lines.lines().take(MAX_LINES).filter_map(accepted).collect();
-    for (b, (name, mut flows)) in ["br0", "br1"].into_iter().zip(rules).enumerate() {
-        let mut ports = BTreeMap::new();
-        let mut add = |name: String, number: OfPort, kind, odp: Option<u32>, vlan| {
-            let odp = odp.map(OdpPort);
-            let port = Port { name, number, kind, odp, vlan, patch_stats: Arc::new(PatchStats::default()) };
-            ports.insert(number, Arc::new(port));
-        };
-        let base = 10 * b as u32;
-        add(name.into(), OfPort::LOCAL, PortKind::Internal, Some(base), PortVlan::default());
-        for n in 1..=3u16 {
+    let mut side = |mut flows: Vec<FlowMod>| {
+        let vlans = std::array::from_fn(|_| {
             let vlan = match tags & 7 {
                 1 => PortVlan::Access(10),
                 2 => PortVlan::Trunk(Trunks::of([10, 20])),
@@ -136,27 +122,14 @@ fn config(mut tags: u16, rules: [Vec<FlowMod>; 2], lines: &str) -> Option<Config
                 _ => PortVlan::default(),
             };
             tags = tags.rotate_right(3);
-            add(format!("p{b}{n}"), OfPort(n), PortKind::System, Some(base + u32::from(n)), vlan);
-        }
-        let peer = format!("patch{}", 1 - b);
-        add(format!("patch{b}"), OfPort(4), PortKind::Patch { peer }, None, PortVlan::default());
+            vlan
+        });
         flows.extend(text.iter().cloned());
         let mut tables = Tables::default();
         tables.apply(&flows, 0).ok()?;
-        let macs = MacTable::default();
-        for (n, mac) in MACS[..3].iter().enumerate() {
-            macs.learn([0, 10, 20][n], *mac, OfPort(1 + n as u16), 0);
-        }
-        let bridge = Bridge {
-            name: name.into(),
-            settings: BridgeSettings::default(),
-            ports,
-            tables,
-            table_stats: Arc::new(TableStats::new(name)),
-            macs: Arc::new(macs),
-        };
-        config.bridges.insert(name.into(), Arc::new(bridge));
-    }
-    config.index();
-    Some(config)
+        let stations = vec![(0, MACS[0], 1), (10, MACS[1], 2), (20, MACS[2], 3)];
+        Some(Side { vlans, tables, stations })
+    };
+    let [first, second] = rules;
+    Some(two_bridges([side(first)?, side(second)?]))
 }

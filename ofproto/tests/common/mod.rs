@@ -1,9 +1,19 @@
-//! What the tests of this crate share: numbers that repeat, and frames.
+//! What the tests of this crate share: numbers that repeat, frames, rules, bridges.
 #![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use datapath_common::FlowKey;
 use datapath_common::extract::extract;
 use datapath_common::packet::SlicePacket;
+use dpif::OdpPort;
+use ofproto::bridge::{Bridge, BridgeSettings, Config};
+use ofproto::mac_learning::MacTable;
+use ofproto::port::{PatchStats, Port};
+use ofproto::table::{TableStats, Tables};
+use ofproto::{PortKind, PortVlan};
+use openflow::OfPort;
 
 /// Numbers at random that are the same in each run (splitmix64).
 pub(crate) struct Rng(pub(crate) u64);
@@ -335,4 +345,49 @@ fn random_action(rng: &mut Rng) -> String {
             .pick(&["NORMAL", "set_field:fe80::9->ipv6_dst", "load:0x1005->NXM_OF_VLAN_TCI[]", "mod_nw_ttl:9"])
             .into(),
     }
+}
+
+/// What one of [`two_bridges`] has of its own.
+pub(crate) struct Side {
+    /// Of its devices, ports 1 to 3.
+    pub(crate) vlans: [PortVlan; 3],
+    pub(crate) tables: Tables,
+    /// Stations it has learned: VLAN, address, port.
+    pub(crate) stations: Vec<(u16, [u8; 6], u16)>,
+}
+
+/// Bridges connected by patch ports (number 4 of each), the datapath's ports 0 to 3 and 10 to 13.
+pub(crate) fn two_bridges(sides: [Side; 2]) -> Config {
+    let mut config = Config::default();
+    for (b, side) in sides.into_iter().enumerate() {
+        let name: Arc<str> = format!("br{b}").into();
+        let mut ports = BTreeMap::new();
+        let mut add = |name: String, number: OfPort, kind, odp: Option<u32>, vlan| {
+            let odp = odp.map(OdpPort);
+            let port = Port { name, number, kind, odp, vlan, patch_stats: Arc::new(PatchStats::default()) };
+            ports.insert(number, Arc::new(port));
+        };
+        let base = 10 * b as u32;
+        add(name.to_string(), OfPort::LOCAL, PortKind::Internal, Some(base), PortVlan::default());
+        for (n, vlan) in (1..).zip(side.vlans) {
+            add(format!("p{b}{n}"), OfPort(n), PortKind::System, Some(base + u32::from(n)), vlan);
+        }
+        let peer = format!("patch{}", 1 - b);
+        add(format!("patch{b}"), OfPort(4), PortKind::Patch { peer }, None, PortVlan::default());
+        let macs = MacTable::default();
+        for (vlan, mac, port) in side.stations {
+            macs.learn(vlan, mac, OfPort(port), 0);
+        }
+        let bridge = Bridge {
+            name: name.clone(),
+            settings: BridgeSettings::default(),
+            ports,
+            tables: side.tables,
+            table_stats: Arc::new(TableStats::new(&name)),
+            macs: Arc::new(macs),
+        };
+        config.bridges.insert(name.to_string(), Arc::new(bridge));
+    }
+    config.index();
+    config
 }
