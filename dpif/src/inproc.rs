@@ -140,6 +140,8 @@ struct Counters {
     /// Queued and thrown away.
     discarded: AtomicU64,
     drops: [AtomicU64; DROP_REASONS],
+    /// Frames that no port has counted, because its receiver didn't keep up.
+    overruns: AtomicU64,
 }
 
 #[derive(Default)]
@@ -153,6 +155,11 @@ impl Counters {
         if let Some(counter) = self.drops.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Takes over what a port has lost since it was last asked.
+    fn take_overruns(&self, port: &Port) {
+        self.overruns.fetch_add(port.overruns(), Ordering::Relaxed);
     }
 }
 
@@ -302,8 +309,9 @@ impl Dpif for InprocDatapath {
     }
 
     fn stats(&self) -> Result<DpStats> {
-        let Shared { counters, table, options, .. } = &*self.shared;
+        let Shared { counters, table, options, ports, .. } = &*self.shared;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ports.read().values().for_each(|port| counters.take_overruns(port));
         let table = table.read();
         let [(misses, lost_misses), (actions, lost_actions)] =
             counters.upcalls.each_ref().map(|counters| (get(&counters.queued), get(&counters.lost)));
@@ -317,7 +325,12 @@ impl Dpif for InprocDatapath {
             flows: table.n_flows() as u64,
             masks: table.n_masks() as u64,
             max_flows: options.max_flows as u64,
-            drops: DropReason::ALL.iter().zip(&counters.drops).map(|((_, name), n)| (*name, get(n))).collect(),
+            drops: DropReason::ALL
+                .iter()
+                .zip(&counters.drops)
+                .map(|((_, name), n)| (*name, get(n)))
+                .chain([("receive-overrun", get(&counters.overruns))])
+                .collect(),
             recirculated: get(&counters.recirculated),
             upcalls: Some(UpcallStats { misses, actions, lost_misses, lost_actions, discarded }),
             slots: None,
@@ -363,7 +376,9 @@ impl Dpif for InprocDatapath {
     fn port_del(&self, port: OdpPort) -> Result<()> {
         // Stopped without the lock: the receiver may be waiting for it.
         let removed = self.shared.ports.write().remove(&port.0);
-        removed.ok_or(DpifError::NoSuchPort(port))?.stop();
+        let removed = removed.ok_or(DpifError::NoSuchPort(port))?;
+        removed.stop();
+        self.shared.counters.take_overruns(&removed);
         Ok(())
     }
 
@@ -470,7 +485,10 @@ impl Dpif for InprocDatapath {
         self.shared.handlers.set_count(0)?;
         // Stopped without the lock, as in `port_del`.
         let ports = std::mem::take(&mut *self.shared.ports.write());
-        ports.values().for_each(|port| port.stop());
+        for port in ports.values() {
+            port.stop();
+            self.shared.counters.take_overruns(port);
+        }
         self.shared.table.write().clear();
         self.shared.meters.clear();
         Ok(())

@@ -74,6 +74,15 @@ impl Link {
         }
     }
 
+    /// Frames that came since this was last asked, and that were lost because nobody took those before them. The kernel counts those
+    /// of a device of our own as the device's.
+    pub fn overruns(&self) -> io::Result<u64> {
+        match self {
+            Self::Socket(socket) => socket.overruns(),
+            Self::Tap(_) => Ok(0),
+        }
+    }
+
     /// Sends a frame, its VLAN tags in the bytes. Doesn't wait: where there is no room the error is `WouldBlock`.
     pub fn send(&self, bytes: &[u8], gso_size: u16, partial_checksum: bool) -> io::Result<()> {
         let header = vnet::Header::of(bytes, gso_size, partial_checksum).encode();

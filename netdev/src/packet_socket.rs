@@ -60,6 +60,18 @@ impl PacketSocket {
         Ok(socket)
     }
 
+    /// Frames that came since this was last asked, and for which the socket had no room.
+    pub fn overruns(&self) -> io::Result<u64> {
+        // SAFETY: all-zero is a value of this plain C struct.
+        let mut stats: libc::tpacket_stats = unsafe { zeroed() };
+        let mut len = size_of::<libc::tpacket_stats>() as libc::socklen_t;
+        let option = (libc::SOL_PACKET, libc::PACKET_STATISTICS);
+        let fd = self.fd.as_raw_fd();
+        // SAFETY: pointer and length are those of the live `stats`, which is what the option gives.
+        check(unsafe { libc::getsockopt(fd, option.0, option.1, (&raw mut stats).cast(), &raw mut len) })?;
+        Ok(stats.tp_drops.into())
+    }
+
     /// The next frame, `None` if there is none now.
     pub fn recv<'a>(&self, buffer: &'a mut Buffer) -> io::Result<Option<Received<'a>>> {
         let mut control: Control = [0; 8];

@@ -122,6 +122,14 @@ impl DeviceWire {
         self.link.send(&packet.data, packet.gso_size, packet.partial_checksum).map_err(|_| DropReason::Output)
     }
 
+    /// Frames lost since this was last asked because the receiver didn't keep up.
+    pub(super) fn overruns(&self) -> u64 {
+        self.link.overruns().unwrap_or_else(|error| {
+            tracing::debug!("asking {} for overruns: {error}", self.name);
+            0
+        })
+    }
+
     /// How the device is now, or what became of it.
     pub(super) fn look(&self) -> Result<DeviceInfo, String> {
         let name =

@@ -156,6 +156,14 @@ impl Port {
         }
     }
 
+    /// Frames lost since this was last asked because the receiver didn't keep up.
+    pub(super) fn overruns(&self) -> u64 {
+        match &self.wire {
+            Wire::Memory(_) => 0,
+            Wire::Device(wire) => wire.overruns(),
+        }
+    }
+
     /// Lets go of the device. Nothing comes in any more when this returns.
     pub(super) fn stop(&self) {
         if let Wire::Device(wire) = &self.wire {
