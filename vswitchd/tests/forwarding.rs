@@ -165,7 +165,7 @@ fn access_ports_of_two_vlans_are_apart_and_a_trunk_has_both() {
         let ports = "--port br0:v1,tag=10 --port br0:v2,tag=10 --port br0:v3,tag=20";
         let daemon = network.start(&format!("--datapath {datapath} --bridge br0 {ports} --cleanup-on-exit"));
         assert!(network.pings(1, 2, 3), "{datapath}");
-        assert!(!network.pings(1, 3, 2) && !network.pings(3, 2, 2), "{datapath}");
+        assert!(network.are_apart(1, 3, 2) && network.are_apart(3, 2, 2), "{datapath}");
         let learned = daemon.ask("fdb/show br0");
         assert!(learned.contains("    1    10  02:00:00:00:00:01"), "{learned}");
         assert!(learned.contains("    3    20  02:00:00:00:00:03"), "{learned}");
@@ -205,7 +205,7 @@ fn flows_of_a_file_decide_and_can_be_changed_while_packets_flow() {
         let ports = "--port br0:v1 --port br0:v2 --port br0:v3";
         let line = format!("--datapath {datapath} --bridge br0 {ports} --flows {}", file.display());
         let daemon = network.start(&format!("{line} --cleanup-on-exit"));
-        assert!(!network.pings(1, 2, 2) && network.pings(1, 3, 2), "{datapath}");
+        assert!(network.are_apart(1, 2, 2) && network.pings(1, 3, 2), "{datapath}");
         let flows = daemon.ask("dpctl/dump-flows --names filter=in_port=v1,ip,nw_dst=10.0.0.2");
         assert!(flows.lines().last().is_some_and(|line| line.ends_with("actions:v3")), "{flows}");
 
@@ -213,7 +213,7 @@ fn flows_of_a_file_decide_and_can_be_changed_while_packets_flow() {
         fs::write(&file, "priority=0 actions=NORMAL\nin_port=v4 actions=drop\n").unwrap();
         let error = daemon.call("config/reload", &[]).unwrap_err();
         assert!(error.starts_with(&format!("{}:2:9: ", file.display())), "{error}");
-        assert!(!network.pings(1, 2, 1));
+        assert!(network.are_apart(1, 2, 1));
 
         fs::write(&file, "priority=0 actions=NORMAL\n").unwrap();
         assert_eq!(daemon.ask("config/reload"), "1 changes\n");
@@ -279,7 +279,7 @@ fn established_flows_go_on_without_the_daemon_and_the_next_one_adopts_them() {
         let third = network.start(&format!("--datapath {datapath} --bridge br0 --port br0:v1"));
         let show = third.ask("dpctl/show");
         assert!(show.contains(": v1\n") && !show.contains(": v2\n"), "{show}");
-        assert!(!network.pings(1, 2, 1) && network.pings(1, 0, 3));
+        assert!(network.are_apart(1, 2, 1) && network.pings(1, 0, 3));
         third.ask("exit --cleanup");
         assert_eq!(third.ended(), Some(0));
         assert_eq!(network.left(), [""; 0]);
@@ -369,11 +369,11 @@ fn a_port_whose_device_goes_says_so_and_works_again_when_it_is_back() {
         );
         assert!(daemon.ask("dpif/show").contains("(error: "), "{}", daemon.ask("dpif/show"));
         assert!(wait_until(soon, || daemon.read("vswitchd.log").contains("v2, is out of work: ")));
-        assert!(!network.pings(1, 2, 1));
+        assert!(network.are_apart(1, 2, 1));
 
         network.netns.ip("link set vx name v2").unwrap();
         network.netns.ip("link set v2 up").unwrap();
-        assert!(wait_until(soon, || network.pings(1, 2, 1)), "{datapath}: {}", daemon.ask("dpctl/show"));
+        assert!(wait_until(soon, || !network.are_apart(1, 2, 1)), "{datapath}: {}", daemon.ask("dpctl/show"));
         assert!(!daemon.ask("dpctl/show").contains("error"));
         assert!(daemon.ask("dpif/show").contains("    v2 2/"));
         daemon.process.stop(TIMEOUT).unwrap();
@@ -449,7 +449,7 @@ fn bridges_come_and_go_by_a_changed_configuration() {
         write(&[("br0", &["v1"]), ("br1", &["v2"])]);
         daemon.ask("config/reload");
         assert_eq!(daemon.ask("ofproto/list"), "br0\nbr1\n");
-        assert!(!network.pings(1, 2, 2), "{datapath}");
+        assert!(network.are_apart(1, 2, 2), "{datapath}");
         // What can't be changes nothing.
         write(&[("br0", &["v1", "v2", "v3"])]);
         let error = daemon.call("config/reload", &[]).unwrap_err();

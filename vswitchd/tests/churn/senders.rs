@@ -1,8 +1,8 @@
 //! Neighbours that send frames of many kinds, as long as their wire ends in a port.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use testkit::raw::GsoKind;
@@ -81,9 +81,9 @@ impl Senders {
     }
 
     /// Sends until the end: bursts of what is known and of what is new, with pauses in which all is answered.
-    pub(crate) fn run(&self, thread: u64, end: Instant) {
+    pub(crate) fn run(&self, thread: u64, ended: &AtomicBool) {
         let mut rng = Rng(self.seed << 8 | thread);
-        while Instant::now() < end {
+        while !ended.load(Ordering::Relaxed) {
             let burst = [20, 100, 3_000][rng.below(3) as usize];
             let new_flows = rng.below(2) == 0;
             for _ in 0..burst {

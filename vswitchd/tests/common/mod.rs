@@ -151,8 +151,18 @@ impl Network {
 
     /// Whether `count` pings of host `from` to `to` (0 is the switch's own host) are all answered.
     pub(crate) fn pings(&self, from: usize, to: usize, count: usize) -> bool {
+        // However slow the machine is; who is answered doesn't wait.
+        self.ping(from, to, count, 10).is_ok_and(|said| said.contains(&format!(" {count} received")))
+    }
+
+    /// Whether none of `count` pings is answered.
+    pub(crate) fn are_apart(&self, from: usize, to: usize, count: usize) -> bool {
+        self.ping(from, to, count, 1).is_err()
+    }
+
+    fn ping(&self, from: usize, to: usize, count: usize, wait_s: u32) -> std::io::Result<String> {
         let to = if to == 0 { 254 } else { to };
-        self.hosts[from - 1].exec(&format!("ping -q -c {count} -i 0.05 -W 1 10.0.0.{to}")).is_ok()
+        self.hosts[from - 1].exec(&format!("ping -q -c {count} -i 0.05 -W {wait_s} 10.0.0.{to}"))
     }
 
     /// What the switch has left on its host: devices that it made, programs on others, pins.

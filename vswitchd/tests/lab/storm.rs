@@ -18,8 +18,8 @@ const RULES: [&str; 3] = [
     "in_port=2,udp,actions=move:NXM_OF_UDP_SRC[]->NXM_NX_REG0[0..15],move:NXM_OF_UDP_DST[]->NXM_NX_REG1[0..15],output:3",
     "in_port=3,udp,actions=move:NXM_OF_UDP_SRC[]->NXM_NX_REG0[0..15],move:NXM_OF_UDP_DST[]->NXM_NX_REG1[0..15],output:2",
 ];
-/// A connection that has not come about after so long is lost.
-const LOST: Duration = Duration::from_secs(2);
+/// A connection that has not come about after so long is lost, and not just late on a busy machine.
+const LOST: Duration = Duration::from_secs(10);
 
 /// The switch and its neighbours.
 pub(crate) struct Storm {
