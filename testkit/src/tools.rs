@@ -16,6 +16,19 @@ pub fn ovs_folder() -> PathBuf {
     workspace_root().join(".cache/ovs")
 }
 
+/// The name of the program of [`ovstest`].
+pub const OVSTEST: &str = "ovstest";
+
+/// Where the reference's own measurements are.
+pub fn ovstest_folder() -> PathBuf {
+    workspace_root().join(".cache/ovstest")
+}
+
+/// The reference's own measurements, which `cargo xtask bench classifier` builds.
+pub fn ovstest() -> Option<PathBuf> {
+    Some(ovstest_folder().join(OVSTEST)).filter(|file| file.is_file())
+}
+
 /// A program by its name: from PATH, the administrators' folders (which users often don't have in PATH), or
 /// `.cache/ovs`.
 pub fn find(program: &str) -> Option<PathBuf> {

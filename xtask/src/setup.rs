@@ -73,30 +73,40 @@ pub(crate) fn reference_switch() -> Result<()> {
         return not_here("install Open vSwitch (ovs-appctl, ovs-vswitchd …) with your system's package manager".into());
     }
     let step = cmd::step("unpacking the reference switch's tools into .cache/ovs");
-    let folder = tools::ovs_folder();
-    let (download, unfinished) = (folder.with_extension("download"), folder.with_extension("new"));
-    for scratch in [&download, &unfinished] {
-        let _ = fs::remove_dir_all(scratch);
-        fs::create_dir_all(scratch).with_context(|| format!("can't make {}", scratch.display()))?;
-    }
-    let packages = with_fresh_lists(|| {
-        let packages = not_installed(&OVS_PACKAGES)?;
-        cmd::output(apt_get().arg("download").args(&packages).current_dir(&download))?;
-        Ok(packages)
-    })?;
-    for file in fs::read_dir(&download)? {
-        cmd::output(Command::new("dpkg").arg("-x").arg(file?.path()).arg(&unfinished))?;
-    }
-    let _ = fs::remove_dir_all(&folder);
-    fs::rename(&unfinished, &folder).with_context(|| format!("can't make {}", folder.display()))?;
-    let _ = fs::remove_dir_all(&download);
-
+    let packages = unpack(&tools::ovs_folder(), || not_installed(&OVS_PACKAGES), |_| Ok(()))?;
     for tool in OVS_TOOLS {
         let mut command = tools::command(tool).with_context(|| format!("{tool} is in none of the packages"))?;
         cmd::output(command.arg("--version"))?;
     }
     step.done(packages.join(", "));
     Ok(())
+}
+
+/// Makes `folder` of the Debian packages that `packages` names, which are not installed, and of what `finish` changes in it. It is
+/// whole or not there.
+pub(crate) fn unpack(
+    folder: &Path,
+    mut packages: impl FnMut() -> Result<Vec<String>>,
+    finish: impl FnOnce(&Path) -> Result<()>,
+) -> Result<Vec<String>> {
+    let (download, unfinished) = (folder.with_extension("download"), folder.with_extension("new"));
+    for scratch in [&download, &unfinished] {
+        let _ = fs::remove_dir_all(scratch);
+        fs::create_dir_all(scratch).with_context(|| format!("can't make {}", scratch.display()))?;
+    }
+    let packages = with_fresh_lists(|| {
+        let packages = packages()?;
+        cmd::output(apt_get().arg("download").args(&packages).current_dir(&download))?;
+        Ok(packages)
+    })?;
+    for file in fs::read_dir(&download)? {
+        cmd::output(Command::new("dpkg").arg("-x").arg(file?.path()).arg(&unfinished))?;
+    }
+    finish(&unfinished)?;
+    let _ = fs::remove_dir_all(folder);
+    fs::rename(&unfinished, folder).with_context(|| format!("can't make {}", folder.display()))?;
+    let _ = fs::remove_dir_all(&download);
+    Ok(packages)
 }
 
 /// Installs those Debian packages of `packages` that are missing. `purpose` completes "… is needed for".
