@@ -35,7 +35,7 @@ pub use digest::{Digest, DigestSeeds};
 pub use extract::{Layers, Malformed};
 pub use key::{FlowKey, Vlan};
 pub use maps::LAYOUT_VERSION;
-pub use mask::MaskEntry;
+pub use mask::{MaskEntry, MaskList};
 pub use op::{Op, OpKind};
 pub use slot::{FlowStats, Slot, SlotRef};
 pub use straight::Straight;

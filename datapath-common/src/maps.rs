@@ -4,12 +4,16 @@ use crate::op::DROP_REASONS;
 
 /// Version of everything in this crate that both sides read. It names the folder of the pins, so that a daemon never adopts a
 /// datapath whose memory it would misread. A test fails when a shared type changes and this does not.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = 8;
 
 /// Datapath ports, 0 included.
 pub const MAX_PORTS: usize = 4096;
 /// Masks in the list.
 pub const MAX_MASKS: usize = 256;
+/// Lists of masks of a buffer: one for each port, and [`ANY_PORT`].
+pub const MASK_LISTS: usize = MAX_PORTS + 1;
+/// The list of the masks that have flows of no port in particular.
+pub const ANY_PORT: u32 = MAX_PORTS as u32;
 /// Slots of a datapath unless the operator says otherwise.
 pub const DEFAULT_SLOTS: usize = 65536;
 /// The first slots belong to packet execution, one for each queue of the execute device.
@@ -48,6 +52,10 @@ pub mod name {
     pub const DP_STATS: &str = "DP_STATS";
     /// [`crate::MaskEntry`] by `buffer * MAX_MASKS + index`, memory-mapped.
     pub const MASKS: &str = "MASKS";
+    /// [`crate::MaskList`] by `buffer * MASK_LISTS + list`, memory-mapped.
+    pub const MASK_LISTS: &str = "MASK_LISTS";
+    /// How often a scan has found a flow under a mask: a 64-bit word by `(lane * 2 + buffer) * MAX_MASKS + index`, memory-mapped.
+    pub const MASK_USES: &str = "MASK_USES";
     /// [`crate::Slot`] by slot number, memory-mapped.
     pub const SLOTS: &str = "SLOTS";
     /// [`crate::FlowStats`] by `lane * slots + stats_id`, memory-mapped.
@@ -254,7 +262,7 @@ pub struct Credit {
 #[cfg(feature = "user")]
 mod pod {
     use super::{Control, Credit, DpStats, PortEntry, PortRecord, PortStats};
-    use crate::{Bucket, Digest, DigestSeeds, FlowStats, MaskEntry, Slot, SlotRef};
+    use crate::{Bucket, Digest, DigestSeeds, FlowStats, MaskEntry, MaskList, Slot, SlotRef};
 
     macro_rules! pod {
         ($($t:ty),*) => { $(
@@ -274,6 +282,7 @@ mod pod {
         DigestSeeds,
         FlowStats,
         MaskEntry,
+        MaskList,
         Slot,
         SlotRef
     );
@@ -300,6 +309,8 @@ mod tests {
             offset_of!(FlowKey, tun_id),
             offset_of!(FlowKey, tun_opts_len),
             size_of::<MaskEntry>(),
+            size_of::<MaskList>(),
+            offset_of!(MaskList, index),
             size_of::<Digest>(),
             size_of::<DigestSeeds>(),
             size_of::<Op>(),
@@ -321,17 +332,18 @@ mod tests {
             size_of::<Credit>(),
             MAX_PORTS,
             MAX_MASKS,
+            MASK_LISTS,
             EXECUTE_SLOTS,
             FLOW_CACHE_PLACES,
             MAX_HANDLERS,
             OpKind::Psample as usize,
         ];
-        assert_eq!(LAYOUT_VERSION, 7);
+        assert_eq!(LAYOUT_VERSION, 8);
         assert_eq!(
             layout,
             [
-                304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 24, 624, 24, 1280, 64, 408, 480, 8, 64, 32, 488, 56, 56,
-                8, 16, 64, 64, 208, 40, 4096, 256, 64, 131_072, 16, 27
+                304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 264, 8, 24, 624, 24, 1280, 64, 408, 480, 8, 64, 32, 488,
+                56, 56, 8, 16, 64, 64, 208, 40, 4096, 256, 4097, 64, 131_072, 16, 27
             ]
         );
     }

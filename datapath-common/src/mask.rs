@@ -2,8 +2,37 @@
 //!
 //! The hot words are always there and are read without a branch. Of the cold words only those that the mask touches are
 //! listed, so a mask costs what it matches on and not what a key could hold.
+//!
+//! A packet is not tried under all masks, but under those that have flows of its port, and behind them under those that have flows of
+//! no port in particular ([`MaskList`]).
 
 use crate::key::{COLD_WORDS, FlowKey, HOT_WORDS};
+use crate::maps::{ANY_PORT, MAX_MASKS, MAX_PORTS};
+
+/// The masks that packets are tried under, one after the other.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MaskList {
+    /// How many there are.
+    pub count: u32,
+    /// Unused, zero.
+    pub reserved: u32,
+    /// Their places in the buffer of masks.
+    pub index: [u8; MAX_MASKS],
+}
+
+const _: () = assert!(MAX_MASKS == 1 << u8::BITS);
+
+/// The list that has the masks of flows whose key and mask have this in `in_port`.
+pub fn list_of(in_port: u32, mask: u32) -> u32 {
+    if mask == u32::MAX { list_of_packets(in_port) } else { ANY_PORT }
+}
+
+/// The first list that packets of a port are looked up by; the other one is [`ANY_PORT`].
+#[inline(always)]
+pub fn list_of_packets(in_port: u32) -> u32 {
+    if in_port < MAX_PORTS as u32 { in_port } else { ANY_PORT }
+}
 
 /// One mask of the list that the datapath scans.
 #[repr(C, align(8))]

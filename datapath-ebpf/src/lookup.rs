@@ -1,7 +1,8 @@
 //! Finding the flow of a packet.
 //!
-//! The flow that the last packet with the same hash had is tried first, then the mask that it had; only then are the masks
-//! scanned. Under each mask the masked key is digested, the digest looked up, and the key in the slot compared word by word.
+//! The flow that the last packet with the same hash had is tried first, then the mask that it had; only then are masks scanned:
+//! those that have flows of the packet's port, then those that have flows of no port in particular; in both what finds most comes
+//! first. Under each mask the masked key is digested, the digest looked up, and the key in the slot compared word by word.
 //!
 //! **The cache.** Each hash has a place, and the eight places of its cache line are its row. The flow that came last by a hash is
 //! in the hash's own place, where it is found at once; the one that it drives out moves to another place of the row that was
@@ -15,10 +16,11 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
 use datapath_common::digest::mix;
 use datapath_common::key::{COLD_WORDS, HOT_WORDS, KEY_WORDS, word};
-use datapath_common::maps::{FLOW_CACHE_PLACES, FLOW_CACHE_WAYS, MAX_MASKS};
+use datapath_common::maps::{ANY_PORT, FLOW_CACHE_PLACES, FLOW_CACHE_WAYS, MASK_LISTS as LISTS, MAX_MASKS};
+use datapath_common::mask::list_of_packets;
 use datapath_common::{Digest, DigestSeeds, MaskEntry, Slot, needs, table};
 
-use crate::maps::{CONTROL, FLOW_CACHE, FLOWS, MASKS, SEEDS, SLOTS, Scratch};
+use crate::maps::{CONTROL, FLOW_CACHE, FLOWS, MASK_LISTS, MASK_USES, MASKS, SEEDS, SLOTS, Scratch};
 use crate::stats;
 
 /// Where a cached word has the index of the mask; below it is the slot.
@@ -219,12 +221,11 @@ pub fn tell(s: &Scratch) -> i64 {
 }
 
 /// Looks for a flow that is not in its own place of the cache: in the rest of the row, then under the mask that the own place
-/// names, then under all. It is found if `s.found` is not 0, and has slot `s.slot` then. Returns how many masks were scanned:
+/// names, then under those of its lists. It is found if `s.found` is not 0, and has slot `s.slot` then. Returns how many masks were scanned:
 /// 0 if it was in the cache, or the mask that the cache names was right.
 #[inline(never)]
 pub fn search(s: &mut Scratch) -> i64 {
-    let mut scanned = 0;
-    s.found = 0;
+    (s.found, s.scanned) = (0, 0);
     let free = in_row(s);
     if free == IN_ROW {
         s.found = 1;
@@ -237,26 +238,61 @@ pub fn search(s: &mut Scratch) -> i64 {
         s.found = try_mask(s);
     }
     if s.found == 0 {
-        s.mask_index = 0;
-        let mut scan = Scan { s };
-        // SAFETY: the callback gets the context that is given here.
-        unsafe {
-            bpf_loop(
-                MAX_MASKS as u32 / MASKS_PER_CALL,
-                next_masks as *mut c_void,
-                core::ptr::from_mut(&mut scan).cast(),
-                0,
-            );
-        }
-        scanned = s.mask_index;
-        s.mask_index = s.mask_index.wrapping_sub(1);
+        // SAFETY: the working memory is ours.
+        unsafe { scan_lists(s) };
     }
     s.slot = s.found.wrapping_sub(1);
     // A flow that the specialised program runs is not looked for here again.
     if s.found != 0 && (s.serves == 0 || tell(s) == 0) {
         remember(s, s.hash, s.generation, free as u32);
     }
-    scanned.into()
+    s.scanned.into()
+}
+
+/// Tries the masks of the packet's port, then those of no port in particular. A global function: the verifier looks at it once.
+///
+/// # Safety
+/// `s` is null or points to working memory (the verifier makes every caller prove it).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn scan_lists(s: *mut Scratch) -> i32 {
+    if s.is_null() {
+        return 0;
+    }
+    // SAFETY: the caller's working memory.
+    let s = unsafe { &mut *s };
+    (s.mask_list, s.mask_at) = (lists(s) + list_of_packets(s.words[word::IN_PORT] as u32), 0);
+    let mut scan = Scan { s };
+    // SAFETY: the callback gets the context that is given here.
+    unsafe {
+        bpf_loop(
+            2 * (MAX_MASKS as u32 / MASKS_PER_CALL + 1),
+            next_masks as *mut c_void,
+            core::ptr::from_mut(&mut scan).cast(),
+            0,
+        );
+    }
+    if s.found != 0 {
+        used(s);
+    }
+    0
+}
+
+/// The first list of the published buffer.
+#[inline(always)]
+fn lists(s: &Scratch) -> u32 {
+    if s.mask_base == 0 { 0 } else { LISTS as u32 }
+}
+
+/// Counts that a scan has found a flow under the mask.
+#[inline(never)]
+fn used(s: &Scratch) -> i64 {
+    let number = s.lane.wrapping_mul(2 * MAX_MASKS as u32).wrapping_add(s.mask_base).wrapping_add(s.mask_index);
+    if let Some(uses) = MASK_USES.get_ptr_mut(number) {
+        // SAFETY: the map's element.
+        unsafe { stats::add(uses, 1) };
+    }
+    0
 }
 
 /// Counts a search.
@@ -315,17 +351,28 @@ pub fn cache_hash(words: &[u64; 64]) -> u64 {
 /// Masks that one call of the scan's callback tries: a return costs about as much as half a mask.
 const MASKS_PER_CALL: u32 = 4;
 
-/// One step of the scan: tries masks from `s.mask_index` on, and leaves it behind the last one tried. 1 = found, or no more.
+/// One step of the scan: tries masks of the list from `s.mask_at` on, and leaves it behind the last one tried. At the end of the
+/// port's list it goes on to the one of no port. 1 = found, or no more.
 extern "C" fn next_masks(_: u32, scan: *mut Scan) -> i64 {
     // SAFETY: the context of the loop; its scratch is map memory.
     let s = unsafe { &mut *(*scan).s };
+    let Some(list) = MASK_LISTS.get_ptr(s.mask_list) else { return 1 };
+    // SAFETY: the map's element; userspace writes whole words.
+    let count = unsafe { core::ptr::read_volatile(&raw const (*list).count) };
     let mut i = 0;
     while i < MASKS_PER_CALL {
-        if s.mask_index >= s.mask_count {
-            return 1;
+        let at = crate::opaque(s.mask_at) as usize;
+        if at >= MAX_MASKS || at as u32 >= count {
+            let last = lists(s) + ANY_PORT;
+            let is_last = s.mask_list == last;
+            (s.mask_list, s.mask_at) = (last, 0);
+            return is_last.into();
         }
+        // SAFETY: as above; the index is below the length.
+        s.mask_index = unsafe { core::ptr::read_volatile((&raw const (*list).index).cast::<u8>().add(at)) }.into();
+        s.mask_at = at as u32 + 1;
+        s.scanned = s.scanned.wrapping_add(1);
         s.found = try_mask(s);
-        s.mask_index = s.mask_index.wrapping_add(1);
         if s.found != 0 {
             return 1;
         }

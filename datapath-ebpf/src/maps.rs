@@ -5,11 +5,11 @@ use aya_ebpf::macros::btf_map;
 use datapath_common::extract::eth_type;
 use datapath_common::key::{HOT_WORDS, KEY_WORDS, word};
 use datapath_common::maps::{
-    Control, Credit, DEFAULT_SLOTS, DpStats, FLOW_CACHE_PLACES, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_NESTING,
-    MAX_PORTS, PortEntry, PortStats, RING_BYTES, XdpFrame,
+    Control, Credit, DEFAULT_SLOTS, DpStats, FLOW_CACHE_PLACES, MASK_LISTS as LISTS, MAX_HANDLERS, MAX_LANES,
+    MAX_MASKS, MAX_NESTING, MAX_PORTS, PortEntry, PortStats, RING_BYTES, XdpFrame,
 };
 use datapath_common::table::bucket_count;
-use datapath_common::{Bucket, DigestSeeds, FlowKey, FlowStats, Layers, MaskEntry, Slot};
+use datapath_common::{Bucket, DigestSeeds, FlowKey, FlowStats, Layers, MaskEntry, MaskList, Slot};
 
 use crate::lookup::cache_hash;
 use crate::stats;
@@ -35,6 +35,12 @@ pub static DP_STATS: Array<DpStats, MAX_LANES, MMAPABLE> = Array::new();
 /// Two buffers of masks.
 #[btf_map]
 pub static MASKS: Array<MaskEntry, { MAX_MASKS * 2 }, MMAPABLE> = Array::new();
+/// Two buffers of lists of masks.
+#[btf_map]
+pub static MASK_LISTS: Array<MaskList, { LISTS * 2 }, MMAPABLE> = Array::new();
+/// How often a scan has found a flow, by lane, buffer and mask.
+#[btf_map]
+pub static MASK_USES: Array<u64, { MAX_LANES * 2 * MAX_MASKS }, MMAPABLE> = Array::new();
 /// Flow slots.
 #[btf_map]
 pub static SLOTS: Array<Slot, DEFAULT_SLOTS, MMAPABLE> = Array::new();
@@ -137,9 +143,15 @@ pub struct Scratch {
     pub found: u32,
     /// First mask of the published buffer.
     pub mask_base: u32,
+    /// List of masks that is scanned.
+    pub mask_list: u32,
+    /// Where in the list the scan is.
+    pub mask_at: u32,
+    /// Masks that were scanned.
+    pub scanned: u32,
     /// Masks in the published buffer.
     pub mask_count: u32,
-    /// Index of the mask that matched.
+    /// Index of the mask that matched, or is tried.
     pub mask_index: u32,
     /// Number of the flow's statistics.
     pub stats_id: u32,

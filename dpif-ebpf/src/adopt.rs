@@ -36,7 +36,7 @@ pub(crate) fn adopt(maps: &Maps, masks: &Masks) -> Result<Adopted> {
     maps.flows.retain(|tag, reference| {
         let found = flow(maps, masks, tag, reference, &adopted);
         match found {
-            Some((ufid, flow, chain)) if ufids.insert(ufid) => {
+            Some((ufid, flow, chain, _)) if ufids.insert(ufid) => {
                 for slot in chain {
                     mark(&mut adopted.slots, slot);
                 }
@@ -45,8 +45,8 @@ pub(crate) fn adopt(maps: &Maps, masks: &Masks) -> Result<Adopted> {
                 true
             }
             found => {
-                if let Some((_, flow, _)) = found {
-                    masks.release(&flow.mask);
+                if let Some((_, flow, _, in_port)) = found {
+                    masks.release(&flow.mask, in_port);
                 }
                 tracing::warn!("removing a flow of the pinned datapath that is not consistent");
                 false
@@ -56,8 +56,14 @@ pub(crate) fn adopt(maps: &Maps, masks: &Masks) -> Result<Adopted> {
     Ok(adopted)
 }
 
-/// The flow that a reference stands for, with its slots.
-fn flow(maps: &Maps, masks: &Masks, tag: u64, reference: SlotRef, adopted: &Adopted) -> Option<(Ufid, Flow, Vec<u32>)> {
+/// The flow that a reference stands for, with its slots and the port in its key.
+fn flow(
+    maps: &Maps,
+    masks: &Masks,
+    tag: u64,
+    reference: SlotRef,
+    adopted: &Adopted,
+) -> Option<(Ufid, Flow, Vec<u32>, u32)> {
     let slot = maps.slots.read(reference.slot as usize)?;
     let consistent = slot.generation == reference.generation
         && slot.generation & 1 == 1
@@ -77,10 +83,10 @@ fn flow(maps: &Maps, masks: &Masks, tag: u64, reference: SlotRef, adopted: &Adop
         return None;
     }
     let actions = decompile(&ops, &slot.key)?.into();
-    let mask = masks.acquire(&mask.key).ok()?;
+    let mask = masks.acquire(&mask.key, slot.key.in_port).ok()?;
     let ufid = Ufid(u128::from_ne_bytes(slot.ufid));
     let chain = Chain::new(slots.iter().copied())?;
-    Some((ufid, Flow { mask, actions, chain, stats_id: slot.stats_id }, slots))
+    Some((ufid, Flow { mask, actions, chain, stats_id: slot.stats_id }, slots, slot.key.in_port))
 }
 
 /// Whether the slot says of mask and program what those who run it straight through go by.

@@ -85,7 +85,7 @@ impl EbpfDpif {
         // Nobody listens until handlers are set; packets that are going up now are waited for.
         maps.n_handlers().store(0, Ordering::SeqCst);
         let upcalls = Upcalls::new(Arc::clone(&maps), Arc::clone(&pins), Arc::clone(&grace));
-        let masks = Masks::adopt(Arc::clone(&maps), Arc::clone(&grace));
+        let masks = Arc::new(Masks::adopt(Arc::clone(&maps), Arc::clone(&grace)));
         let adopted = if maps.adopted {
             let adopted = adopt(&maps, &masks)?;
             grace.wait().map_err(|error| io_error("waiting for a grace period", error))?;
@@ -97,7 +97,7 @@ impl EbpfDpif {
         };
         let slots = Arc::new(Slots::new(Arc::clone(&maps), Arc::clone(&grace), &adopted.slots, &adopted.stats));
         let parts = (Arc::clone(&maps), Arc::clone(&slots), Arc::clone(&special));
-        let flows = Flows::new(parts.0, grace, parts.1, masks, parts.2, adopted.flows, &name);
+        let flows = Flows::new(parts.0, grace, parts.1, Arc::clone(&masks), parts.2, adopted.flows, &name);
         let executor = Executor::new(&pins, options.objects.as_deref(), Arc::clone(&maps), Arc::clone(&slots), &name)?;
         let ports = Arc::new(Ports::open(Arc::clone(&maps), Arc::clone(&pins), options, &name)?);
         let watcher = events::watch(Arc::clone(&ports)).map_err(|e| io_error("can't watch the ports' devices", e))?;
@@ -106,7 +106,9 @@ impl EbpfDpif {
             debug.transpose().map_err(|error| io_error("can't follow the datapath's debugging output", error))?;
         let specialising = Specialiser::start(&special)
             .map_err(|error| io_error("can't start the thread that specialises the datapath's program", error))?;
-        let (adopted, background) = (maps.adopted, Mutex::new(vec![watcher, specialising]));
+        let sorting = Masks::start(&masks)
+            .map_err(|error| io_error("can't start the thread that orders the datapath's masks", error))?;
+        let (adopted, background) = (maps.adopted, Mutex::new(vec![watcher, specialising, sorting]));
         Ok(Self {
             name,
             maps,

@@ -55,7 +55,7 @@ pub(crate) struct Flows {
     maps: Arc<Maps>,
     grace: Arc<Grace>,
     slots: Arc<Slots>,
-    masks: Masks,
+    masks: Arc<Masks>,
     special: Arc<Specialiser<InKernel>>,
     shards: Box<[Mutex<Shard>]>,
     len: AtomicUsize,
@@ -68,7 +68,7 @@ impl Flows {
         maps: Arc<Maps>,
         grace: Arc<Grace>,
         slots: Arc<Slots>,
-        masks: Masks,
+        masks: Arc<Masks>,
         special: Arc<Specialiser<InKernel>>,
         adopted: Vec<(Ufid, Flow)>,
         datapath: &str,
@@ -134,7 +134,7 @@ impl Flows {
             self.slots.give_back_stats(stats_id);
             Err(error)
         };
-        let mask = match self.masks.acquire(&put.mask) {
+        let mask = match self.masks.acquire(&put.mask, key.in_port) {
             Ok(mask) => mask,
             Err(error) => return undo(chain, error),
         };
@@ -145,7 +145,7 @@ impl Flows {
         let digest_of = |found: SlotRef| Some(self.maps.slots.read(found.slot as usize)?.digest);
         if let Err(error) = self.maps.flows.insert(&digest, reference, digest_of) {
             self.special.removed(needs);
-            self.masks.release(&mask);
+            self.masks.release(&mask, key.in_port);
             return undo(chain, self.publish_error(error, &digest, &key));
         }
         Ok(Flow { mask, actions: Arc::clone(&put.actions), chain, stats_id })
@@ -203,7 +203,7 @@ impl Flows {
         self.len.fetch_sub(1, Ordering::Relaxed);
         self.special.removed(self.slots.needs(flow.chain.head()));
         self.slots.invalidate(&flow.chain);
-        self.masks.release(&flow.mask);
+        self.masks.release(&flow.mask, self.slots.in_port(flow.chain.head()));
         Ok(Removed(flow))
     }
 

@@ -13,12 +13,12 @@ use aya::maps::{Map, MapData, RingBuf};
 use aya::{Ebpf, Pod};
 use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_RINGBUF};
 use datapath_common::maps::{
-    Control, Credit, DpStats, EXECUTE_SLOTS, LAYOUT_VERSION, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_PORTS,
+    Control, Credit, DpStats, EXECUTE_SLOTS, LAYOUT_VERSION, MASK_LISTS, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_PORTS,
     PORT_CREDIT, PORT_CREDIT_BYTES, PortEntry, PortRecord, PortStats, RING_BYTES, name,
 };
 use datapath_common::op::DropReason;
 use datapath_common::table::bucket_count;
-use datapath_common::{DigestSeeds, FlowStats, MaskEntry, Slot};
+use datapath_common::{DigestSeeds, FlowStats, MaskEntry, MaskList, Slot};
 use dpif::{DpifError, Result};
 
 use crate::kernel::{io_error, map_error};
@@ -33,13 +33,15 @@ use crate::table::LookupTable;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Maps that the datapath's object defines and that are pinned. The working memory of the CPUs is not: it is the programs' own.
-pub(crate) const PINNED: [&str; 14] = [
+pub(crate) const PINNED: [&str; 16] = [
     name::CONTROL,
     name::SEEDS,
     name::PORTS,
     name::PORT_STATS,
     name::DP_STATS,
     name::MASKS,
+    name::MASK_LISTS,
+    name::MASK_USES,
     name::SLOTS,
     name::FLOW_STATS,
     name::FLOWS,
@@ -60,6 +62,10 @@ pub(crate) struct Maps {
     pub(crate) slots: Mapping<Slot>,
     /// Two buffers.
     pub(crate) masks: Mapping<MaskEntry>,
+    /// Two buffers.
+    pub(crate) mask_lists: Mapping<MaskList>,
+    /// By lane, buffer and mask.
+    pub(crate) mask_uses: Mapping<u64>,
     /// By lane and statistics number.
     pub(crate) flow_stats: Mapping<FlowStats>,
     /// By lane and port; the last lane is userspace's.
@@ -124,6 +130,8 @@ impl Maps {
             control: mapping(pins, name::CONTROL, 1)?,
             slots: mapping(pins, name::SLOTS, shape.n_slots)?,
             masks: mapping(pins, name::MASKS, MAX_MASKS * 2)?,
+            mask_lists: mapping(pins, name::MASK_LISTS, MASK_LISTS * 2)?,
+            mask_uses: mapping(pins, name::MASK_USES, shape.lanes * 2 * MAX_MASKS)?,
             flow_stats: mapping(pins, name::FLOW_STATS, shape.n_slots * shape.lanes)?,
             port_stats: mapping(pins, name::PORT_STATS, MAX_PORTS * (shape.lanes + 1))?,
             dp_stats: mapping(pins, name::DP_STATS, shape.lanes + 1)?,

@@ -239,6 +239,12 @@ impl Slots {
         self.maps.slots.words(head as usize).map_or(FlowKey::ZERO, |words| FlowKey::from_words(&load(words, WORD_KEY)))
     }
 
+    /// `in_port` in the key of the flow in a slot that its caller owns.
+    pub(crate) fn in_port(&self, head: u32) -> u32 {
+        const { assert!(offset_of!(FlowKey, in_port) == 0) };
+        self.maps.slots.word(head as usize, WORD_KEY).map_or(0, |word| word.load(Ordering::Relaxed) as u32)
+    }
+
     /// Arms execute slot `queue` with a program and the metadata of a packet. A long program goes on in `rest`.
     pub(crate) fn write_execute(&self, queue: u32, rest: Option<&Chain>, ops: &[Op], key: &FlowKey) {
         let rest = rest.iter().flat_map(|rest| rest.slots()).collect();
