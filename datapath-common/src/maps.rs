@@ -10,6 +10,10 @@ pub const LAYOUT_VERSION: u32 = 8;
 pub const MAX_PORTS: usize = 4096;
 /// Masks in the list.
 pub const MAX_MASKS: usize = 256;
+/// Groups of ports that the XDP hook floods frames to.
+pub const MAX_GROUPS: usize = 64;
+/// Ports of a group.
+pub const MAX_GROUP_PORTS: usize = 32;
 /// Lists of masks of a buffer: one for each port, and [`ANY_PORT`].
 pub const MASK_LISTS: usize = MAX_PORTS + 1;
 /// The list of the masks that have flows of no port in particular.
@@ -74,6 +78,10 @@ pub mod name {
     pub const PROGRAMS: &str = "PROGRAMS";
     /// Devices that take frames from the XDP hook, by datapath port.
     pub const DEVICES: &str = "DEVICES";
+    /// [`super::Group`] by number, memory-mapped.
+    pub const GROUP_PORTS: &str = "GROUP_PORTS";
+    /// Device map by group.
+    pub const GROUPS: &str = "GROUPS";
     /// [`super::XdpFrame`] by CPU: what the port entry tells the datapath's program.
     pub const XDP_PORT: &str = "XDP_PORT";
     /// Program slots that the port entries of the XDP hook tail-call.
@@ -131,6 +139,18 @@ pub struct PortEntry {
     pub flags: u32,
     /// Unused, zero.
     pub reserved: u32,
+}
+
+/// Ports that get the same frame.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// How many ports there are; 0: the group can't be used. It is read and replaced together with `mtu`.
+    pub count: u32,
+    /// The smallest of their MTUs ([`PortEntry::mtu`]).
+    pub mtu: u32,
+    /// The ports, ascending; behind them zeros.
+    pub ports: [u16; MAX_GROUP_PORTS],
 }
 
 /// The frame that is in the XDP hook, for the programs that call each other there.
@@ -261,7 +281,7 @@ pub struct Credit {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Control, Credit, DpStats, PortEntry, PortRecord, PortStats};
+    use super::{Control, Credit, DpStats, Group, PortEntry, PortRecord, PortStats};
     use crate::{Bucket, Digest, DigestSeeds, FlowStats, MaskEntry, MaskList, Slot, SlotRef};
 
     macro_rules! pod {
@@ -275,6 +295,7 @@ mod pod {
         Control,
         Credit,
         DpStats,
+        Group,
         PortEntry,
         PortRecord,
         PortStats,
@@ -317,6 +338,7 @@ mod tests {
             size_of::<Slot>(),
             offset_of!(Slot, key),
             offset_of!(Slot, rewrite),
+            offset_of!(Slot, group),
             offset_of!(Slot, ops),
             size_of::<SlotRef>(),
             size_of::<Bucket>(),
@@ -326,6 +348,7 @@ mod tests {
             size_of::<Control>(),
             offset_of!(Control, masks),
             size_of::<PortEntry>(),
+            size_of::<Group>(),
             size_of::<PortRecord>(),
             size_of::<PortStats>(),
             size_of::<DpStats>(),
@@ -333,6 +356,7 @@ mod tests {
             MAX_PORTS,
             MAX_MASKS,
             MASK_LISTS,
+            MAX_GROUPS,
             EXECUTE_SLOTS,
             FLOW_CACHE_PLACES,
             MAX_HANDLERS,
@@ -342,8 +366,8 @@ mod tests {
         assert_eq!(
             layout,
             [
-                304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 264, 8, 24, 624, 24, 1280, 64, 408, 480, 8, 64, 32, 488,
-                56, 56, 8, 16, 64, 64, 208, 40, 4096, 256, 4097, 64, 131_072, 16, 27
+                304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 264, 8, 24, 624, 24, 1280, 64, 408, 476, 480, 8, 64, 32,
+                488, 56, 56, 8, 16, 72, 64, 64, 208, 40, 4096, 256, 4097, 64, 64, 131_072, 16, 27
             ]
         );
     }

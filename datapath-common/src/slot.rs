@@ -38,8 +38,8 @@ pub struct Slot {
     pub rewrite: [u64; 8],
     /// [`Straight::vlan`](crate::Straight) of the program.
     pub vlan: u32,
-    /// Unused, zero.
-    pub reserved: u32,
+    /// Number of the group of ports that the packet goes to as it is ([`Group`](crate::maps::Group)), plus 1; 0: none. For who can flood.
+    pub group: u32,
     /// The action program.
     pub ops: [Op; SLOT_OPS],
     /// Unused, zero: a slot is a whole number of cache lines.

@@ -1,11 +1,12 @@
 //! The XDP hook: frames that can be finished before the kernel makes a buffer of them.
 //!
 //! It takes a frame whose flows run straight through ([`datapath_common::straight`]) and end in one output, to a device that takes
-//! frames from here, or in a drop. All others go on to the TC hook of the same port as they came: no byte of them has been
+//! frames from here, in several of the same bytes to such devices ([`flood`]), or in a drop. All others go on to the TC hook of the same port as they came: no byte of them has been
 //! written, nothing counted, nothing sent up. So the whole chain of lookups is walked first; only then are the flows counted and
 //! the frame rewritten. Who finishes a frame counts it.
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
+use aya_ebpf::helpers::bpf_redirect_map;
 use datapath_common::extract;
 use datapath_common::key::word;
 use datapath_common::maps::{MAX_LOOKUPS, MAX_PORTS, PORT_TAKES_XDP};
@@ -13,6 +14,7 @@ use datapath_common::op::DropReason;
 use datapath_common::packet::PacketRead;
 use datapath_common::{Slot, needs, straight};
 
+use crate::flood;
 use crate::lookup::{in_cache, is_asked_for, search, tell};
 use crate::maps::{DEVICES, PORTS, SLOTS, Scratch, XDP_PORT, XDP_SCRATCH, XdpCpu};
 use crate::stats;
@@ -24,6 +26,9 @@ const NOT_HERE: i32 = 0;
 const AGAIN: i32 = 1;
 /// or its last flow has slot `s.slot`.
 const LAST: i32 = 2;
+
+/// What the program is to return where no device takes the frame.
+const PASS: u64 = xdp_action::XDP_PASS as u64;
 
 /// Shorter frames go on: of those the kernel drops some (a tag that is cut off) before the TC hook.
 const SHORTEST: u32 = 20;
@@ -136,6 +141,8 @@ fn look(x: &mut XdpCpu) -> i32 {
         }
         straight::OUTPUT | straight::DROP => LAST,
         flags if flags == straight::OUTPUT | straight::REWRITE => LAST,
+        // Several outputs of the same bytes.
+        0 if slot.group != 0 => LAST,
         _ => NOT_HERE,
     }
 }
@@ -152,6 +159,14 @@ fn finish(xdp: *mut xdp_md, x: &mut XdpCpu) -> u32 {
         count(x, len);
         stats::drop(&x.s, DropReason::Flow);
         return xdp_action::XDP_DROP;
+    }
+    if flags == 0 {
+        if !flood::is_flooded(slot.group, len) {
+            return xdp_action::XDP_PASS;
+        }
+        count(x, len);
+        flood::count(&x.s, slot.group, len);
+        return xdp_action::XDP_REDIRECT;
     }
     if !is_sent(slot.arg, len) || (flags & straight::REWRITE != 0 && !rewrite(frame, &mut x.s, slot)) {
         return xdp_action::XDP_PASS;
@@ -174,10 +189,12 @@ pub fn is_sent(port: u32, len: u32) -> bool {
         return false;
     }
     let Some(entry) = PORTS.get(port) else { return false };
-    entry.ifindex != 0
-        && entry.flags & PORT_TAKES_XDP != 0
-        && len.saturating_sub(14) <= entry.mtu
-        && DEVICES.redirect(port, xdp_action::XDP_PASS.into()).is_ok()
+    if entry.ifindex == 0 || entry.flags & PORT_TAKES_XDP == 0 || len > entry.mtu.saturating_add(14) {
+        return false;
+    }
+    // SAFETY: a helper call on a map.
+    let verdict = unsafe { bpf_redirect_map((&raw const DEVICES).cast_mut().cast(), port.into(), PASS) };
+    verdict as u32 == xdp_action::XDP_REDIRECT
 }
 
 /// Rewrites the frame in place. False: it is as it was.
@@ -216,13 +233,13 @@ fn count(x: &mut XdpCpu, len: u32) {
     // Extraction put them there, and nothing has changed them.
     let tcp_flags = u16::from_be((s.words[word::ETH_SRC] >> 48) as u16);
     let (lane, clock) = (s.lane, &raw mut x.clock);
-    stats::flow(|| Some(clock), lane, x.flows[0], len, tcp_flags);
+    stats::flow(|| Some(clock), stats::is_shared(), lane, x.flows[0], len, tcp_flags);
     let mut i = 1;
     while i < MAX_LOOKUPS as usize {
         if i as u32 >= x.s.lookups {
             break;
         }
-        stats::flow(|| Some(clock), lane, x.flows[i], len, tcp_flags);
+        stats::flow(|| Some(clock), stats::is_shared(), lane, x.flows[i], len, tcp_flags);
         i += 1;
     }
 }

@@ -173,7 +173,7 @@ fn pass(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch, again: bool) {
     let tcp_flags = s.key().tcp_flags.get();
     // SAFETY: a field of the working memory.
     let clock = || Some(unsafe { &raw mut (*cpu).clock });
-    stats::flow(clock, s.lane, slot.stats_id, Skb(skb).len(), tcp_flags);
+    stats::flow(clock, stats::is_shared(), s.lane, slot.stats_id, Skb(skb).len(), tcp_flags);
     run_program(skb, s, slot);
 }
 

@@ -18,6 +18,7 @@
 
 pub mod debug;
 pub mod finish;
+pub mod flood;
 pub mod head;
 pub mod interpret;
 mod loads;

@@ -5,8 +5,8 @@ use aya_ebpf::macros::btf_map;
 use datapath_common::extract::eth_type;
 use datapath_common::key::{HOT_WORDS, KEY_WORDS, word};
 use datapath_common::maps::{
-    Control, Credit, DEFAULT_SLOTS, DpStats, FLOW_CACHE_PLACES, MASK_LISTS as LISTS, MAX_HANDLERS, MAX_LANES,
-    MAX_MASKS, MAX_NESTING, MAX_PORTS, PortEntry, PortStats, RING_BYTES, XdpFrame,
+    Control, Credit, DEFAULT_SLOTS, DpStats, FLOW_CACHE_PLACES, Group, MASK_LISTS as LISTS, MAX_GROUPS, MAX_HANDLERS,
+    MAX_LANES, MAX_MASKS, MAX_NESTING, MAX_PORTS, PortEntry, PortStats, RING_BYTES, XdpFrame,
 };
 use datapath_common::table::bucket_count;
 use datapath_common::{Bucket, DigestSeeds, FlowKey, FlowStats, Layers, MaskEntry, MaskList, Slot};
@@ -62,6 +62,12 @@ pub static CREDITS: Array<Credit, { MAX_HANDLERS * MAX_PORTS }, MMAPABLE> = Arra
 /// Devices that take frames from the XDP hook.
 #[btf_map]
 pub static DEVICES: DevMap<MAX_PORTS> = DevMap::new();
+/// Ports by group.
+#[btf_map]
+pub static GROUP_PORTS: Array<Group, MAX_GROUPS, MMAPABLE> = Array::new();
+/// Devices by group.
+#[btf_map]
+pub static GROUPS: ArrayOfMaps<DevMap<1>, MAX_GROUPS> = ArrayOfMaps::new();
 /// The frame that is in the XDP hook.
 #[btf_map]
 pub static XDP_PORT: PerCpuArray<XdpFrame, 1> = PerCpuArray::new();

@@ -130,32 +130,32 @@ impl Walk {
     /// Counts the packet for its port, the datapath and its flows; for `out`, if it is sent there.
     #[inline(always)]
     fn count(&self, passed: &Passed, slot: &Slot, out: Option<u32>) {
-        let (lane, bytes) = (self.lane, u64::from(self.len));
+        let (shared, lane, bytes) = (stats::is_shared(), self.lane, u64::from(self.len));
         // SAFETY: the maps' elements, and numbers that `last` has written.
         unsafe {
             if let Some(port) = stats::port_in(lane, self.in_port) {
-                stats::add(&raw mut (*port).rx_packets, 1);
-                stats::add(&raw mut (*port).rx_bytes, bytes);
+                stats::add_in(shared, &raw mut (*port).rx_packets, 1);
+                stats::add_in(shared, &raw mut (*port).rx_bytes, bytes);
             }
             if let Some(port) = out.and_then(|out| stats::port_in(lane, out)) {
-                stats::add(&raw mut (*port).tx_packets, 1);
-                stats::add(&raw mut (*port).tx_bytes, bytes);
+                stats::add_in(shared, &raw mut (*port).tx_packets, 1);
+                stats::add_in(shared, &raw mut (*port).tx_bytes, bytes);
             }
             let tcp_flags = u16::from_be((self.words[word::ETH_SRC] >> 48) as u16);
             let clock = || CLOCK.get_ptr_mut(0);
-            stats::flow(clock, lane, slot.stats_id, self.len, tcp_flags);
+            stats::flow(clock, shared, lane, slot.stats_id, self.len, tcp_flags);
             if let Some(stats) = DP_STATS.get_ptr_mut(lane) {
-                stats::add(&raw mut (*stats).cache_hit, u64::from(passed.n) + 1);
+                stats::add_in(shared, &raw mut (*stats).cache_hit, u64::from(passed.n) + 1);
                 if out.is_none() {
-                    stats::add((&raw mut (*stats).dropped).cast::<u64>().add(DropReason::Flow as usize), 1);
+                    stats::add_in(shared, (&raw mut (*stats).dropped).cast::<u64>().add(DropReason::Flow as usize), 1);
                 }
                 if self.serves & needs::RECIRC != 0 {
-                    stats::add(&raw mut (*stats).recirculated, passed.n.into());
+                    stats::add_in(shared, &raw mut (*stats).recirculated, passed.n.into());
                 }
             }
             let mut i = 0;
             while self.serves & needs::RECIRC != 0 && i < passed.n && i < MAX_LOOKUPS {
-                stats::flow(clock, lane, passed.flows[i as usize].assume_init(), self.len, tcp_flags);
+                stats::flow(clock, shared, lane, passed.flows[i as usize].assume_init(), self.len, tcp_flags);
                 i += 1;
             }
         }

@@ -30,12 +30,18 @@ pub fn global(value: &u32) -> u32 {
     unsafe { core::ptr::read_volatile(value) }
 }
 
+/// Whether several CPUs share a lane.
+#[inline(always)]
+pub fn is_shared() -> bool {
+    global(&SHARED_LANES) != 0
+}
+
 /// This CPU's lane.
 #[inline(always)]
 pub fn lane() -> u32 {
     // SAFETY: a helper without arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
-    let lane = if global(&SHARED_LANES) != 0 { cpu % global(&LANES) } else { cpu };
+    let lane = if is_shared() { cpu % global(&LANES) } else { cpu };
     if lane < MAX_LANES as u32 { lane } else { 0 }
 }
 
@@ -46,8 +52,18 @@ pub fn lane() -> u32 {
 #[inline(always)]
 pub unsafe fn add(counter: *mut u64, n: u64) {
     // SAFETY: the caller's promise.
+    unsafe { add_in(is_shared(), counter, n) };
+}
+
+/// As [`add`], for who has asked already whether lanes are [shared](is_shared).
+///
+/// # Safety
+/// `counter` points into map memory.
+#[inline(always)]
+pub unsafe fn add_in(shared: bool, counter: *mut u64, n: u64) {
+    // SAFETY: the caller's promise.
     unsafe {
-        if global(&SHARED_LANES) != 0 {
+        if shared {
             atomic_add(counter, n);
         } else {
             *counter = (*counter).wrapping_add(n);
@@ -90,13 +106,20 @@ pub fn port_in(lane: u32, port: u32) -> Option<*mut PortStats> {
 
 /// Counts a packet of the flow whose statistics have this number. `clock` gives this CPU's.
 #[inline(always)]
-pub fn flow(clock: impl FnOnce() -> Option<*mut Clock>, lane: u32, stats_id: u32, bytes: u32, tcp_flags: u16) {
+pub fn flow(
+    clock: impl FnOnce() -> Option<*mut Clock>,
+    shared: bool,
+    lane: u32,
+    stats_id: u32,
+    bytes: u32,
+    tcp_flags: u16,
+) {
     let index = lane.wrapping_mul(global(&N_SLOTS)).wrapping_add(stats_id);
     if let Some(stats) = FLOW_STATS.get_ptr_mut(index) {
         // SAFETY: the map's element, and helpers without arguments.
         unsafe {
-            add(&raw mut (*stats).packets, 1);
-            add(&raw mut (*stats).bytes, bytes.into());
+            add_in(shared, &raw mut (*stats).packets, 1);
+            add_in(shared, &raw mut (*stats).bytes, bytes.into());
             let ticks = bpf_jiffies64();
             let before = (*stats).seen;
             let seen = ticks << 16 | (before & 0xffff) | u64::from(tcp_flags);

@@ -17,7 +17,7 @@ use dpif::{Result, Ufid};
 use crate::flows::Flow;
 use crate::maps::Maps;
 use crate::masks::Masks;
-use crate::slots::Chain;
+use crate::slots::{Chain, set_group};
 
 /// What is in use in the maps of an adopted datapath.
 pub(crate) struct Adopted {
@@ -86,6 +86,8 @@ fn flow(
     let mask = masks.acquire(&mask.key, slot.key.in_port).ok()?;
     let ufid = Ufid(u128::from_ne_bytes(slot.ufid));
     let chain = Chain::new(slots.iter().copied())?;
+    // The group of its ports has another number from now on.
+    set_group(maps, reference.slot, 0);
     Some((ufid, Flow { mask, actions, chain, stats_id: slot.stats_id }, slots, slot.key.in_port))
 }
 

@@ -21,6 +21,7 @@ use crate::debug;
 use crate::execute::Executor;
 use crate::flows::{self, Flows};
 use crate::grace::Grace;
+use crate::groups::Groups;
 use crate::kernel::{self, io_error};
 use crate::maps::{self, Maps, Shape};
 use crate::masks::Masks;
@@ -108,7 +109,9 @@ impl EbpfDpif {
             .map_err(|error| io_error("can't start the thread that specialises the datapath's program", error))?;
         let sorting = Masks::start(&masks)
             .map_err(|error| io_error("can't start the thread that orders the datapath's masks", error))?;
-        let (adopted, background) = (maps.adopted, Mutex::new(vec![watcher, specialising, sorting]));
+        let grouping = Groups::start(&maps, &name)
+            .map_err(|error| io_error("can't start the thread that makes groups of the datapath's ports", error))?;
+        let (adopted, background) = (maps.adopted, Mutex::new(vec![watcher, specialising, sorting, grouping]));
         Ok(Self {
             name,
             maps,

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use datapath_common::digest::digest;
 use datapath_common::{Digest, FlowKey, Op, SlotRef};
-use dpif::program::CompileError;
+use dpif::program::{CompileError, compile};
 use dpif::{Action, DatapathFlow, DpifError, FlowPut, FlowStats, PutMode, Result, Ufid};
 use parking_lot::Mutex;
 
@@ -77,7 +77,11 @@ impl Flows {
         let (len, datapath) = (AtomicUsize::new(0), datapath.into());
         let flows = Self { maps, grace, slots, masks, special, shards, len, datapath };
         for (ufid, flow) in adopted {
-            flows.special.added(flows.slots.needs(flow.chain.head()));
+            let head = flow.chain.head();
+            flows.special.added(flows.slots.needs(head));
+            let ops = compile(&flow.actions).unwrap_or_default();
+            let (in_port, mask) = (flows.slots.in_port(head), flow.mask.key.in_port);
+            flows.slots.set_group(head, flows.maps.groups.acquire(in_port, mask, &ops, &flows.grace));
             flows.insert(&mut flows.shard(ufid).lock(), ufid, flow);
         }
         flows
@@ -139,12 +143,14 @@ impl Flows {
             Err(error) => return undo(chain, error),
         };
         let digest = digest(&key, &mask.entry, &self.maps.seeds);
-        let header = FlowHeader { stats_id, digest: &digest, ufid: put.ufid, key: &key, mask: &mask.entry };
+        let group = self.maps.groups.acquire(key.in_port, put.mask.in_port, ops, &self.grace);
+        let header = FlowHeader { stats_id, digest: &digest, ufid: put.ufid, key: &key, mask: &mask.entry, group };
         let (reference, needs) = self.slots.write_flow(&chain, &header, ops);
         self.special.added(needs);
         let digest_of = |found: SlotRef| Some(self.maps.slots.read(found.slot as usize)?.digest);
         if let Err(error) = self.maps.flows.insert(&digest, reference, digest_of) {
             self.special.removed(needs);
+            self.maps.groups.release(group, &self.grace);
             self.masks.release(&mask, key.in_port);
             return undo(chain, self.publish_error(error, &digest, &key));
         }
@@ -154,18 +160,21 @@ impl Flows {
     fn replace(&self, flow: &mut Flow, put: &FlowPut, key: &FlowKey, ops: &[Op]) -> Result<()> {
         let chain = self.slots.take(ops)?;
         let digest = self.slots.digest(flow.chain.head());
-        let header =
-            FlowHeader { stats_id: flow.stats_id, digest: &digest, ufid: put.ufid, key, mask: &flow.mask.entry };
+        let group = self.maps.groups.acquire(key.in_port, put.mask.in_port, ops, &self.grace);
+        let (stats_id, mask) = (flow.stats_id, &flow.mask.entry);
+        let header = FlowHeader { stats_id, digest: &digest, ufid: put.ufid, key, mask, group };
         let (reference, needs) = self.slots.write_flow(&chain, &header, ops);
         self.special.added(needs);
         if self.maps.flows.replace(&digest, reference).is_err() {
             self.special.removed(needs);
+            self.maps.groups.release(group, &self.grace);
             self.slots.give_back(chain);
             return Err(DpifError::NoSuchFlow);
         }
         let old = std::mem::replace(&mut flow.chain, chain);
         flow.actions = Arc::clone(&put.actions);
         self.special.removed(self.slots.needs(old.head()));
+        self.maps.groups.release(self.slots.group(old.head()), &self.grace);
         self.slots.invalidate(&old);
         self.slots.retire(old);
         Ok(())
@@ -202,6 +211,7 @@ impl Flows {
         let flow = shard.remove(&ufid).ok_or(DpifError::NoSuchFlow)?;
         self.len.fetch_sub(1, Ordering::Relaxed);
         self.special.removed(self.slots.needs(flow.chain.head()));
+        self.maps.groups.release(self.slots.group(flow.chain.head()), &self.grace);
         self.slots.invalidate(&flow.chain);
         self.masks.release(&flow.mask, self.slots.in_port(flow.chain.head()));
         Ok(Removed(flow))

@@ -28,6 +28,7 @@ mod flows;
 #[doc(hidden)]
 pub mod fuzzing;
 mod grace;
+mod groups;
 mod kernel;
 mod maps;
 mod masks;

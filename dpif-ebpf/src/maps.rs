@@ -13,14 +13,15 @@ use aya::maps::{Map, MapData, RingBuf};
 use aya::{Ebpf, Pod};
 use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_RINGBUF};
 use datapath_common::maps::{
-    Control, Credit, DpStats, EXECUTE_SLOTS, LAYOUT_VERSION, MASK_LISTS, MAX_HANDLERS, MAX_LANES, MAX_MASKS, MAX_PORTS,
-    PORT_CREDIT, PORT_CREDIT_BYTES, PortEntry, PortRecord, PortStats, RING_BYTES, name,
+    Control, Credit, DpStats, EXECUTE_SLOTS, LAYOUT_VERSION, MASK_LISTS, MAX_GROUPS, MAX_HANDLERS, MAX_LANES,
+    MAX_MASKS, MAX_PORTS, PORT_CREDIT, PORT_CREDIT_BYTES, PortEntry, PortRecord, PortStats, RING_BYTES, name,
 };
 use datapath_common::op::DropReason;
 use datapath_common::table::bucket_count;
 use datapath_common::{DigestSeeds, FlowStats, MaskEntry, MaskList, Slot};
 use dpif::{DpifError, Result};
 
+use crate::groups::Groups;
 use crate::kernel::{io_error, map_error};
 use crate::mmap::Mapping;
 use crate::options::Options;
@@ -33,7 +34,7 @@ use crate::table::LookupTable;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Maps that the datapath's object defines and that are pinned. The working memory of the CPUs is not: it is the programs' own.
-pub(crate) const PINNED: [&str; 16] = [
+pub(crate) const PINNED: [&str; 18] = [
     name::CONTROL,
     name::SEEDS,
     name::PORTS,
@@ -49,6 +50,8 @@ pub(crate) const PINNED: [&str; 16] = [
     name::RINGS,
     name::CREDITS,
     name::DEVICES,
+    name::GROUP_PORTS,
+    name::GROUPS,
     name::PORT_RECORDS,
 ];
 /// Maps that the port entries' object defines too.
@@ -80,6 +83,8 @@ pub(crate) struct Maps {
     pub(crate) seeds: DigestSeeds,
     /// From digest to slot.
     pub(crate) flows: LookupTable,
+    /// Of ports that get the same frame.
+    pub(crate) groups: Groups,
     ports: OwnedFd,
     /// What `ports` says, by port: the device's index in the upper half, its MTU in the lower one.
     devices: Box<[AtomicU64]>,
@@ -139,6 +144,7 @@ impl Maps {
             records: mapping(pins, name::PORT_RECORDS, MAX_PORTS)?,
             seeds,
             flows: LookupTable::new(mapping(pins, name::FLOWS, bucket_count(shape.n_slots))?),
+            groups: Groups::new(mapping(pins, name::GROUP_PORTS, MAX_GROUPS)?, pins.get(name::GROUPS)?),
             ports: pins.get(name::PORTS)?,
             devices: (0..MAX_PORTS).map(|_| AtomicU64::new(0)).collect(),
             redirects: pins.get(name::DEVICES)?,
@@ -198,6 +204,7 @@ impl Maps {
 
     /// Sets the device of a port; an empty entry says that there is none.
     pub(crate) fn set_port(&self, port: u32, entry: &PortEntry) -> Result<()> {
+        self.groups.port_changes(port, entry);
         bpf::map_update(self.ports.as_fd(), &port, entry, 0)
             .map_err(|error| io_error(format!("can't write port {port} to {}", name::PORTS), error))?;
         if let Some(device) = self.devices.get(port as usize) {

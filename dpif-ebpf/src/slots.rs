@@ -69,6 +69,8 @@ pub(crate) struct FlowHeader<'a> {
     pub(crate) ufid: Ufid,
     pub(crate) key: &'a FlowKey,
     pub(crate) mask: &'a MaskEntry,
+    /// As in [`Slot::group`].
+    pub(crate) group: u32,
 }
 
 /// All slots and statistics numbers of a datapath.
@@ -205,7 +207,7 @@ impl Slots {
     pub(crate) fn write_flow(&self, chain: &Chain, header: &FlowHeader<'_>, ops: &[Op]) -> (SlotRef, u16) {
         let straight = Straight::of(ops);
         let needs = needs::of(header.key, header.mask, &straight);
-        self.write_program(chain, ops, &straight, needs);
+        self.write_program(chain, ops, &straight, needs, header.group);
         let head = chain.head();
         if let Some(words) = self.maps.slots.words(head as usize) {
             let mask_id = header.digest.mask_id;
@@ -225,6 +227,16 @@ impl Slots {
     pub(crate) fn needs(&self, head: u32) -> u16 {
         let word = self.maps.slots.word(head as usize, WORD_STRAIGHT);
         word.map_or(0, |word| (word.load(Ordering::Relaxed) >> 16) as u16)
+    }
+
+    /// The group in a slot that its caller owns, as in [`Slot::group`].
+    pub(crate) fn group(&self, head: u32) -> u32 {
+        self.maps.slots.word(head as usize, WORD_VLAN).map_or(0, |word| (word.load(Ordering::Relaxed) >> 32) as u32)
+    }
+
+    /// Sets the group in a slot that its caller owns, whatever programs read it meanwhile.
+    pub(crate) fn set_group(&self, head: u32, group: u32) {
+        set_group(&self.maps, head, group);
     }
 
     /// The digest of the flow in a slot that its caller owns.
@@ -248,7 +260,7 @@ impl Slots {
     /// Arms execute slot `queue` with a program and the metadata of a packet. A long program goes on in `rest`.
     pub(crate) fn write_execute(&self, queue: u32, rest: Option<&Chain>, ops: &[Op], key: &FlowKey) {
         let rest = rest.iter().flat_map(|rest| rest.slots()).collect();
-        self.write_program(&Chain { head: queue, rest }, ops, &Straight::of(ops), 0);
+        self.write_program(&Chain { head: queue, rest }, ops, &Straight::of(ops), 0, 0);
         if let Some(words) = self.maps.slots.words(queue as usize) {
             store(words, WORD_STATS, &[u64::from(NO_STATS)]);
             store(words, WORD_KEY, key.words());
@@ -266,7 +278,7 @@ impl Slots {
         self.set_free(chain.head());
     }
 
-    fn write_program(&self, chain: &Chain, ops: &[Op], straight: &Straight, needs: u16) {
+    fn write_program(&self, chain: &Chain, ops: &[Op], straight: &Straight, needs: u16, group: u32) {
         let nexts = chain.slots().skip(1).map(Some).chain(std::iter::once(None));
         for ((slot, next), piece) in chain.slots().zip(nexts).zip(pieces(ops)) {
             let Some(words) = self.maps.slots.words(slot as usize) else { continue };
@@ -283,7 +295,7 @@ impl Slots {
             let shape = u64::from(straight.flags as u16) | u64::from(needs) << 16 | u64::from(straight.arg) << 32;
             store(words, WORD_STRAIGHT, &[shape]);
             store(words, WORD_REWRITE, &straight.rewrite);
-            store(words, WORD_VLAN, &[u64::from(straight.vlan)]);
+            store(words, WORD_VLAN, &[u64::from(straight.vlan) | u64::from(group) << 32]);
         }
     }
 
@@ -330,6 +342,14 @@ impl Slots {
                 word.store(0, Ordering::Relaxed);
             }
         }
+    }
+}
+
+/// As [`Slots::set_group`], of slots that are still to be adopted.
+pub(crate) fn set_group(maps: &Maps, head: u32, group: u32) {
+    if let Some(word) = maps.slots.word(head as usize, WORD_VLAN) {
+        let vlan = word.load(Ordering::Relaxed) as u32;
+        word.store(u64::from(vlan) | u64::from(group) << 32, Ordering::Relaxed);
     }
 }
 

@@ -11,19 +11,6 @@ use testkit::RawSocket;
 const P1: OdpPort = OdpPort(1);
 const P2: OdpPort = OdpPort(2);
 
-/// Lets the other end of a neighbour's wire take frames that an XDP program redirects to it, or not.
-fn takes_redirected(neighbour: &Neighbour, on: bool) {
-    let state = if on { "on" } else { "off" };
-    neighbour.netns.exec(&format!("ethtool -K eth0 gro {state}")).expect("to switch GRO");
-}
-
-/// Whether the kernel says which devices take redirected frames (Linux 6.3). Where it doesn't, a veth is sent none.
-fn kernel_knows() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0u32));
-    (numbers.next(), numbers.next()) >= (Some(6), Some(3))
-}
-
 /// Sends frames from left to right, and says whether the host has seen them: it doesn't where the hook finishes them.
 fn seen_on_their_way(host: &Host, left: &Neighbour, right: &Neighbour) -> bool {
     let tap = RawSocket::open(&host.netns, "left").expect("a raw socket");

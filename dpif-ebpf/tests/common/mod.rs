@@ -195,6 +195,19 @@ pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
+/// Lets the other end of a neighbour's wire take frames that an XDP program redirects to it, or not.
+pub(crate) fn takes_redirected(neighbour: &Neighbour, on: bool) {
+    let state = if on { "on" } else { "off" };
+    neighbour.netns.exec(&format!("ethtool -K eth0 gro {state}")).expect("to switch GRO");
+}
+
+/// Whether the kernel says which devices take redirected frames (Linux 6.3). Where it doesn't, a veth is sent none.
+pub(crate) fn kernel_knows() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0u32));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(3))
+}
+
 /// Waits for upcalls of handler 0.
 pub(crate) fn wait_for_upcalls(dpif: &EbpfDpif, batch: &mut dpif::UpcallBatch) -> usize {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -146,6 +146,10 @@ impl<'a> Pair<'a> {
             let outputs = trace.outputs();
             said.note(match (verdict, outputs.as_slice()) {
                 (XDP_REDIRECT, [(_, sent)]) if *sent == bytes => Ok(()),
+                // A group of ports.
+                (XDP_REDIRECT, outputs) if outputs.len() > 1 && outputs.iter().all(|(_, sent)| *sent == bytes) => {
+                    Ok(())
+                }
                 (XDP_REDIRECT, [(_, sent)]) => Err(differ("redirected", &bytes, sent)),
                 (XDP_DROP, []) => Ok(()),
                 (verdict, outputs) => Err(format!("verdict {verdict}, in-process {} outputs", outputs.len())),
