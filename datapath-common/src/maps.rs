@@ -249,6 +249,8 @@ pub struct DpStats {
     pub mask_hit: u64,
     /// Lookups that the cache answered: a flow found under the one mask that was looked at.
     pub cache_hit: u64,
+    /// Likewise, by a specialised program; they are not among those.
+    pub special_hit: u64,
     /// Lookups repeated because a slot was given to another flow meanwhile.
     pub retried: u64,
     /// Lookups of packets that recirculate.
@@ -367,7 +369,7 @@ mod tests {
             layout,
             [
                 304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 264, 8, 24, 624, 24, 1280, 64, 408, 476, 480, 8, 64, 32,
-                488, 56, 56, 8, 16, 72, 64, 64, 208, 40, 4096, 256, 4097, 64, 64, 131_072, 16, 27
+                488, 56, 56, 8, 16, 72, 64, 64, 216, 40, 4096, 256, 4097, 64, 64, 131_072, 16, 27
             ]
         );
     }

@@ -145,7 +145,7 @@ impl Walk {
             let clock = || CLOCK.get_ptr_mut(0);
             stats::flow(clock, shared, lane, slot.stats_id, self.len, tcp_flags);
             if let Some(stats) = DP_STATS.get_ptr_mut(lane) {
-                stats::add_in(shared, &raw mut (*stats).cache_hit, u64::from(passed.n) + 1);
+                stats::add_in(shared, &raw mut (*stats).special_hit, u64::from(passed.n) + 1);
                 if out.is_none() {
                     stats::add_in(shared, (&raw mut (*stats).dropped).cast::<u64>().add(DropReason::Flow as usize), 1);
                 }

@@ -105,7 +105,7 @@ impl EbpfDpif {
         let debug = if options.debug { Some(debug::follow(&mut object)) } else { None };
         let debug =
             debug.transpose().map_err(|error| io_error("can't follow the datapath's debugging output", error))?;
-        let specialising = Specialiser::start(&special)
+        let specialising = Specialiser::start(&special, &maps)
             .map_err(|error| io_error("can't start the thread that specialises the datapath's program", error))?;
         let sorting = Masks::start(&masks)
             .map_err(|error| io_error("can't start the thread that orders the datapath's masks", error))?;
@@ -170,11 +170,12 @@ impl Dpif for EbpfDpif {
         let mut upcalls = UpcallStats { discarded: self.upcalls.discarded(), ..UpcallStats::default() };
         for lane in 0..=self.maps.lanes {
             let Some(part) = self.maps.dp_stats.read(lane) else { continue };
-            stats.hit += part.hit + part.cache_hit;
+            let cached = part.cache_hit + part.special_hit;
+            stats.hit += part.hit + cached;
             stats.missed += part.missed;
             stats.lost += part.lost;
-            stats.mask_hit += part.mask_hit + part.cache_hit;
-            stats.cache_hit += part.cache_hit;
+            stats.mask_hit += part.mask_hit + cached;
+            stats.cache_hit += cached;
             stats.recirculated += part.recirculated;
             upcalls.misses += part.queued_misses;
             upcalls.actions += part.queued_actions;

@@ -27,6 +27,7 @@ use crate::mmap::Mapping;
 use crate::options::Options;
 use crate::pins::Pins;
 use crate::programs::{InKernel, Loader, possible_cpus};
+use crate::special::Found;
 use crate::sys::bpf;
 use crate::table::LookupTable;
 
@@ -218,6 +219,16 @@ impl Maps {
         let word = self.devices.get(port as usize)?.load(Ordering::Acquire);
         let (ifindex, mtu) = ((word >> 32) as u32, word as u32);
         (ifindex != 0).then_some((ifindex, mtu))
+    }
+
+    /// Lookups that have found a flow.
+    pub(crate) fn found(&self) -> Found {
+        let lanes = (0..self.lanes).filter_map(|lane| self.dp_stats.read(lane));
+        lanes.fold(Found::default(), |found, lane| {
+            let special = found.special.wrapping_add(lane.special_hit);
+            let all = found.all.wrapping_add(lane.hit).wrapping_add(lane.cache_hit).wrapping_add(lane.special_hit);
+            Found { special, all }
+        })
     }
 
     /// Counts a frame that userspace sent by a port.

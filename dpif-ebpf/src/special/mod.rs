@@ -5,7 +5,8 @@
 //!
 //! * the *general* program alone, as long as no flow is there that a specialised one can run;
 //! * the *wide* program, specialised in everything that such programs can do, in front of it: as soon as there is such a flow;
-//! * a *narrow* one, for what the flows need and no more, when they have needed the same for a while.
+//! * a *narrow* one, for what the flows need and no more, when they have needed the same for a while;
+//! * the general one alone again, for a while, where the others turn out to finish few of the packets that come ([`share`]).
 //!
 //! A flow that needs more than the running program serves is announced before it is published, and the wide program is put
 //! there at once ([`Specialiser::added`]). That is for speed: what a program finds in a slot that it doesn't serve it hands over
@@ -14,6 +15,7 @@
 
 mod census;
 mod hold;
+mod share;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -25,7 +27,10 @@ use parking_lot::Mutex;
 
 use self::census::Census;
 use self::hold::Hold;
+pub(crate) use self::share::Found;
+use self::share::{Change, Share};
 use crate::background::Background;
+use crate::maps::Maps;
 
 /// Specialised programs that stay loaded, the wide one not counted.
 const KEPT: usize = 8;
@@ -63,6 +68,7 @@ struct State<L> {
     /// What the kernel has refused to load, and why.
     refused: Vec<(u16, String)>,
     hold: Hold,
+    share: Share,
     swaps: u64,
     /// Why the last change of the program failed, if it did.
     stuck: Option<String>,
@@ -78,6 +84,7 @@ impl<P: Programs> Specialiser<P> {
             narrow: Vec::new(),
             refused: Vec::new(),
             hold: Hold::new(hold),
+            share: Share::new(),
             swaps: 0,
             stuck: None,
         };
@@ -93,12 +100,14 @@ impl<P: Programs> Specialiser<P> {
     }
 
     /// Starts the thread that looks for a program that fits better.
-    pub(crate) fn start(this: &Arc<Self>) -> std::io::Result<Background> {
-        let this = Arc::clone(this);
+    pub(crate) fn start(this: &Arc<Self>, maps: &Arc<Maps>) -> std::io::Result<Background> {
+        let (this, maps) = (Arc::clone(this), Arc::clone(maps));
         let often = this.state.lock().hold.shortest().clamp(SOONEST, LOOK);
         Background::start("dpif-ebpf-special", move |stop| {
             while stop.sleep(often)? {
-                this.look(Instant::now());
+                let now = Instant::now();
+                this.weigh(now, maps.found());
+                this.look(now);
             }
             Ok(())
         })
@@ -108,6 +117,7 @@ impl<P: Programs> Specialiser<P> {
     pub(crate) fn set(&self, on: bool) {
         let mut state = self.state.lock();
         state.on = on;
+        state.share = Share::new();
         if on && state.wide.is_none() && !state.refused.iter().any(|(serves, _)| *serves == ALL) {
             match self.programs.load(ALL) {
                 Ok(loaded) => state.wide = Some(loaded),
@@ -142,6 +152,9 @@ impl<P: Programs> Specialiser<P> {
     fn widen(&self) {
         let mut state = self.state.lock();
         let serving = self.serving.load(Ordering::SeqCst);
+        if state.share.resting().is_some() {
+            return;
+        }
         if self.census.needs().is_none_or(|needs| serving != 0 && are_served(FITS | needs, serving)) {
             return;
         }
@@ -176,6 +189,7 @@ impl<P: Programs> Specialiser<P> {
         match self.programs.install(program) {
             Ok(()) => {
                 self.serving.store(running, Ordering::SeqCst);
+                state.share.changed();
                 state.swaps += 1;
                 state.stuck = None;
             }
@@ -191,6 +205,30 @@ impl<P: Programs> Specialiser<P> {
         }
     }
 
+    /// Takes the specialised program away where it finishes few of the packets, and tries it again later.
+    fn weigh(&self, now: Instant, found: Found) {
+        let mut state = self.state.lock();
+        let special = self.serving.load(Ordering::SeqCst) & FITS != 0;
+        match state.share.look(now, found, special) {
+            Change::Stay => {}
+            Change::Leave => {
+                self.install(&mut state, None);
+                // As where it is switched off: whatever flows come, the general one stays alone.
+                if self.serving.load(Ordering::SeqCst) == 0 {
+                    self.serving.store(ALL, Ordering::SeqCst);
+                }
+            }
+            Change::Return => {
+                let needs = self.census.needs();
+                let narrow = state.narrow.iter().map(|(serves, _)| *serves).find(|serves| Some(*serves) == needs);
+                self.serving.store(0, Ordering::SeqCst);
+                if needs.is_some() {
+                    self.install(&mut state, narrow.or(Some(ALL)));
+                }
+            }
+        }
+    }
+
     /// Looks whether another program would do, and changes to it if it has been so for long enough.
     fn look(&self, now: Instant) {
         let wanted = {
@@ -199,7 +237,12 @@ impl<P: Programs> Specialiser<P> {
             let running = (serving & FITS != 0).then_some(serving & ALL);
             let wanted = self.census.needs();
             let is_refused = wanted.is_some_and(|wanted| state.refused.iter().any(|(serves, _)| *serves == wanted));
-            if !state.on || state.wide.is_none() || is_refused || !state.hold.is_over(now, running, wanted) {
+            if !state.on
+                || state.share.resting().is_some()
+                || state.wide.is_none()
+                || is_refused
+                || !state.hold.is_over(now, running, wanted)
+            {
                 return;
             }
             wanted
@@ -213,7 +256,7 @@ impl<P: Programs> Specialiser<P> {
         };
         let mut state = self.state.lock();
         // It may have been switched off, or something else be needed since.
-        if state.on && self.census.needs() == wanted {
+        if state.on && state.share.resting().is_none() && self.census.needs() == wanted {
             state.hold.narrowed(now);
             if let Some(program) = loaded {
                 if state.narrow.len() >= KEPT {
@@ -253,6 +296,8 @@ impl<P: Programs> Specialiser<P> {
             format!("refused by the kernel: {error}")
         } else if let Some((serves, _)) = state.refused.iter().find(|(serves, _)| Some(*serves) == needs) {
             format!("one for {} was refused by the kernel", names(*serves).join(","))
+        } else if let Some(Found { special, all }) = state.share.resting() {
+            format!("a specialised one finished {} of 100 packets; it is tried again later", special * 100 / all.max(1))
         } else if let Some(error) = &state.stuck {
             format!("it can't be changed: {error}")
         } else if !specialised {

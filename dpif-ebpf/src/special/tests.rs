@@ -89,6 +89,49 @@ fn the_program_widens_at_once_and_narrows_after_a_while() {
 }
 
 #[test]
+fn a_program_that_finishes_few_packets_is_taken_away_and_tried_again() {
+    let fake = Arc::new(Fake::default());
+    let special = new(&fake, Duration::ZERO);
+    special.added(FITS | IPV4);
+    let mut now = Instant::now();
+    special.look(now);
+    assert_eq!(running(&fake), Some(IPV4));
+    let mut found = Found::default();
+    let mut go_on = |percent: u64, until: &dyn Fn() -> bool| {
+        let start = now;
+        while !until() && now - start < 10 * SECOND {
+            now += SECOND / 4;
+            (found.special, found.all) = (found.special + 500 * percent, found.all + 50_000);
+            special.weigh(now, found);
+            special.look(now);
+        }
+        (now - start).as_secs()
+    };
+    // As long as it finishes enough, nothing happens.
+    assert_eq!(go_on(50, &|| running(&fake) != Some(IPV4)), 10);
+    assert_eq!(go_on(10, &|| running(&fake).is_none()), 1);
+    let why = || special.describe(1).why;
+    assert_eq!(why(), "a specialised one finished 10 of 100 packets; it is tried again later");
+    // Flows that come meanwhile don't bring it back.
+    special.added(FITS | L4);
+    special.removed(FITS | L4);
+    assert_eq!(running(&fake), None);
+    assert_eq!((go_on(0, &|| running(&fake).is_some()), running(&fake)), (4, Some(IPV4)));
+    assert_eq!(why(), "as 1 of 1 flows need");
+    // Its flow is gone when it would be tried again: the next one brings it.
+    go_on(0, &|| running(&fake).is_none());
+    special.removed(FITS | IPV4);
+    assert_eq!((go_on(0, &|| running(&fake).is_some()), running(&fake)), (10, None));
+    special.added(FITS | IPV4);
+    assert_eq!(running(&fake), Some(ALL));
+    // Who switches it on wants it now.
+    special.look(Instant::now() + 1000 * SECOND);
+    go_on(0, &|| running(&fake).is_none());
+    special.set(true);
+    assert_eq!(running(&fake), Some(ALL));
+}
+
+#[test]
 fn a_program_that_the_kernel_refuses_is_not_tried_again() {
     let fake = Arc::new(Fake::default());
     fake.refuses.lock().push(IPV4);

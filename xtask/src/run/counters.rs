@@ -96,7 +96,10 @@ fn sum(json: &str) -> Result<Stats> {
             word.map(|word| u64::from_ne_bytes(*word)).context("bpftool printed a short value")
         };
         // What the cache answers is counted apart.
-        sum.hit += word(offset_of!(DpStats, hit))? + word(offset_of!(DpStats, cache_hit))?;
+        let hits = [offset_of!(DpStats, hit), offset_of!(DpStats, cache_hit), offset_of!(DpStats, special_hit)];
+        for offset in hits {
+            sum.hit += word(offset)?;
+        }
         sum.missed += word(offset_of!(DpStats, missed))?;
         sum.lost += word(offset_of!(DpStats, lost))?;
     }
