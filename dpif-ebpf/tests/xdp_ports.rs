@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use common::*;
 use dpif::{Dpif, DpifError, OdpPort, UpcallBatch, XdpMode, XdpState};
+use dpif_ebpf::EbpfDpif;
 use testkit::RawSocket;
 
 const P1: OdpPort = OdpPort(1);
@@ -140,49 +141,70 @@ fn receive_vlan_offload_is_off_as_long_as_the_hook_is_there() {
     dpif.destroy().unwrap();
 }
 
-#[test]
-fn what_stands_in_the_way_of_the_hook_is_said() {
-    testkit::require_root_and_bpf!("what_stands_in_the_way_of_the_hook_is_said");
-    let host = Host::new("xdp-refused");
-    let (dpif, left, right) = two_ports(&host);
-    let refused = |port, mode, part: &str| {
-        let error = dpif.port_set_xdp(port, mode).expect_err("a refusal");
-        assert!(error.to_string().contains(part), "{error}");
-        assert!(matches!(dpif.port_xdp(port).unwrap(), XdpState::Off(_)));
-        error
-    };
+/// Refused: the error and the port say why.
+fn refused(dpif: &EbpfDpif, port: OdpPort, mode: XdpMode, part: &str) -> DpifError {
+    let error = dpif.port_set_xdp(port, mode).expect_err("a refusal");
+    assert!(error.to_string().contains(part), "{error}");
+    assert!(matches!(dpif.port_xdp(port).unwrap(), XdpState::Off(_)));
+    error
+}
 
-    // A driver without XDP; the generic hook needs none.
+#[test]
+fn a_driver_without_xdp_is_named() {
+    testkit::require_root_and_bpf!("a_driver_without_xdp_is_named");
+    let host = Host::new("xdp-none");
+    let (dpif, _left, _right) = two_ports(&host);
     host.netns.ip("link add soft type bridge").unwrap();
     let soft = dpif.port_add(&system("soft")).unwrap();
-    assert!(matches!(refused(soft, XdpMode::Native, "soft"), DpifError::Unsupported(..)));
+    assert!(matches!(refused(&dpif, soft, XdpMode::Native, "soft"), DpifError::Unsupported(..)));
+    // The generic hook needs none.
     assert_eq!(dpif.port_set_xdp(soft, XdpMode::Generic).unwrap(), XdpState::Generic);
+    dpif.destroy().unwrap();
+}
 
-    // An MTU that the driver can't do it with.
+#[test]
+fn an_mtu_that_is_too_large_for_the_driver_is_said() {
+    testkit::require_root_and_bpf!("an_mtu_that_is_too_large_for_the_driver_is_said");
+    let host = Host::new("xdp-large");
+    let (dpif, left, right) = two_ports(&host);
     left.netns.ip("link set eth0 mtu 9000").unwrap();
-    assert!(matches!(refused(P1, XdpMode::Native, "MTU"), DpifError::Invalid(_)));
+    assert!(matches!(refused(&dpif, P1, XdpMode::Native, "MTU"), DpifError::Invalid(_)));
+    // What was refused leaves a port that works.
+    dpif.flow_put(&flow_of_port(P1, vec![output(P2)])).unwrap();
+    left.socket.send(&udp(100, 7)).unwrap();
+    assert_eq!(right.recv().unwrap(), udp(100, 7));
+    dpif.destroy().unwrap();
+}
 
-    // Somebody else's program.
+#[test]
+fn a_program_of_somebody_else_stays_where_it_is() {
+    testkit::require_root_and_bpf!("a_program_of_somebody_else_stays_where_it_is");
+    let host = Host::new("xdp-taken");
+    let (dpif, _left, _right) = two_ports(&host);
     let object = std::fs::read(testkit::workspace_root().join("target/bpf/port-entry.o")).unwrap();
     let mut other = aya::Ebpf::load(&object).unwrap();
     let program: &mut aya::programs::Xdp = other.program_mut("sluice_xdp_port").unwrap().try_into().unwrap();
     program.load().unwrap();
     host.run(|| program.attach("right", aya::programs::xdp::XdpMode::Driver).map(drop)).unwrap();
     for mode in [XdpMode::Native, XdpMode::Generic] {
-        assert!(matches!(refused(P2, mode, "someone else's"), DpifError::Exists(_)));
+        assert!(matches!(refused(&dpif, P2, mode, "someone else's"), DpifError::Exists(_)));
+        assert!(host.shows("right", "xdp"));
     }
     drop(other);
     assert_eq!(dpif.port_set_xdp(P2, XdpMode::Native).unwrap(), XdpState::Native);
+    dpif.destroy().unwrap();
+}
 
+#[test]
+fn a_port_that_can_not_have_the_hook_is_said() {
+    testkit::require_root_and_bpf!("a_port_that_can_not_have_the_hook_is_said");
+    let host = Host::new("xdp-refused");
+    let (dpif, _left, _right) = two_ports(&host);
     // The host's own port, and none at all.
     let own = dpif.port_add(&internal("own")).unwrap();
-    assert!(matches!(refused(own, XdpMode::Generic, "own"), DpifError::Unsupported(..)));
+    assert!(matches!(refused(&dpif, own, XdpMode::Generic, "own"), DpifError::Unsupported(..)));
     assert!(matches!(dpif.port_set_xdp(OdpPort(99), XdpMode::Auto), Err(DpifError::NoSuchPort(_))));
 
-    // What was refused leaves a port that works.
-    dpif.flow_put(&flow_of_port(P1, vec![output(P2)])).unwrap();
-    left.socket.send(&udp(100, 7)).unwrap();
-    assert_eq!(right.recv().unwrap(), udp(100, 7));
     // A device that goes is no port any more, hook or not.
     host.netns.ip("link del right").unwrap();
     assert!(testkit::wait_until(Duration::from_secs(5), || dpif
