@@ -37,7 +37,7 @@ pub use key::{FlowKey, Vlan};
 pub use maps::LAYOUT_VERSION;
 pub use mask::{MaskEntry, MaskList};
 pub use op::{Op, OpKind};
-pub use slot::{FlowStats, Slot, SlotRef};
+pub use slot::{FlowStats, HotSlot, Slot, SlotRef};
 pub use straight::Straight;
 pub use table::Bucket;
 pub use upcall::UpcallHeader;

@@ -4,7 +4,7 @@ use crate::op::DROP_REASONS;
 
 /// Version of everything in this crate that both sides read. It names the folder of the pins, so that a daemon never adopts a
 /// datapath whose memory it would misread. A test fails when a shared type changes and this does not.
-pub const LAYOUT_VERSION: u32 = 8;
+pub const LAYOUT_VERSION: u32 = 9;
 
 /// Datapath ports, 0 included.
 pub const MAX_PORTS: usize = 4096;
@@ -62,6 +62,8 @@ pub mod name {
     pub const MASK_USES: &str = "MASK_USES";
     /// [`crate::Slot`] by slot number, memory-mapped.
     pub const SLOTS: &str = "SLOTS";
+    /// [`crate::HotSlot`] by slot number, memory-mapped.
+    pub const HOT_SLOTS: &str = "HOT_SLOTS";
     /// [`crate::FlowStats`] by `lane * slots + stats_id`, memory-mapped.
     pub const FLOW_STATS: &str = "FLOW_STATS";
     /// [`crate::Bucket`] by number, memory-mapped.
@@ -284,7 +286,7 @@ pub struct Credit {
 #[cfg(feature = "user")]
 mod pod {
     use super::{Control, Credit, DpStats, Group, PortEntry, PortRecord, PortStats};
-    use crate::{Bucket, Digest, DigestSeeds, FlowStats, MaskEntry, MaskList, Slot, SlotRef};
+    use crate::{Bucket, Digest, DigestSeeds, FlowStats, HotSlot, MaskEntry, MaskList, Slot, SlotRef};
 
     macro_rules! pod {
         ($($t:ty),*) => { $(
@@ -304,6 +306,7 @@ mod pod {
         Digest,
         DigestSeeds,
         FlowStats,
+        HotSlot,
         MaskEntry,
         MaskList,
         Slot,
@@ -342,6 +345,8 @@ mod tests {
             offset_of!(Slot, rewrite),
             offset_of!(Slot, group),
             offset_of!(Slot, ops),
+            size_of::<HotSlot>(),
+            offset_of!(HotSlot, key),
             size_of::<SlotRef>(),
             size_of::<Bucket>(),
             size_of::<FlowStats>(),
@@ -364,12 +369,12 @@ mod tests {
             MAX_HANDLERS,
             OpKind::Psample as usize,
         ];
-        assert_eq!(LAYOUT_VERSION, 8);
+        assert_eq!(LAYOUT_VERSION, 9);
         assert_eq!(
             layout,
             [
-                304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 264, 8, 24, 624, 24, 1280, 64, 408, 476, 480, 8, 64, 32,
-                488, 56, 56, 8, 16, 72, 64, 64, 216, 40, 4096, 256, 4097, 64, 64, 131_072, 16, 27
+                304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 264, 8, 24, 624, 24, 1280, 64, 408, 476, 480, 128, 64, 8,
+                64, 32, 488, 56, 56, 8, 16, 72, 64, 64, 216, 40, 4096, 256, 4097, 64, 64, 131_072, 16, 27
             ]
         );
     }

@@ -46,6 +46,53 @@ pub struct Slot {
     pub padding: [u64; 4],
 }
 
+/// What a packet's lookup reads of a flow, and where the packet goes, once more: two cache lines beside those of other flows. Slots lie
+/// three to a page, these thirty-two, and with many flows it is the pages that a CPU has to look up.
+///
+/// It is written before the flow is published, as the slot, and has the slot's generation while that holds a flow, an even one else.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HotSlot {
+    /// [`Slot::generation`] of a flow.
+    pub generation: u32,
+    /// [`Slot::stats_id`].
+    pub stats_id: u32,
+    /// [`Slot::straight`].
+    pub straight: u16,
+    /// [`Slot::needs`].
+    pub needs: u16,
+    /// [`Slot::arg`].
+    pub arg: u32,
+    /// [`Slot::mask_id`].
+    pub mask_id: u32,
+    /// [`Slot::group`].
+    pub group: u32,
+    /// [`Slot::hot_mask`].
+    pub hot_mask: [u64; HOT_WORDS - 1],
+    /// The hot words of [`Slot::key`].
+    pub key: [u64; HOT_WORDS],
+    /// Unused, zero.
+    pub padding: [u64; 2],
+}
+
+impl HotSlot {
+    /// That of a flow.
+    pub fn of(slot: &Slot) -> Self {
+        Self {
+            generation: slot.generation,
+            stats_id: slot.stats_id,
+            straight: slot.straight,
+            needs: slot.needs,
+            arg: slot.arg,
+            mask_id: slot.mask_id,
+            group: slot.group,
+            hot_mask: slot.hot_mask,
+            key: *slot.key.hot_words(),
+            padding: [0; 2],
+        }
+    }
+}
+
 impl Slot {
     /// A free slot that has never been used.
     // SAFETY: all fields are integers or arrays of integers.

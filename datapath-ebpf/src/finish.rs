@@ -12,11 +12,11 @@ use datapath_common::key::word;
 use datapath_common::maps::{MAX_LOOKUPS, MAX_PORTS, PORT_TAKES_XDP};
 use datapath_common::op::DropReason;
 use datapath_common::packet::PacketRead;
-use datapath_common::{Slot, needs, straight};
+use datapath_common::{needs, straight};
 
 use crate::flood;
 use crate::lookup::{in_cache, is_asked_for, search, tell};
-use crate::maps::{DEVICES, PORTS, SLOTS, Scratch, XDP_PORT, XDP_SCRATCH, XdpCpu};
+use crate::maps::{DEVICES, HOT_SLOTS, PORTS, SLOTS, Scratch, XDP_PORT, XDP_SCRATCH, XdpCpu};
 use crate::stats;
 use crate::xdp::Xdp;
 
@@ -121,7 +121,7 @@ fn look(x: &mut XdpCpu) -> i32 {
             let scanned = search(&mut x.s) as u32;
             x.scanned = x.scanned.wrapping_add(scanned);
             x.cached += u32::from(scanned == 0);
-            match SLOTS.get(x.s.slot) {
+            match HOT_SLOTS.get(x.s.slot) {
                 Some(slot) if x.s.found != 0 => slot,
                 _ => return NOT_HERE,
             }
@@ -150,7 +150,7 @@ fn look(x: &mut XdpCpu) -> i32 {
 /// Does what the flow in slot `s.slot` says, unless the output stands in the way.
 #[inline(always)]
 fn finish(xdp: *mut xdp_md, x: &mut XdpCpu) -> u32 {
-    let Some(slot) = SLOTS.get(x.s.slot) else { return xdp_action::XDP_PASS };
+    let Some(slot) = HOT_SLOTS.get(x.s.slot) else { return xdp_action::XDP_PASS };
     let frame = Xdp(xdp);
     // As the TC hook counts: there the outer tag is beside the bytes.
     let len = frame.len() - if x.s.key().vlan.tpid.is_zero() { 0 } else { 4 };
@@ -168,7 +168,7 @@ fn finish(xdp: *mut xdp_md, x: &mut XdpCpu) -> u32 {
         flood::count(&x.s, slot.group, len);
         return xdp_action::XDP_REDIRECT;
     }
-    if !is_sent(slot.arg, len) || (flags & straight::REWRITE != 0 && !rewrite(frame, &mut x.s, slot)) {
+    if !is_sent(slot.arg, len) || (flags & straight::REWRITE != 0 && !rewrite(frame, &mut x.s)) {
         return xdp_action::XDP_PASS;
     }
     count(x, len);
@@ -199,8 +199,8 @@ pub fn is_sent(port: u32, len: u32) -> bool {
 
 /// Rewrites the frame in place. False: it is as it was.
 #[inline(always)]
-fn rewrite(frame: Xdp, s: &mut Scratch, slot: &Slot) -> bool {
-    let Some(mut head) = frame.head() else { return false };
+fn rewrite(frame: Xdp, s: &mut Scratch) -> bool {
+    let (Some(mut head), Some(slot)) = (frame.head(), SLOTS.get(s.slot)) else { return false };
     // SAFETY: the words and the layers are different fields of the working memory.
     let layers = unsafe { &*(&raw const s.layers) };
     straight::rewrite(&mut head, s.hot_words(), layers, &slot.rewrite) != straight::UNFIT

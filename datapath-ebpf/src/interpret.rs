@@ -13,7 +13,7 @@ use datapath_common::op::{DropReason, MAX_PROGRAM_OPS, SLOT_OPS, kind};
 use datapath_common::packet::{PacketEdit, PacketRead};
 use datapath_common::slot::SlotUse;
 use datapath_common::upcall::UpcallKind;
-use datapath_common::{Be16, Op, Slot, needs, straight};
+use datapath_common::{Be16, Op, needs, straight};
 
 use crate::lookup::{cache_hash, lookup};
 use crate::maps::{Cpu, PORTS, SCRATCH, SEEDS, SLOTS, Scratch};
@@ -91,7 +91,7 @@ pub fn execute(skb: *mut __sk_buff) -> i32 {
         s.hash = cache_hash(&s.words);
         s.slot = queue;
         s.stats_id = u32::MAX;
-        run_program(skb, s, slot);
+        run_program(skb, s, slot.straight, slot.arg);
         recirculate(skb, cpu, s);
     })
 }
@@ -174,7 +174,7 @@ fn pass(skb: *mut __sk_buff, cpu: *mut Cpu, s: &mut Scratch, again: bool) {
     // SAFETY: a field of the working memory.
     let clock = || Some(unsafe { &raw mut (*cpu).clock });
     stats::flow(clock, stats::is_shared(), s.lane, slot.stats_id, Skb(skb).len(), tcp_flags);
-    run_program(skb, s, slot);
+    run_program(skb, s, slot.straight, slot.arg);
 }
 
 /// Further passes, as long as a recirculation asks for one.
@@ -207,15 +207,17 @@ pub unsafe extern "C" fn pass_again(skb: *mut __sk_buff, cpu: *mut Cpu, s: *mut 
     0
 }
 
-/// Runs the program of `slot`, whose number is `s.slot`: straight through if it has that form and the form fits the packet.
+/// Runs the program of slot `s.slot`, whose straight form begins with this: straight through if it has that form and the form fits the
+/// packet.
 #[inline(always)]
-fn run_program(skb: *mut __sk_buff, s: &mut Scratch, slot: &Slot) {
-    let (flags, arg) = (u32::from(slot.straight), slot.arg);
+fn run_program(skb: *mut __sk_buff, s: &mut Scratch, flags: u16, arg: u32) {
+    let flags = u32::from(flags);
     // One output is what most flows have, and its way the shortest.
     if flags == straight::OUTPUT {
         output_here(skb, s, arg, 0, true);
         return;
     }
+    let Some(slot) = SLOTS.get(s.slot) else { return };
     if flags == 0 || (flags & straight::REWRITE != 0 && !rewrite_here(Skb(skb), s, &slot.rewrite)) {
         interpret(skb, s);
         return;

@@ -18,9 +18,9 @@ use datapath_common::digest::mix;
 use datapath_common::key::{COLD_WORDS, HOT_WORDS, KEY_WORDS, word};
 use datapath_common::maps::{ANY_PORT, FLOW_CACHE_PLACES, FLOW_CACHE_WAYS, MASK_LISTS as LISTS, MAX_MASKS};
 use datapath_common::mask::list_of_packets;
-use datapath_common::{Digest, DigestSeeds, MaskEntry, Slot, needs, table};
+use datapath_common::{Digest, DigestSeeds, HotSlot, MaskEntry, Slot, needs, table};
 
-use crate::maps::{CONTROL, FLOW_CACHE, FLOWS, MASK_LISTS, MASK_USES, MASKS, SEEDS, SLOTS, Scratch};
+use crate::maps::{CONTROL, FLOW_CACHE, FLOWS, HOT_SLOTS, MASK_LISTS, MASK_USES, MASKS, SEEDS, SLOTS, Scratch};
 use crate::stats;
 
 /// Where a cached word has the index of the mask; below it is the slot.
@@ -40,7 +40,7 @@ struct Scan {
 /// Looks the key up, whose hash is `s.hash`, and counts. `again`: the packet recirculates. The flow's slot, whose number is
 /// `s.slot` then.
 #[inline(always)]
-pub fn lookup(s: &mut Scratch, again: bool) -> Option<&'static Slot> {
+pub fn lookup(s: &mut Scratch, again: bool) -> Option<&'static HotSlot> {
     if let Some(slot) = in_cache(s) {
         if is_asked_for(s, slot) {
             tell(s);
@@ -58,7 +58,7 @@ pub fn lookup(s: &mut Scratch, again: bool) -> Option<&'static Slot> {
     }
     let scanned = search(s);
     count(s, scanned as u32, u32::from(again));
-    if s.found != 0 { SLOTS.get(s.slot) } else { None }
+    if s.found != 0 { HOT_SLOTS.get(s.slot) } else { None }
 }
 
 #[inline(always)]
@@ -69,7 +69,7 @@ fn hot_words(s: &Scratch) -> &[u64; HOT_WORDS] {
 
 /// The flow that the cache has for the key. If it has none, `s` is ready for a [`search`].
 #[inline(always)]
-pub fn in_cache(s: &mut Scratch) -> Option<&'static Slot> {
+pub fn in_cache(s: &mut Scratch) -> Option<&'static HotSlot> {
     s.mask_count = 0;
     s.mask_index = 0;
     let (Some(control), Some(place)) = (CONTROL.get_ptr(0), place(s.lane, s.hash)) else { return None };
@@ -77,7 +77,7 @@ pub fn in_cache(s: &mut Scratch) -> Option<&'static Slot> {
     let (masks, cached) =
         unsafe { (core::ptr::read_volatile(&raw const (*control).masks), core::ptr::read_volatile(place)) };
     if let Some(slot) = cached_flow(s, masks, cached) {
-        s.slot = cached as u32 % MAX_CACHED_SLOTS;
+        s.slot = cached_number(cached);
         return Some(slot);
     }
     s.mask_base = if masks >> 32 == 0 { 0 } else { MAX_MASKS as u32 };
@@ -130,11 +130,17 @@ pub fn cached_in_row(lane: u32, hash: u64) -> u64 {
     found
 }
 
-/// The slot that a cached word names, if it still holds the flow that it held then.
+/// The slot that a cached word names.
 #[inline(always)]
-pub fn cached_slot(cached: u64) -> Option<&'static Slot> {
+pub fn cached_number(cached: u64) -> u32 {
+    cached as u32 % MAX_CACHED_SLOTS
+}
+
+/// What lookups read of the slot that a cached word names, if that still holds the flow that it held then.
+#[inline(always)]
+pub fn cached_slot(cached: u64) -> Option<&'static HotSlot> {
     let generation = (cached >> CACHED_GENERATION) as u16;
-    let slot = SLOTS.get(cached as u32 % MAX_CACHED_SLOTS)?;
+    let slot = HOT_SLOTS.get(cached_number(cached))?;
     // That of an empty place is even.
     if !generation.is_multiple_of(2) && slot.generation as u16 == generation { Some(slot) } else { None }
 }
@@ -157,7 +163,7 @@ fn in_row(s: &mut Scratch) -> i64 {
         if cached == 0 {
             free = way;
         } else if (cached ^ tag(s.hash)) >> CACHED_TAG == 0 && cached_flow(s, masks, cached).is_some() {
-            s.slot = cached as u32 % MAX_CACHED_SLOTS;
+            s.slot = cached_number(cached);
             return IN_ROW;
         }
         way += 1;
@@ -193,7 +199,7 @@ fn remember(s: &Scratch, hash: u64, generation: u32, free: u32) {
 
 /// Whether a specialised program handed the packet over that could have run its flow.
 #[inline(always)]
-pub fn is_asked_for(s: &Scratch, slot: &Slot) -> bool {
+pub fn is_asked_for(s: &Scratch, slot: &HotSlot) -> bool {
     s.serves != 0 && needs::are_served(slot.needs, s.serves as u16)
 }
 
@@ -201,7 +207,7 @@ pub fn is_asked_for(s: &Scratch, slot: &Slot) -> bool {
 #[inline(never)]
 pub fn tell(s: &Scratch) -> i64 {
     let serves = s.serves as u16;
-    let Some(slot) = SLOTS.get(s.slot) else { return 0 };
+    let Some(slot) = HOT_SLOTS.get(s.slot) else { return 0 };
     let generation = slot.generation;
     if generation.is_multiple_of(2) || !needs::are_served(slot.needs, serves) {
         return 0;
@@ -320,14 +326,15 @@ fn count(s: &Scratch, scanned: u32, again: u32) -> i64 {
 /// The flow that the cache remembers, if its slot still holds it (generations of flows are odd), and the flow's key is this
 /// packet's under its mask.
 #[inline(always)]
-fn cached_flow(s: &Scratch, masks: u64, cached: u64) -> Option<&'static Slot> {
+fn cached_flow(s: &Scratch, masks: u64, cached: u64) -> Option<&'static HotSlot> {
     let index = (cached >> CACHED_MASK) as u32 % MAX_MASKS as u32;
     let base = if masks >> 32 == 0 { 0 } else { MAX_MASKS as u32 };
     if let Some(slot) = cached_slot(cached)
         && index < masks as u32
         && let Some(mask) = MASKS.get(base + index)
         && slot.mask_id == mask.id
-        && same_key(&s.words, mask, slot)
+        && hot_difference(&s.words, mask, &slot.key) == 0
+        && (mask.n_cold == 0 || has_cold_words(&s.words, mask, cached_number(cached)))
     {
         return Some(slot);
     }
@@ -471,7 +478,12 @@ fn digest(words: &[u64; 64], mask: &MaskEntry, seeds: &DigestSeeds) -> Digest {
 /// As [`datapath_common::digest::equal_masked`].
 #[inline(always)]
 fn same_key(words: &[u64; 64], mask: &MaskEntry, slot: &Slot) -> bool {
-    let key = slot.key.words();
+    hot_difference(words, mask, slot.key.hot_words()) | cold_difference(words, mask, slot) == 0
+}
+
+/// The difference of the hot words.
+#[inline(always)]
+fn hot_difference(words: &[u64; 64], mask: &MaskEntry, key: &[u64; HOT_WORDS]) -> u64 {
     let mut diff = 0;
     let mut i = 0;
     while i < HOT_WORDS {
@@ -479,6 +491,20 @@ fn same_key(words: &[u64; 64], mask: &MaskEntry, slot: &Slot) -> bool {
         compiler_fence(Ordering::SeqCst);
         i += 1;
     }
+    diff
+}
+
+/// Whether the words behind are those of the flow in a slot. Not inlined: most masks have none.
+#[inline(never)]
+fn has_cold_words(words: &[u64; 64], mask: &MaskEntry, slot: u32) -> bool {
+    SLOTS.get(slot).is_some_and(|slot| cold_difference(words, mask, slot) == 0)
+}
+
+/// The difference of the words behind.
+#[inline(always)]
+fn cold_difference(words: &[u64; 64], mask: &MaskEntry, slot: &Slot) -> u64 {
+    let key = slot.key.words();
+    let mut diff = 0;
     let mut n = 0;
     while n < COLD_WORDS {
         if n as u32 >= mask.n_cold {
@@ -491,5 +517,5 @@ fn same_key(words: &[u64; 64], mask: &MaskEntry, slot: &Slot) -> bool {
         diff |= (words[w] & mask.cold[n]) ^ key[w];
         n += 1;
     }
-    diff == 0
+    diff
 }

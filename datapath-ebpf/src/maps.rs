@@ -9,7 +9,7 @@ use datapath_common::maps::{
     MAX_LANES, MAX_MASKS, MAX_NESTING, MAX_PORTS, PortEntry, PortStats, RING_BYTES, XdpFrame,
 };
 use datapath_common::table::bucket_count;
-use datapath_common::{Bucket, DigestSeeds, FlowKey, FlowStats, Layers, MaskEntry, MaskList, Slot};
+use datapath_common::{Bucket, DigestSeeds, FlowKey, FlowStats, HotSlot, Layers, MaskEntry, MaskList, Slot};
 
 use crate::lookup::cache_hash;
 use crate::stats;
@@ -44,6 +44,9 @@ pub static MASK_USES: Array<u64, { MAX_LANES * 2 * MAX_MASKS }, MMAPABLE> = Arra
 /// Flow slots.
 #[btf_map]
 pub static SLOTS: Array<Slot, DEFAULT_SLOTS, MMAPABLE> = Array::new();
+/// What lookups read of them.
+#[btf_map]
+pub static HOT_SLOTS: Array<HotSlot, DEFAULT_SLOTS, MMAPABLE> = Array::new();
 /// Statistics of flows, by lane and number.
 #[btf_map]
 pub static FLOW_STATS: Array<FlowStats, { DEFAULT_SLOTS * MAX_LANES }, MMAPABLE> = Array::new();

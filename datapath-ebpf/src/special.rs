@@ -17,12 +17,12 @@ use datapath_common::maps::{MAX_LOOKUPS, MAX_PORTS, XdpFrame};
 use datapath_common::needs::{self, FITS};
 use datapath_common::op::DropReason;
 use datapath_common::packet::PacketRead;
-use datapath_common::{Slot, straight};
+use datapath_common::{HotSlot, straight};
 
 use crate::finish::is_sent;
 use crate::head::Head;
-use crate::lookup::{cached_in_row, cached_slot, place};
-use crate::maps::{CLOCK, DP_STATS, PORTS};
+use crate::lookup::{cached_in_row, cached_number, cached_slot, place};
+use crate::maps::{CLOCK, DP_STATS, PORTS, SLOTS};
 use crate::skb::Skb;
 use crate::stats;
 use crate::xdp::Xdp;
@@ -78,19 +78,19 @@ impl Walk {
         Some(Self { words, serves, in_port, len: head.len(), lane: stats::lane() })
     }
 
-    /// The flow that the packet ends in: it is looked up as long as its flows recirculate it.
+    /// The flow that the packet ends in, and its slot: it is looked up as long as its flows recirculate it.
     #[inline(always)]
-    fn last(&mut self, passed: &mut Passed) -> Option<&'static Slot> {
+    fn last(&mut self, passed: &mut Passed) -> Option<(&'static HotSlot, u32)> {
         let mut hash = needs::hash(&self.words, self.serves);
         if self.serves & needs::RECIRC == 0 {
             return self.find(hash);
         }
         let mut i = 0;
         while i < MAX_LOOKUPS {
-            let slot = self.find(hash)?;
+            let (slot, number) = self.find(hash)?;
             if u32::from(slot.straight) != straight::RECIRC {
                 passed.n = i;
-                return Some(slot);
+                return Some((slot, number));
             }
             passed.flows[i as usize].write(slot.stats_id);
             hash = hash.wrapping_add(needs::rehash(self.words[word::IN_PORT], slot.arg));
@@ -100,36 +100,38 @@ impl Walk {
         None
     }
 
-    /// The flow that the cache has for the packet.
+    /// The flow that the cache has for the packet, and its slot.
     #[inline(always)]
-    fn find(&self, hash: u64) -> Option<&'static Slot> {
+    fn find(&self, hash: u64) -> Option<(&'static HotSlot, u32)> {
         // SAFETY: the map's element; a word that is read whole.
         let cached = unsafe { core::ptr::read_volatile(place(self.lane, hash)?) };
         if let Some(slot) = self.run_by(cached) {
-            return Some(slot);
+            return Some((slot, cached_number(cached)));
         }
-        self.run_by(cached_in_row(self.lane, hash))
+        let cached = cached_in_row(self.lane, hash);
+        Some((self.run_by(cached)?, cached_number(cached)))
     }
 
     /// The flow that a cached word names, if its slot still holds it, the program can run it, and the packet is one of its.
     #[inline(always)]
-    fn run_by(&self, cached: u64) -> Option<&'static Slot> {
+    fn run_by(&self, cached: u64) -> Option<&'static HotSlot> {
         let slot = cached_slot(cached)?;
         let is_it = needs::are_served(slot.needs, self.serves)
-            && needs::matches(&self.words, slot.key.hot_words(), &slot.hot_mask, self.serves);
+            && needs::matches(&self.words, &slot.key, &slot.hot_mask, self.serves);
         if is_it { Some(slot) } else { None }
     }
 
     /// Rewrites the packet in place. The change of a whole packet's sum, or `straight::UNFIT`.
     #[inline(always)]
-    fn rewrite<P: PacketRead>(&mut self, head: &mut Head<P>, slot: &Slot) -> u64 {
+    fn rewrite<P: PacketRead>(&mut self, head: &mut Head<P>, number: u32) -> u64 {
+        let Some(slot) = SLOTS.get(number) else { return straight::UNFIT };
         let layers = Layers { l3: 14, l4: 34, ..Layers::default() };
         straight::rewrite(head, &mut self.words, &layers, &slot.rewrite)
     }
 
     /// Counts the packet for its port, the datapath and its flows; for `out`, if it is sent there.
     #[inline(always)]
-    fn count(&self, passed: &Passed, slot: &Slot, out: Option<u32>) {
+    fn count(&self, passed: &Passed, slot: &HotSlot, out: Option<u32>) {
         let (shared, lane, bytes) = (stats::is_shared(), self.lane, u64::from(self.len));
         // SAFETY: the maps' elements, and numbers that `last` has written.
         unsafe {
@@ -169,7 +171,7 @@ pub fn tc(skb: *mut __sk_buff) -> Option<i32> {
     // SAFETY: the context is the kernel's.
     let mut walk = Walk::begin(&head, unsafe { (*skb).cb[0] })?;
     let mut passed = Passed::none();
-    let Some(slot) = walk.last(&mut passed) else {
+    let Some((slot, number)) = walk.last(&mut passed) else {
         // SAFETY: as above.
         unsafe { (*skb).cb[1] = handed_over() };
         return None;
@@ -190,7 +192,7 @@ pub fn tc(skb: *mut __sk_buff) -> Option<i32> {
         if unsafe { (*skb).gso_size } != 0 {
             return None;
         }
-        let complete = walk.rewrite(&mut head, slot);
+        let complete = walk.rewrite(&mut head, number);
         if complete == straight::UNFIT {
             return None;
         }
@@ -210,7 +212,7 @@ pub fn xdp(xdp: *mut xdp_md, arrived: &mut XdpFrame) -> Option<u32> {
     let mut head = Xdp(xdp).head()?;
     let mut walk = Walk::begin(&head, arrived.port)?;
     let mut passed = Passed::none();
-    let Some(slot) = walk.last(&mut passed) else {
+    let Some((slot, number)) = walk.last(&mut passed) else {
         arrived.serves = handed_over();
         return None;
     };
@@ -222,7 +224,7 @@ pub fn xdp(xdp: *mut xdp_md, arrived: &mut XdpFrame) -> Option<u32> {
     if !is_sent(out, walk.len)
         || (walk.serves & needs::REWRITE != 0
             && flags & straight::REWRITE != 0
-            && walk.rewrite(&mut head, slot) == straight::UNFIT)
+            && walk.rewrite(&mut head, number) == straight::UNFIT)
     {
         return None;
     }

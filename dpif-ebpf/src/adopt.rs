@@ -10,7 +10,7 @@ use datapath_common::digest::digest;
 use datapath_common::maps::EXECUTE_SLOTS;
 use datapath_common::op::{MAX_PROGRAM_OPS, SLOT_OPS};
 use datapath_common::slot::SlotUse;
-use datapath_common::{MaskEntry, Op, OpKind, Slot, SlotRef, Straight, needs, table};
+use datapath_common::{HotSlot, MaskEntry, Op, OpKind, Slot, SlotRef, Straight, needs, table};
 use dpif::program::decompile;
 use dpif::{Result, Ufid};
 
@@ -79,7 +79,8 @@ fn flow(
         return None;
     }
     let (slots, ops) = program(maps, reference.slot, &slot, adopted)?;
-    if !has_shape_of(&slot, &mask.entry, &ops) {
+    let hot = maps.hot_slots.read(reference.slot as usize)?;
+    if !has_shape_of(&slot, &mask.entry, &ops) || hot != (HotSlot { group: hot.group, ..HotSlot::of(&slot) }) {
         return None;
     }
     let actions = decompile(&ops, &slot.key)?.into();

@@ -18,7 +18,7 @@ use datapath_common::maps::{
 };
 use datapath_common::op::DropReason;
 use datapath_common::table::bucket_count;
-use datapath_common::{DigestSeeds, FlowStats, MaskEntry, MaskList, Slot};
+use datapath_common::{DigestSeeds, FlowStats, HotSlot, MaskEntry, MaskList, Slot};
 use dpif::{DpifError, Result};
 
 use crate::groups::Groups;
@@ -35,7 +35,7 @@ use crate::table::LookupTable;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Maps that the datapath's object defines and that are pinned. The working memory of the CPUs is not: it is the programs' own.
-pub(crate) const PINNED: [&str; 18] = [
+pub(crate) const PINNED: [&str; 19] = [
     name::CONTROL,
     name::SEEDS,
     name::PORTS,
@@ -45,6 +45,7 @@ pub(crate) const PINNED: [&str; 18] = [
     name::MASK_LISTS,
     name::MASK_USES,
     name::SLOTS,
+    name::HOT_SLOTS,
     name::FLOW_STATS,
     name::FLOWS,
     name::FLOW_CACHE,
@@ -64,6 +65,8 @@ pub(crate) struct Maps {
     pub(crate) control: Mapping<Control>,
     /// By slot.
     pub(crate) slots: Mapping<Slot>,
+    /// What lookups read of them.
+    pub(crate) hot_slots: Mapping<HotSlot>,
     /// Two buffers.
     pub(crate) masks: Mapping<MaskEntry>,
     /// Two buffers.
@@ -135,6 +138,7 @@ impl Maps {
         Ok(Self {
             control: mapping(pins, name::CONTROL, 1)?,
             slots: mapping(pins, name::SLOTS, shape.n_slots)?,
+            hot_slots: mapping(pins, name::HOT_SLOTS, shape.n_slots)?,
             masks: mapping(pins, name::MASKS, MAX_MASKS * 2)?,
             mask_lists: mapping(pins, name::MASK_LISTS, MASK_LISTS * 2)?,
             mask_uses: mapping(pins, name::MASK_USES, shape.lanes * 2 * MAX_MASKS)?,

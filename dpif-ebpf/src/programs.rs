@@ -52,6 +52,7 @@ impl Loader {
             .override_global("SERVES", &serves, true)
             .override_global("DEBUG", &debug, false)
             .map_max_entries(name::SLOTS, n_slots)
+            .map_max_entries(name::HOT_SLOTS, n_slots)
             .map_max_entries(name::FLOWS, buckets)
             .map_max_entries(name::FLOW_STATS, n_slots * lanes)
             .map_max_entries(name::PORT_STATS, MAX_PORTS as u32 * (lanes + 1))

@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use datapath_common::maps::EXECUTE_SLOTS;
 use datapath_common::op::SLOT_OPS;
 use datapath_common::slot::SlotUse;
-use datapath_common::{Digest, FlowKey, MaskEntry, Op, OpKind, Slot, SlotRef, Straight, needs};
+use datapath_common::{Digest, FlowKey, HotSlot, MaskEntry, Op, OpKind, Slot, SlotRef, Straight, needs};
 use dpif::{DpifError, FlowStats, Result, SlotStats, Ufid};
 use parking_lot::Mutex;
 
@@ -33,6 +33,12 @@ const WORD_HOT_MASK: usize = offset_of!(Slot, hot_mask) / 8;
 const WORD_REWRITE: usize = offset_of!(Slot, rewrite) / 8;
 const WORD_VLAN: usize = offset_of!(Slot, vlan) / 8;
 const WORD_OPS: usize = offset_of!(Slot, ops) / 8;
+/// In a [`HotSlot`].
+const HOT_WORD_STATS: usize = offset_of!(HotSlot, generation) / 8;
+const HOT_WORD_STRAIGHT: usize = offset_of!(HotSlot, straight) / 8;
+const HOT_WORD_MASK_ID: usize = offset_of!(HotSlot, mask_id) / 8;
+const HOT_WORD_MASK: usize = offset_of!(HotSlot, hot_mask) / 8;
+const HOT_WORD_KEY: usize = offset_of!(HotSlot, key) / 8;
 /// Words of an operation.
 const OP_WORDS: usize = size_of::<Op>() / 8;
 /// A slot that counts nothing.
@@ -220,7 +226,17 @@ impl Slots {
             store(words, WORD_KEY, header.key.words());
             store(words, WORD_HOT_MASK, &header.mask.hot[1..]);
         }
-        (SlotRef { slot: head, generation: self.set_used(head, SlotUse::Flow) }, needs)
+        let generation = self.set_used(head, SlotUse::Flow);
+        if let Some(words) = self.maps.hot_slots.words(head as usize) {
+            store(words, HOT_WORD_STRAIGHT, &[shape(&straight, needs)]);
+            store(words, HOT_WORD_MASK_ID, &[u64::from(header.digest.mask_id) | u64::from(header.group) << 32]);
+            store(words, HOT_WORD_MASK, &header.mask.hot[1..]);
+            store(words, HOT_WORD_KEY, header.key.hot_words());
+            if let Some(word) = words.get(HOT_WORD_STATS) {
+                word.store(u64::from(generation) | u64::from(header.stats_id) << 32, Ordering::Release);
+            }
+        }
+        (SlotRef { slot: head, generation }, needs)
     }
 
     /// What the flow in a slot that its caller owns needs.
@@ -292,8 +308,7 @@ impl Slots {
             }
         }
         if let Some(words) = self.maps.slots.words(chain.head() as usize) {
-            let shape = u64::from(straight.flags as u16) | u64::from(needs) << 16 | u64::from(straight.arg) << 32;
-            store(words, WORD_STRAIGHT, &[shape]);
+            store(words, WORD_STRAIGHT, &[shape(straight, needs)]);
             store(words, WORD_REWRITE, &straight.rewrite);
             store(words, WORD_VLAN, &[u64::from(straight.vlan) | u64::from(group) << 32]);
         }
@@ -312,7 +327,15 @@ impl Slots {
         let old = word.load(Ordering::Relaxed);
         let generation = old as u32;
         let free = generation.wrapping_add(generation & 1);
-        // A slot that was never used keeps its page untouched.
+        // A slot that was never used keeps its page untouched. What lookups read says first that the flow is gone.
+        if slot as usize >= EXECUTE_SLOTS
+            && let Some(hot) = self.maps.hot_slots.word(slot as usize, HOT_WORD_STATS)
+        {
+            let old = hot.load(Ordering::Relaxed);
+            if old as u32 != free {
+                hot.store(u64::from(free) | old & !0xffff_ffff, Ordering::Release);
+            }
+        }
         if old != u64::from(free) {
             word.store(u64::from(free) | (SlotUse::Free as u64) << 32, Ordering::Release);
         }
@@ -347,10 +370,16 @@ impl Slots {
 
 /// As [`Slots::set_group`], of slots that are still to be adopted.
 pub(crate) fn set_group(maps: &Maps, head: u32, group: u32) {
-    if let Some(word) = maps.slots.word(head as usize, WORD_VLAN) {
-        let vlan = word.load(Ordering::Relaxed) as u32;
-        word.store(u64::from(vlan) | u64::from(group) << 32, Ordering::Relaxed);
+    let words = [maps.slots.word(head as usize, WORD_VLAN), maps.hot_slots.word(head as usize, HOT_WORD_MASK_ID)];
+    for word in words.into_iter().flatten() {
+        let other = word.load(Ordering::Relaxed) as u32;
+        word.store(u64::from(other) | u64::from(group) << 32, Ordering::Relaxed);
     }
+}
+
+/// The word of what a slot says of its program in short.
+fn shape(straight: &Straight, needs: u16) -> u64 {
+    u64::from(straight.flags as u16) | u64::from(needs) << 16 | u64::from(straight.arg) << 32
 }
 
 fn store(words: &[std::sync::atomic::AtomicU64], at: usize, values: &[u64]) {
