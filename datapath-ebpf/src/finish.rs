@@ -1,9 +1,9 @@
 //! The XDP hook: frames that can be finished before the kernel makes a buffer of them.
 //!
 //! It takes a frame whose flows run straight through ([`datapath_common::straight`]) and end in one output, to a device that takes
-//! frames from here, in several of the same bytes to such devices ([`flood`]), or in a drop. All others go on to the TC hook of the same port as they came: no byte of them has been
-//! written, nothing counted, nothing sent up. So the whole chain of lookups is walked first; only then are the flows counted and
-//! the frame rewritten. Who finishes a frame counts it.
+//! frames from here, in several of the same bytes to such devices ([`flood`]), or in a drop. All others go on to the TC hook of the
+//! same port as they came: no byte of them has been written, nothing counted, nothing sent up. So the whole chain of lookups is
+//! walked first; only then are the flows counted and the frame rewritten. Who finishes a frame counts it.
 
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::bpf_redirect_map;
