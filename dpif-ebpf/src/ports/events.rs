@@ -76,8 +76,12 @@ impl Ports {
             }
         }
         let changed = (port.mtu, port.mac) != (inside.mtu, host.mac);
+        let resized = port.mtu != inside.mtu;
         if changed {
             (port.mtu, port.mac) = (inside.mtu, host.mac);
+        }
+        if resized {
+            self.retry_xdp(number, port).map_err(|error| format!("changed, and {error}"))?;
         }
         // Whether it takes frames of the XDP hook may have changed too, and nothing else says so.
         self.set_entry(number, port).map_err(|error| format!("changed, and {error}"))?;

@@ -102,6 +102,26 @@ impl Ports {
         self.set_entry(number, port)
     }
 
+    /// Enters the driver's hook again, at a new MTU. Drivers look at it when a program comes, and not all do when it changes: under
+    /// a program that they would refuse they drop long frames. A port that they refuse it for goes on without.
+    pub(super) fn retry_xdp(&self, number: u32, port: &mut Port) -> Result<()> {
+        if port.record.xdp != NATIVE {
+            return Ok(());
+        }
+        self.inside(|| {
+            self.leave_xdp(number, port)?;
+            port.xdp = match self.enter_xdp(number, port, true) {
+                Ok(()) => XdpState::Native,
+                Err(error) => {
+                    self.leave_xdp(number, port)?;
+                    tracing::warn!("{}: {} goes on without XDP: {error}", self.datapath, port.name);
+                    XdpState::Off(format!("since its MTU changed: {error}"))
+                }
+            };
+            Ok(())
+        })
+    }
+
     /// Switches receive VLAN offload off, so that the hook sees tags.
     fn show_tags(&self, number: u32, port: &mut Port) -> Result<()> {
         let name = &port.name;
