@@ -24,6 +24,7 @@
 //! ```
 
 pub mod bpf;
+pub mod cards;
 pub mod frames;
 pub mod live;
 pub mod netns;

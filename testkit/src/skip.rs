@@ -7,7 +7,7 @@
 
 use std::{env, fmt, fs::OpenOptions, io::Write as _, path::Path, sync::OnceLock};
 
-use crate::{netns::Netns, tools, workspace_root};
+use crate::{cards, netns::Netns, tools, workspace_root};
 
 /// The environment variable that names the file for lines `NAME<tab>REASON`.
 pub const SKIP_LOG: &str = "SLUICE_SKIP_LOG";
@@ -23,6 +23,8 @@ pub enum Need {
     EbpfObject,
     /// The kernel's `openvswitch` module, loaded.
     OvsModule,
+    /// Network cards that are wired to each other.
+    Cards,
     /// A program of the system or of `.cache/`.
     Tool(&'static str),
 }
@@ -66,6 +68,8 @@ impl Need {
     pub fn missing(self) -> Option<String> {
         static NAMESPACES: OnceLock<Option<String>> = OnceLock::new();
         static BPF: OnceLock<Option<String>> = OnceLock::new();
+        // The first test finds them where they belong; those after it may find them on their way back.
+        static CARDS: OnceLock<Option<String>> = OnceLock::new();
         match self {
             Self::Namespaces => NAMESPACES.get_or_init(no_namespaces).clone(),
             Self::Bpf => BPF.get_or_init(no_bpf).clone(),
@@ -73,6 +77,7 @@ impl Need {
                 .then(|| "the eBPF programs are not built (cargo xtask build-ebpf)".into()),
             Self::OvsModule => (!Path::new("/sys/module/openvswitch").is_dir())
                 .then(|| "the openvswitch module is not loaded (cargo xtask test-vm runs such tests)".into()),
+            Self::Cards => CARDS.get_or_init(no_cards).clone(),
             Self::Tool(name) => tools::find(name).is_none().then(|| format!("{name} is not installed")),
         }
     }
@@ -97,6 +102,11 @@ fn no_bpf() -> Option<String> {
         Some(libc::EINVAL) => "the kernel has no BPF ring buffers (Linux 5.8)".into(),
         _ => format!("the kernel refuses BPF: {error}"),
     })
+}
+
+fn no_cards() -> Option<String> {
+    let none = cards::device(0, cards::End::Near).is_none();
+    none.then(|| "there are no cards wired to each other (cargo xtask test-vm has some)".into())
 }
 
 fn report(test: &str, reason: &str) {

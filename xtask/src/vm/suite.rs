@@ -13,25 +13,26 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Run, prepare};
 use crate::cmd;
-use testkit::tools;
+use testkit::{cards, tools};
 
 /// What runs in the machine: all that is about the module, and of the eBPF datapath's tests those that show that its programs are
 /// taken and work, because loading them takes an emulated machine long.
-const TESTS: [Test; 10] = [
+const TESTS: [Test; 11] = [
     Test::of("dpif-netlink", "kernel"),
     Test::of("vswitchd", "netlink"),
     Test::of("vswitchd", "netlink_actions"),
     Test { datapath: "netlink", ..Test::of("vswitchd", "forwarding") },
     Test { only: &["on_the_module"], ..Test::of("vswitchd", "churn") },
-    Test::of("vswitchd", "module_and_programs"),
+    Test { only: &["our_programs_say_and_do_the_same"], ..Test::of("vswitchd", "module_and_programs") },
     Test { datapath: "ebpf", only: &["hosts_on_a_bridge"], ..Test::of("vswitchd", "forwarding") },
     Test { only: &["a_hash_chooses"], ..Test::of("dpif-ebpf", "actions_on_the_wire") },
     Test { only: &["a_port_forwards"], ..Test::of("dpif-ebpf", "xdp_ports") },
     Test { only: &["the_program_is_the_one"], ..Test::of("dpif-ebpf", "special") },
+    Test::of("dpif-ebpf", CARDS),
 ];
 /// The rest of the eBPF datapath's tests (`--all`), those that can be shorter so short that they end within minutes. Left out:
 /// benchmarks in the form of tests, and the sudden ends of processes, whose times are those of a machine that is not emulated.
-const REST: [Test; 9] = [
+const REST: [Test; 11] = [
     Test::of("dpif-ebpf", "lifecycle"),
     Test::of("dpif-ebpf", "traffic"),
     Test::of("dpif-ebpf", "flow_cache"),
@@ -41,6 +42,8 @@ const REST: [Test; 9] = [
     Test { env: "SLUICE_LIFE_CYCLE=20000", ..Test::of("dpif-ebpf", "slot_life_cycle") },
     Test::of("vswitchd", "rules"),
     Test::of("vswitchd", "slow_path"),
+    Test { only: &["on_ebpf", "in_this_process"], ..Test::of("vswitchd", "churn") },
+    Test { only: &["specialised_program", "behind_the_xdp_hook"], ..Test::of("vswitchd", "module_and_programs") },
 ];
 /// Those that `cargo xtask test` runs: what goes up and down between daemon and module, and packets that pass.
 const CORE: [Test; 2] = [
@@ -75,6 +78,8 @@ impl Test {
         Self { package, test, datapath: "netlink,ebpf", only: &[], env: "" }
     }
 }
+/// The tests that need [`cards`].
+const CARDS: &str = "cards";
 /// Programs and files that the tests look for.
 const FILES: [&str; 3] = ["rust-toolchain.toml", "target/bpf/port-entry.o", "target/bpf/tc.o"];
 /// The reference switch's tools, where they are unpacked.
@@ -147,7 +152,11 @@ pub(crate) fn core() -> Result<()> {
 fn boot(kernel: &str, programs: &[Program], args: &[String], timeout: Duration) -> Result<u8> {
     let command = ["sh".to_owned(), "-c".into(), script(programs, args)];
     let files = files(programs)?;
-    let run = Run { kernel, command: &command, files: &files, timeout, memory: MEMORY, ..Run::default() };
+    let mut run = Run { kernel, command: &command, files: &files, timeout, memory: MEMORY, ..Run::default() };
+    let (modules, qemu_args) = (cards::MODULES.map(String::from), cards::machine_options());
+    if programs.iter().any(|program| program.test.test == CARDS) {
+        (run.modules, run.qemu_args) = (&modules, &qemu_args);
+    }
     prepare(&run)?.boot()
 }
 
