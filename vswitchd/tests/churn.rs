@@ -31,6 +31,8 @@ use testkit::wait_until;
 const STEADY: usize = 3;
 /// All wires.
 const WIRES: usize = 6;
+/// Packets that a handler takes at once.
+const BATCH: u64 = 64;
 /// Most threads of each kind.
 const MOST_THREADS: u32 = 3;
 
@@ -131,7 +133,7 @@ fn events(lab: &Lab, senders: &Senders, seconds: u64, rng: &mut Rng, seed: u64) 
     lab.switch.resume_revalidators();
 
     let mut before = DpStats::default();
-    let settled = wait_until(Duration::from_secs(10), || {
+    let settled = wait_until(Duration::from_secs(60), || {
         lab.switch.synchronize();
         let stats = lab.switch.dpif().stats().unwrap();
         std::mem::replace(&mut before, stats) == before
@@ -342,7 +344,14 @@ fn account_module(lab: &Lab, senders: &Senders, ended_ports: PortStats) {
     assert!(stats.missed <= came + stats.lost, "a miss is queued or lost, and what is queued is received or counted");
     let counts_by_port = sum.upcalls > 0;
     if counts_by_port {
-        assert_eq!(sum.upcalls, came, "what is queued is received, or counted");
+        // Handlers still execute packets of a port that goes. What comes up of these between the last look at the port and its end,
+        // nobody has counted.
+        let unseen = came.checked_sub(sum.upcalls);
+        assert!(
+            unseen.is_some_and(|n| n <= BATCH),
+            "{came} came, {} were queued: what is queued is received",
+            sum.upcalls
+        );
         // A port counts no upcall that it has no socket for.
         assert!(sum.upcall_lost <= stats.lost, "what a port has lost, the datapath has");
     }
