@@ -11,7 +11,7 @@ use std::io::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Instructions of the spare thread's loop.
 const SPARE_LOOP: f64 = 3.0;
@@ -59,6 +59,14 @@ impl Meter {
 
     pub(crate) fn ticks_per_instruction(&self) -> f64 {
         self.ticks_per_instruction
+    }
+
+    /// What an instruction takes by the machine's clock.
+    pub(crate) fn ns_per_instruction(&self) -> f64 {
+        const INSTRUCTIONS: u64 = 100_000_000;
+        let start = Instant::now();
+        let ticks = ticks_of(|| plain_loop(INSTRUCTIONS / 2));
+        start.elapsed().as_nanos() as f64 * self.ticks_per_instruction / ticks as f64
     }
 
     /// Instructions that the machine runs during `work`, idling not counted, and what `work` returns.

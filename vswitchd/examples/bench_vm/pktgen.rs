@@ -1,12 +1,12 @@
-//! The kernel's packet generator, which hands packets to a device as if they had been received there.
+//! The kernel's packet generator, which hands packets to a device as if they had been received there, or sends them by one.
 
 use std::fs;
 use std::io::{Error, Result};
 
 use testkit::Netns;
 
-use crate::sender::IN;
-use crate::table::{ETH_DST, ETH_SRC, FIRST_MASK, FIRST_PORT, FORWARD, IP_SRC, LEN, MASKS, UDP_DST};
+use crate::sender::{IN, NEIGHBOUR, Wires};
+use crate::table::{ETH_DST, ETH_SRC, FIRST_MASK, FIRST_PORT, FORWARD, FORWARD_XDP, IP_SRC, LEN, MASKS, UDP_DST};
 
 /// The folder of the calling thread's namespace.
 const FOLDER: &str = "/proc/thread-self/net/pktgen";
@@ -18,6 +18,8 @@ const OK: &str = "Result: OK:";
 pub(crate) enum Packets {
     /// All of one flow.
     Forward,
+    /// Likewise, sent by the neighbour, so that the XDP hook of the switch's device meets them.
+    ForwardXdp,
     /// Of so many flows, as many behind each mask, in turn.
     Masks {
         /// A multiple of [`MASKS`].
@@ -25,15 +27,36 @@ pub(crate) enum Packets {
     },
 }
 
+impl Packets {
+    /// Whether they are for the XDP hook.
+    pub(crate) fn are_for_xdp(self) -> bool {
+        matches!(self, Self::ForwardXdp)
+    }
+
+    /// Whose device it is, and which.
+    fn at(self, wires: &Wires) -> (&Netns, &'static str) {
+        match self {
+            Self::ForwardXdp => (&wires.neighbour, NEIGHBOUR),
+            Self::Forward | Self::Masks { .. } => (&wires.switch, IN),
+        }
+    }
+}
+
 /// Makes the generator ready; whether each packet is one that nobody else holds, as a card's would be.
 ///
 /// Before Linux 6.7 the generator keeps a hand on its packets, and who wants to change one must copy it.
-pub(crate) fn set_up(netns: &Netns) -> Result<bool> {
+pub(crate) fn set_up(wires: &Wires) -> Result<bool> {
+    let received = set_up_device(Packets::Forward.at(wires), "netif_receive")?;
+    let sent = set_up_device(Packets::ForwardXdp.at(wires), "start_xmit")?;
+    Ok(received && sent)
+}
+
+fn set_up_device((netns, device): (&Netns, &str), mode: &str) -> Result<bool> {
     netns.run(|| {
         write("kpktgend_0", "rem_device_all")?;
-        write("kpktgend_0", &format!("add_device {IN}"))?;
-        write(IN, "xmit_mode netif_receive")?;
-        let own = write(IN, "flag !SHARED").is_ok();
+        write("kpktgend_0", &format!("add_device {device}"))?;
+        write(device, &format!("xmit_mode {mode}"))?;
+        let own = write(device, "flag !SHARED").is_ok();
         let [a, b, c, d] = IP_SRC;
         let source = format!("{a}.{b}.{c}.{d}");
         for line in [
@@ -46,17 +69,19 @@ pub(crate) fn set_up(netns: &Netns) -> Result<bool> {
             format!("udp_dst_max {UDP_DST}"),
             "delay 0".into(),
         ] {
-            write(IN, &line)?;
+            write(device, &line)?;
         }
         Ok(own)
     })?
 }
 
 /// Sends so many packets and returns when all have been received.
-pub(crate) fn send(netns: &Netns, packets: Packets, count: u32) -> Result<()> {
+pub(crate) fn send(wires: &Wires, packets: Packets, count: u32) -> Result<()> {
+    let (netns, device) = packets.at(wires);
     // Ports are sent from the first to the one before the last, addresses from the first to the last; both begin with the second.
     let (first, last, ports) = match packets {
         Packets::Forward => (FORWARD, FORWARD, (FIRST_PORT, FIRST_PORT)),
+        Packets::ForwardXdp => (FORWARD_XDP, FORWARD_XDP, (FIRST_PORT, FIRST_PORT)),
         Packets::Masks { flows } => {
             let [a, b, c, _] = FIRST_MASK;
             (FIRST_MASK, [a, b, c, MASKS as u8 - 1], (FIRST_PORT, FIRST_PORT + flows))
@@ -71,10 +96,10 @@ pub(crate) fn send(netns: &Netns, packets: Packets, count: u32) -> Result<()> {
             format!("udp_src_min {}", ports.0),
             format!("udp_src_max {}", ports.1),
         ] {
-            write(IN, &line)?;
+            write(device, &line)?;
         }
         write("pgctrl", "start")?;
-        let state = fs::read_to_string(format!("{FOLDER}/{IN}"))?;
+        let state = fs::read_to_string(format!("{FOLDER}/{device}"))?;
         if state.lines().any(|line| line.starts_with(OK)) && state.contains(&format!("pkts-sofar: {count} ")) {
             return Ok(());
         }

@@ -5,6 +5,7 @@ use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
+use testkit::bpf::{Attached, Hook, Program};
 use testkit::{Netns, veth_pair};
 
 use crate::table::{LEN, frame};
@@ -13,16 +14,20 @@ use crate::table::{LEN, frame};
 pub(crate) const IN: &str = "v1";
 /// Where they go out: a device that does nothing but count them.
 pub(crate) const OUT: &str = "out0";
-/// The neighbour's end of the wire.
-const NEIGHBOUR: &str = "eth0";
+/// Where they go out that the XDP hook sends: a wire to a neighbour whose program drops them.
+pub(crate) const OUT_XDP: &str = "v2";
+/// The neighbours' ends of the wires.
+pub(crate) const NEIGHBOUR: &str = "eth0";
+const SINK: &str = "eth1";
 /// Packets sent in one call.
 const BATCH: usize = 64;
 
 /// A namespace for the switch, and one for its neighbour.
 pub(crate) struct Wires {
     pub(crate) switch: Netns,
-    _neighbour: Netns,
+    pub(crate) neighbour: Netns,
     socket: OwnedFd,
+    _sink: Attached,
 }
 
 impl Wires {
@@ -33,16 +38,22 @@ impl Wires {
         veth_pair(&switch, IN, &neighbour, NEIGHBOUR)?;
         switch.ip(&format!("link add {OUT} type dummy"))?;
         switch.ip(&format!("link set {OUT} up"))?;
+        veth_pair(&switch, OUT_XDP, &neighbour, SINK)?;
         let socket = neighbour.run(|| socket(NEIGHBOUR))??;
-        Ok(Self { switch, _neighbour: neighbour, socket })
+        let drop = Program::verdict(Hook::Xdp, Hook::Xdp.drop_verdict())?;
+        let sink = neighbour.run(|| drop.attach(nix::net::if_::if_nametoindex(SINK)?))??;
+        Ok(Self { switch, neighbour, socket, _sink: sink })
     }
 
     /// Packets that went out.
     pub(crate) fn sent_out(&self) -> Result<u64> {
-        let devices = self.switch.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
-        let line = devices.lines().find_map(|line| line.trim().strip_prefix(OUT)?.strip_prefix(':'));
-        let packets = line.and_then(|line| line.split_whitespace().nth(9)?.parse().ok());
-        packets.ok_or_else(|| Error::other(format!("no packets of {OUT} in {devices}")))
+        // Bytes and packets received come first, and six other counters, then bytes and packets sent.
+        counter(&self.switch, OUT, 9)
+    }
+
+    /// Packets that came where the XDP hook sends them.
+    pub(crate) fn sunk(&self) -> Result<u64> {
+        counter(&self.neighbour, SINK, 1)
     }
 
     /// Sends packets to these destinations from these UDP ports, a batch at a time, and lets the switch work off each.
@@ -75,6 +86,14 @@ impl Wires {
             Ok(sent) => Err(Error::other(format!("{sent} of {len} packets sent"))),
         }
     }
+}
+
+/// A counter of a device, by its place in `/proc/net/dev`.
+fn counter(netns: &Netns, device: &str, place: usize) -> Result<u64> {
+    let devices = netns.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
+    let line = devices.lines().find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'));
+    let packets = line.and_then(|line| line.split_whitespace().nth(place)?.parse().ok());
+    packets.ok_or_else(|| Error::other(format!("no packets of {device} in {devices}")))
 }
 
 /// A packet socket that sends by a device and receives nothing.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use testkit::{Netns, Process, ReferenceSwitch, wait_until};
 use vswitchd::unixctl::call;
 
-use crate::sender::{IN, OUT};
+use crate::sender::{IN, OUT, OUT_XDP};
 
 /// Loading the eBPF programs is the longest.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -40,7 +40,7 @@ impl Kind {
     }
 }
 
-/// A running switch with [`IN`] as port 1 and [`OUT`] as port 2.
+/// A running switch with [`IN`] as port 1, [`OUT`] as port 2 and [`OUT_XDP`] as port 3.
 pub(crate) enum Switch {
     Theirs(ReferenceSwitch),
     Ours { daemon: Process, folder: PathBuf },
@@ -58,7 +58,7 @@ impl Switch {
     ) -> Result<Self> {
         let switch = if kind == Kind::Reference {
             wait_until(TIMEOUT, || uptime() > OLD_ENOUGH);
-            let switch = ReferenceSwitch::start_on(netns, "system", &[IN, OUT])?;
+            let switch = ReferenceSwitch::start_on(netns, "system", &[IN, OUT, OUT_XDP])?;
             switch.replace_flows(rules)?;
             Self::Theirs(switch)
         } else {
@@ -79,7 +79,7 @@ impl Switch {
         let mut command = netns.command(daemon);
         command
             .args(["--datapath", kind.name(), "--bridge", "br0,fail-mode=secure", "-vconsole:off", "--log-file"])
-            .args(["--port", &format!("br0:{IN}"), "--port", &format!("br0:{OUT}")])
+            .args([IN, OUT, OUT_XDP].map(|port| format!("--port=br0:{port}")))
             .arg("--flows")
             .arg(&flows)
             .arg("--unixctl")
@@ -111,6 +111,34 @@ impl Switch {
     /// Flows and masks in the datapath.
     pub(crate) fn flows_and_masks(&self) -> Result<(u64, u64)> {
         Ok((self.number("flows:")?, self.number("total:")?))
+    }
+
+    /// Puts the XDP hook in front of the input, in the driver, or takes it away.
+    pub(crate) fn set_xdp(&self, on: bool) -> Result<()> {
+        let show = self.ask(&["dpctl/show"])?;
+        let datapath = show.split(':').next().unwrap_or_default();
+        let mode = if on { "native" } else { "off" };
+        self.ask(&["dpctl/set-if", datapath, &format!("{IN},xdp={mode}")]).map(drop)
+    }
+
+    /// Waits until the program is the one that the flows need, where the datapath makes one.
+    pub(crate) fn settle(&self) -> Result<()> {
+        let program = || -> Result<Option<String>> {
+            let show = self.ask(&["dpctl/show"])?;
+            Ok(show.lines().find_map(|line| line.trim().strip_prefix("program: ")).map(str::to_owned))
+        };
+        let is_settled = || match program() {
+            Ok(Some(line)) => line.contains("flows need)") || line.contains("flows fits"),
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        if !wait_until(TIMEOUT, is_settled) {
+            return Err(Error::other(format!("the program stays another: {:?}", program()?)));
+        }
+        if let Some(line) = program()? {
+            eprintln!("    program: {line}");
+        }
+        Ok(())
     }
 
     /// What has become of packets and their upcalls, as it is shown.

@@ -14,6 +14,8 @@ pub(crate) const LEN: usize = 60;
 pub(crate) const SET_UP: [u8; 4] = [10, 0, 2, 1];
 /// All packets have one flow.
 pub(crate) const FORWARD: [u8; 4] = [10, 0, 3, 1];
+/// Likewise, of those that go on where the XDP hook can send them.
+pub(crate) const FORWARD_XDP: [u8; 4] = [10, 0, 4, 1];
 /// The first of [`MASKS`] destinations, each of which has masks of its own.
 pub(crate) const FIRST_MASK: [u8; 4] = [10, 0, 1, 0];
 pub(crate) const MASKS: u16 = 50;
@@ -23,17 +25,18 @@ pub(crate) const FIRST_PORT: u16 = 1000;
 /// The rules, in the syntax of `ovs-ofctl`. What they write into registers nobody reads, but they have read where it came from.
 pub(crate) fn rules() -> String {
     let mut rules = String::new();
-    let mut rule = |dst: [u8; 4], moves: &str| {
+    let mut rule = |dst: [u8; 4], actions: &str| {
         let [a, b, c, d] = dst;
-        let _ = writeln!(rules, "priority=10,in_port=1,udp,nw_dst={a}.{b}.{c}.{d},actions={moves}output:2");
+        let _ = writeln!(rules, "priority=10,in_port=1,udp,nw_dst={a}.{b}.{c}.{d},actions={actions}");
     };
-    rule(FORWARD, "");
+    rule(FORWARD, "output:2");
+    rule(FORWARD_XDP, "output:3");
     const SOURCE: &str = "move:NXM_OF_UDP_SRC[]->NXM_NX_REG0[0..15],";
-    rule(SET_UP, &format!("{SOURCE}move:NXM_OF_UDP_DST[]->NXM_NX_REG1[0..15],"));
+    rule(SET_UP, &format!("{SOURCE}move:NXM_OF_UDP_DST[]->NXM_NX_REG1[0..15],output:2"));
     for n in 0..MASKS {
         let [a, b, c, _] = FIRST_MASK;
         let (field, bit) = if n < 32 { ("NXM_OF_ETH_SRC", n) } else { ("NXM_OF_ETH_DST", n - 32) };
-        rule([a, b, c, n as u8], &format!("{SOURCE}move:{field}[0..{bit}]->NXM_NX_REG1[0..{bit}],"));
+        rule([a, b, c, n as u8], &format!("{SOURCE}move:{field}[0..{bit}]->NXM_NX_REG1[0..{bit}],output:2"));
     }
     rules
 }
