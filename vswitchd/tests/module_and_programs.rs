@@ -1,5 +1,6 @@
-//! The kernel's `openvswitch` module and our TC programs side by side, each with three ports: the same frames come in, and what
-//! comes up and what goes out has to be the same. Run by `cargo xtask test-vm`.
+//! The kernel's `openvswitch` module and our programs side by side, each with three ports: the same frames come in, and what
+//! comes up and what goes out has to be the same. Run by `cargo xtask test-vm`, for the general TC program, for specialised ones,
+//! and with the XDP hook in front.
 //!
 //! Each generated frame is missed by both datapaths: the upcalls' keys and packets are compared, one as the module's attributes say
 //! them, the other as our record does. Then both get the same megaflow for it (a mask and actions by chance, of those that both
@@ -12,10 +13,13 @@ mod actions;
 mod generate;
 #[path = "../../dpif-netlink/tests/kernel/oracle.rs"]
 mod oracle;
+#[path = "module_and_programs/seen.rs"]
+mod seen;
 #[path = "module_and_programs/side.rs"]
 mod side;
+#[path = "module_and_programs/straight.rs"]
+mod straight;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use datapath_common::extract::{clear_packet_fields, extract};
@@ -26,6 +30,7 @@ use dpif_ebpf::EbpfDpif;
 use dpif_netlink::NetlinkDpif;
 use dpif_netlink::codec::normalize;
 use fastrand::Rng;
+use seen::Seen;
 use side::{Side, What};
 use testkit::{Need, Netns, frames};
 
@@ -35,14 +40,39 @@ const FRAMES: usize = 10_800;
 const BATCH: usize = 100;
 /// Bytes of a VLAN tag.
 const TAG: usize = 4;
+/// What the verifier may take for a program, in an emulated machine on a busy one.
+const LOADED: Duration = Duration::from_secs(180);
 /// Generous: the machine is emulated.
 const SOON: Duration = Duration::from_secs(20);
 
+/// Which of our programs are compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Programs {
+    /// The general one in the TC hook.
+    General,
+    /// Specialised ones in front of it, for flows that they can run.
+    Specialised,
+    /// Both, and both kinds of flows, with the XDP hook in front.
+    BehindXdp,
+}
+
 #[test]
 fn the_module_and_our_programs_say_and_do_the_same() {
-    const NAME: &str = "the_module_and_our_programs_say_and_do_the_same";
-    let needs = [Need::OvsModule, Need::Namespaces, Need::Bpf, Need::EbpfObject];
-    if !testkit::skip::have(NAME, &needs) {
+    compare("the_module_and_our_programs_say_and_do_the_same", Programs::General);
+}
+
+#[test]
+fn the_module_and_each_specialised_program_say_and_do_the_same() {
+    compare("the_module_and_each_specialised_program_say_and_do_the_same", Programs::Specialised);
+}
+
+#[test]
+fn the_module_and_our_programs_behind_the_xdp_hook_say_and_do_the_same() {
+    compare("the_module_and_our_programs_behind_the_xdp_hook_say_and_do_the_same", Programs::BehindXdp);
+}
+
+fn compare(name: &str, which: Programs) {
+    if !testkit::skip::have(name, &[Need::OvsModule, Need::Namespaces, Need::Bpf, Need::EbpfObject]) {
         return;
     }
     let netns = Netns::new("oracle").unwrap();
@@ -56,21 +86,28 @@ fn the_module_and_our_programs_say_and_do_the_same() {
             let options = dpif_ebpf::Options {
                 bpffs: "/run/sluice-test/bpf".into(),
                 slots: 4096,
+                specialise: which != Programs::General,
+                hold: Duration::ZERO,
                 ..dpif_ebpf::Options::default()
             };
-            let programs = EbpfDpif::open(&format!("t{}-oracle", std::process::id()), &options).unwrap();
+            let programs = EbpfDpif::open(&format!("t{}-oracle{}", std::process::id(), which as u8), &options).unwrap();
             let module = Side::new(&netns, Box::new(module), 'm');
-            let programs = Side::new(&netns, Box::new(programs), 't');
-            let mut comparison = Comparison { module, programs, old, drop, seen: Seen::default() };
+            let mut programs = Side::new(&netns, Box::new(programs), 't');
+            if which == Programs::BehindXdp {
+                programs.enter_xdp(&netns);
+            }
+            let mut comparison = Comparison { which, module, programs, old, drop, seen: Seen::default() };
             comparison.run();
             comparison.seen.print();
-            comparison.seen.check();
+            comparison.seen.check(which, old);
+            comparison.module.dpif.destroy().unwrap();
             comparison.programs.dpif.destroy().unwrap();
         })
         .unwrap();
 }
 
 struct Comparison {
+    which: Programs,
     module: Side,
     programs: Side,
     /// The kernel says of a broken chain of extension headers that nothing follows (before 6.4), and cuts tagged packets shorter.
@@ -80,38 +117,31 @@ struct Comparison {
     seen: Seen,
 }
 
-/// What was compared.
-#[derive(Default)]
-struct Seen {
-    frames: usize,
-    equal_keys: usize,
-    refused: usize,
-    chains: usize,
-    flows: usize,
-    outputs: usize,
-    upcalls: usize,
-    recirculated: usize,
-    /// Keys of packets as they were before a tag was pushed or popped.
-    stale: usize,
-    actions: BTreeMap<&'static str, usize>,
-    differ: Vec<String>,
-}
-
 impl Comparison {
     fn run(&mut self) {
         let mut rng = Rng::with_seed(7);
         let mut kinds = frames::kinds();
+        // The first ones are IPv4, and no fragments.
+        let mut plain = kinds[..5].to_vec();
         kinds.extend(with_checksums());
+        plain.extend(with_checksums().drain(..4));
         while self.seen.frames < FRAMES && self.seen.differ.len() < 10 {
-            let batch: Vec<_> = (0..BATCH).filter_map(|_| self.frame(&mut rng, &kinds)).collect();
+            let wanted = self.wanted();
+            let kinds = if wanted.is_some() { &plain } else { &kinds };
+            let batch: Vec<_> = (0..BATCH).filter_map(|_| self.frame(&mut rng, kinds, wanted.is_some())).collect();
             // An emulated machine has its time: every other gets a flow.
-            let chosen = batch.iter().step_by(2);
-            let flows: Vec<_> = chosen.map(|(frame, key)| (frame, self.flow(&mut rng, key))).collect();
-            for (_, put) in &flows {
-                self.put(put);
+            let chosen = batch.iter().step_by(2).enumerate();
+            let flows: Vec<_> = chosen.map(|(n, (frame, key))| (frame, self.flows(&mut rng, key, wanted, n))).collect();
+            for put in flows.iter().flat_map(|(_, puts)| puts) {
+                self.put(put, wanted.is_some());
             }
-            for (frame, put) in &flows {
-                self.pass(frame, put);
+            let program = self.program();
+            for (frame, puts) in &flows {
+                *self.seen.programs.entry(program.clone()).or_default() += 1;
+                // The first time a specialised program has to hand it over: only then is its flow in the cache.
+                for _ in 0..if self.which == Programs::General { 1 } else { 2 } {
+                    self.pass(frame, &puts[0]);
+                }
             }
             for side in [&self.module, &self.programs] {
                 side.dpif.flow_flush().unwrap();
@@ -120,19 +150,40 @@ impl Comparison {
         }
     }
 
+    /// What the flows of the next batch are to need, if they are to be such that a specialised program can run them.
+    fn wanted(&self) -> Option<u16> {
+        let batch = self.seen.frames / BATCH;
+        let straight = match self.which {
+            Programs::General => false,
+            Programs::Specialised => true,
+            Programs::BehindXdp => batch.is_multiple_of(2),
+        };
+        // One after the other: each program is loaded once.
+        straight.then(|| straight::WANTED[self.seen.frames * straight::WANTED.len() / FRAMES])
+    }
+
+    /// What the program serves that runs now, once it is the one that the flows need.
+    fn program(&self) -> String {
+        let state = || self.programs.dpif.program().expect("a program");
+        let settled = || ["as ", "none ", "switched off"].iter().any(|why| state().why.starts_with(why));
+        assert!(testkit::wait_until(LOADED, settled), "{:?}", state());
+        assert_eq!(state().refused, 0);
+        state().serves.map_or("general".into(), |serves| format!("[{}]", serves.join(",")))
+    }
+
     /// A frame, sent to both, which nobody has a flow for; its key, where both have one and agree about it.
-    fn frame(&mut self, rng: &mut Rng, kinds: &[Vec<u8>]) -> Option<(Vec<u8>, FlowKey)> {
+    fn frame(&mut self, rng: &mut Rng, kinds: &[Vec<u8>], straight: bool) -> Option<(Vec<u8>, FlowKey)> {
         let mut frame = frames::by_chance(rng, kinds);
         self.seen.frames += 1;
-        // By its source the frame is told from all others.
-        frame[6..12].copy_from_slice(&[
-            2,
-            1,
-            0,
-            (self.seen.frames >> 16) as u8,
-            (self.seen.frames >> 8) as u8,
-            self.seen.frames as u8,
-        ]);
+        // By this the frame is told from all others.
+        let [.., a, b, c] = self.seen.frames.to_be_bytes();
+        let address = [2, 1, 0, a, b, c];
+        if straight {
+            frame[..6].copy_from_slice(&address);
+            frame[7..12].fill_with(|| rng.u8(..));
+        } else {
+            frame[6..12].copy_from_slice(&address);
+        }
         if oracle::has_a_known_difference(&frame) || oracle::ends_before_the_switch(&frame) || side::is_marker(&frame) {
             return None;
         }
@@ -164,6 +215,14 @@ impl Comparison {
         (theirs.key == key || chain) && beside(theirs) == beside(ours)
     }
 
+    /// The flows for a frame, the first of which it meets first.
+    fn flows(&mut self, rng: &mut Rng, key: &FlowKey, wanted: Option<u16>, number: usize) -> Vec<FlowPut> {
+        match wanted {
+            Some(wanted) => straight::flow(rng, key, wanted, 1000 + number as u32),
+            None => vec![self.flow(rng, key)],
+        }
+    }
+
     /// A megaflow for packets like the one with this key, and actions that fit them.
     fn flow(&mut self, rng: &mut Rng, key: &FlowKey) -> FlowPut {
         let mask = mask(rng, key);
@@ -175,8 +234,9 @@ impl Comparison {
         FlowPut { mode: PutMode::Create, ufid, key: *key, mask, actions: actions.into() }
     }
 
-    fn put(&mut self, put: &FlowPut) {
-        for (who, side) in [("the module", &self.module), ("our programs", &self.programs)] {
+    fn put(&mut self, put: &FlowPut, straight: bool) {
+        let ours = if straight { straight::as_ours(put) } else { put.clone() };
+        for (who, side, put) in [("the module", &self.module, put), ("our programs", &self.programs, &ours)] {
             if let Err(error) = side.dpif.flow_put(put) {
                 let actions = dpif::odp::format_actions(&put.actions, None);
                 let key = dpif::odp::format_flow_key(&put.key.masked(&put.mask), &put.mask, None);
@@ -190,6 +250,7 @@ impl Comparison {
         let theirs = self.module.send(frame);
         let ours = self.programs.send(frame);
         self.seen.flows += 1;
+        self.seen.in_xdp += usize::from(ours.in_xdp);
         self.seen.outputs += theirs.frames.iter().map(Vec::len).sum::<usize>();
         self.seen.upcalls += theirs.upcalls.len();
         self.seen.recirculated += theirs.upcalls.iter().filter(|upcall| upcall.key.recirc_id != 0).count();
@@ -275,25 +336,4 @@ fn with_checksums() -> Vec<Vec<u8>> {
     };
     // UDP and TCP over IPv4, UDP and neighbour discovery over IPv6.
     vec![of(0, 40), of(0, 40), of(1, 50), of(1, 50), of(6, 60), of(7, 56)]
-}
-
-impl Seen {
-    fn print(&self) {
-        let Self { frames, equal_keys, refused, chains, flows, outputs, upcalls, recirculated, stale, .. } = self;
-        let Self { actions, differ, .. } = self;
-        println!(
-            "{frames} frames: {equal_keys} keys equal, {refused} refused by both, {chains} broken chains; {flows} flows: \
-             {outputs} frames out, {upcalls} packets up, {recirculated} of them recirculated, {stale} with the key from before; {} differ; actions: {actions:?}",
-            differ.len()
-        );
-    }
-
-    fn check(&self) {
-        assert!(self.differ.is_empty(), "{}", self.differ[..self.differ.len().min(10)].join("\n"));
-        assert!(self.equal_keys >= 10_000 && self.flows >= 5_000, "{} keys, {} flows", self.equal_keys, self.flows);
-        assert!(self.outputs > 5_000 && self.recirculated > 1_000, "{} out, {} again", self.outputs, self.recirculated);
-        for name in actions::NAMES {
-            assert!(self.actions.get(name).is_some_and(|n| *n > 100), "{name}: {:?}", self.actions);
-        }
-    }
 }

@@ -124,7 +124,7 @@ fn change(rng: &mut Rng, key: &FlowKey, tags: &mut usize, inner_pushed: &mut boo
 }
 
 /// A set of an attribute's fields, some whole, some in part, some not at all, but of one bit at least.
-fn set(rng: &mut Rng, attr: KeyAttr) -> Action {
+pub(crate) fn set(rng: &mut Rng, attr: KeyAttr) -> Action {
     let fields: &[FlowKey] = &match attr {
         KeyAttr::Ethernet => {
             vec![FlowKey { eth_src: [0xff; 6], ..FlowKey::ZERO }, FlowKey { eth_dst: [0xff; 6], ..FlowKey::ZERO }]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use datapath_common::{Be16, FlowKey};
 use dpif::odp::Style;
-use dpif::{Action, Dpif, FlowPut, OdpPort, PortKind, PortSpec, PutMode, Ufid, Upcall, UpcallBatch};
+use dpif::{Action, Dpif, FlowPut, OdpPort, PortKind, PortSpec, PutMode, Ufid, Upcall, UpcallBatch, XdpMode, XdpState};
 use dpif_netlink::codec::normalize;
 use testkit::{Netns, RawSocket, veth_pair};
 
@@ -17,8 +17,11 @@ const MARKER: [u8; 2] = [0x88, 0xb6];
 
 pub(crate) struct Side {
     pub(crate) dpif: Box<dyn Dpif>,
+    letter: char,
     to: RawSocket,
     from: [RawSocket; 2],
+    /// Sees what the XDP hook hands over, once there is one.
+    handed_over: Option<RawSocket>,
 }
 
 /// What became of a frame.
@@ -27,6 +30,8 @@ pub(crate) struct What {
     /// first.
     pub(crate) frames: [Vec<Vec<u8>>; 2],
     pub(crate) upcalls: Vec<Upcall>,
+    /// The XDP hook has finished it.
+    pub(crate) in_xdp: bool,
 }
 
 impl Side {
@@ -40,9 +45,22 @@ impl Side {
         }
         dpif.handlers_set(1).unwrap();
         let socket = |number| RawSocket::open(netns, &format!("{letter}x{number}")).unwrap();
-        let side = Self { dpif, to: socket(0), from: [socket(1), socket(2)] };
+        let side = Self { dpif, letter, to: socket(0), from: [socket(1), socket(2)], handed_over: None };
         side.marker();
         side
+    }
+
+    /// Puts the XDP hook in front of the port that frames come in by, and has the others take what it sends.
+    pub(crate) fn enter_xdp(&mut self, netns: &Netns) {
+        for number in [1, 2] {
+            netns.exec(&format!("ethtool -K {}x{number} gro on", self.letter)).unwrap();
+        }
+        // What a port's device takes is looked at when its mode is chosen.
+        for (port, mode) in [(OUT[0], XdpMode::Off), (OUT[1], XdpMode::Off), (IN, XdpMode::Native)] {
+            self.dpif.port_set_xdp(port, mode).unwrap();
+        }
+        assert_eq!(self.dpif.port_xdp(IN).unwrap(), XdpState::Native);
+        self.handed_over = Some(RawSocket::open(netns, &format!("{}0", self.letter)).unwrap());
     }
 
     /// Installs the flow of the markers.
@@ -75,7 +93,12 @@ impl Side {
         while self.dpif.recv(0, &mut batch).unwrap() != 0 {
             upcalls.extend_from_slice(batch.upcalls());
         }
-        What { frames, upcalls }
+        let in_xdp = self.handed_over.as_ref().is_some_and(|tap| {
+            let seen = std::iter::repeat_with(|| tap.recv(SOON).unwrap().expect("no marker").bytes);
+            // The hook always hands the marker over.
+            seen.take_while(|bytes| *bytes != marker).count() == 0
+        });
+        What { frames, upcalls, in_xdp }
     }
 }
 
