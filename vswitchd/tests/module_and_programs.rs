@@ -135,7 +135,7 @@ impl Comparison {
             for put in flows.iter().flat_map(|(_, puts)| puts) {
                 self.put(put, wanted.is_some());
             }
-            let program = self.program();
+            let program = self.program(wanted.is_some());
             for (frame, puts) in &flows {
                 *self.seen.programs.entry(program.clone()).or_default() += 1;
                 // The first time a specialised program has to hand it over: only then is its flow in the cache.
@@ -162,10 +162,12 @@ impl Comparison {
         straight.then(|| straight::WANTED[self.seen.frames * straight::WANTED.len() / FRAMES])
     }
 
-    /// What the program serves that runs now, once it is the one that the flows need.
-    fn program(&self) -> String {
+    /// What the program serves that runs now, once it is the one that the flows need. `special`: there are flows that a specialised
+    /// one can run.
+    fn program(&self, special: bool) -> String {
         let state = || self.programs.dpif.program().expect("a program");
-        let settled = || ["as ", "none ", "switched off"].iter().any(|why| state().why.starts_with(why));
+        let whys: &[&str] = if special { &["as "] } else { &["as ", "none ", "switched off"] };
+        let settled = || whys.iter().any(|why| state().why.starts_with(why));
         assert!(testkit::wait_until(LOADED, settled), "{:?}", state());
         assert_eq!(state().refused, 0);
         state().serves.map_or("general".into(), |serves| format!("[{}]", serves.join(",")))
