@@ -185,6 +185,7 @@ pub struct FlowKey {
 // Keys and masks are compared and hashed for each new flow: by words that takes a tenth of what it takes field by field.
 #[cfg(feature = "user")]
 impl PartialEq for FlowKey {
+    #[inline]
     fn eq(&self, other: &Self) -> bool {
         self.words() == other.words()
     }
@@ -279,6 +280,7 @@ impl FlowKey {
     }
 
     /// `self & mask`, the key that a flow with this mask matches on.
+    #[inline]
     pub fn masked(&self, mask: &FlowKey) -> FlowKey {
         let mut out = FlowKey::ZERO;
         for (o, (k, m)) in out.words_mut().iter_mut().zip(self.words().iter().zip(mask.words())) {

@@ -32,7 +32,7 @@ pub use action::{Action, CtAction, HashAlg, KeyAttr, NatAction, NatDirection, Se
 pub use datapath_common::{Be16, Be32, Be64, FlowKey, Vlan};
 pub use error::DpifError;
 pub use features::{CtKeys, Features};
-pub use flow::{DatapathFlow, FlowPut, FlowStats, PutMode, Ufid};
+pub use flow::{DatapathFlow, FlowPut, FlowStats, PutMode, Ufid, UfidHasher, UfidHashing};
 pub use interface::{DpStats, Dpif, DpifOp, Execute, ProgramState, SlotStats, UpcallStats};
 pub use meter::{BandStats, MeterBand, MeterConfig, MeterFeatures, MeterStats, MeterUnit};
 pub use observed::Observed;

@@ -166,6 +166,7 @@ macro_rules! fields {
 
         impl FieldId {
             /// What is known about the field.
+            #[inline]
             pub fn info(self) -> &'static FieldInfo {
                 // A match rather than an index: there is no field without a row.
                 match self {
@@ -346,25 +347,30 @@ impl FieldId {
     }
 
     /// The mask that selects the whole field.
+    #[inline]
     pub fn full_mask(self) -> u128 {
         self.info().valid
     }
 
     /// The index of `reg0` to `reg15`.
+    #[inline]
     pub fn register(self) -> Option<usize> {
         self.offset_in(Self::Reg0, Self::Reg15)
     }
 
     /// The index of `xreg0` to `xreg7`.
+    #[inline]
     pub fn double_register(self) -> Option<usize> {
         self.offset_in(Self::Xreg0, Self::Xreg7)
     }
 
     /// The index of `xxreg0` to `xxreg3`.
+    #[inline]
     pub fn quad_register(self) -> Option<usize> {
         self.offset_in(Self::Xxreg0, Self::Xxreg3)
     }
 
+    #[inline]
     fn offset_in(self, first: Self, last: Self) -> Option<usize> {
         (first..=last).contains(&self).then(|| self as usize - first as usize)
     }

@@ -11,27 +11,34 @@ use crate::key::{VLAN_PRESENT, Vlan};
 pub struct Frame<'a>(pub &'a [u8]);
 
 impl Frame<'_> {
+    #[inline]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         self.0.get(offset as usize..)?.first_chunk().copied()
     }
 }
 
 impl PacketRead for Frame<'_> {
+    #[inline]
     fn len(&self) -> u32 {
         u32::try_from(self.0.len()).unwrap_or(u32::MAX)
     }
+    #[inline]
     fn accelerated_vlan(&self) -> Vlan {
         Vlan::default()
     }
+    #[inline]
     fn u8(&self, offset: u32) -> Option<u8> {
         self.0.get(offset as usize).copied()
     }
+    #[inline]
     fn u16(&self, offset: u32) -> Option<u16> {
         self.load(offset).map(u16::from_ne_bytes)
     }
+    #[inline]
     fn u32(&self, offset: u32) -> Option<u32> {
         self.load(offset).map(u32::from_ne_bytes)
     }
+    #[inline]
     fn u64(&self, offset: u32) -> Option<u64> {
         self.load(offset).map(u64::from_ne_bytes)
     }

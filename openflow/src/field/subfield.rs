@@ -30,21 +30,25 @@ impl Subfield {
     }
 
     /// The mask of the subfield within the field.
+    #[inline]
     pub fn mask(&self) -> u128 {
         low_bits(self.bits).checked_shl(self.offset).unwrap_or(0)
     }
 
     /// The greatest value the subfield can hold.
+    #[inline]
     pub fn max(&self) -> u128 {
         low_bits(self.bits)
     }
 
     /// The subfield's value within the field's.
+    #[inline]
     pub fn extract(&self, field_bits: u128) -> u128 {
         field_bits.checked_shr(self.offset).unwrap_or(0) & self.max()
     }
 
     /// The field's value with the subfield replaced.
+    #[inline]
     pub fn insert(&self, field_bits: u128, value: u128) -> u128 {
         (field_bits & !self.mask()) | ((value & self.max()).checked_shl(self.offset).unwrap_or(0))
     }
@@ -109,6 +113,7 @@ fn bit_number(text: &str) -> Option<u32> {
     text.starts_with(|c: char| c.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
+#[inline]
 fn low_bits(bits: u32) -> u128 {
     if bits >= 128 { u128::MAX } else { (1 << bits) - 1 }
 }
