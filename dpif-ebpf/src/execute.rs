@@ -103,7 +103,7 @@ impl Executor {
 
     /// Executes the packets among these operations, in their order.
     pub(crate) fn execute_all(&self, ops: &mut [DpifOp<'_>], compiled: &Compiled<'_>) {
-        let mut outbox = Outbox::new(&self.maps, &self.sender);
+        let mut outbox = Outbox::new(&self.maps, &self.sender, ops.len().div_ceil(2));
         for (index, op) in ops.iter_mut().enumerate() {
             let (DpifOp::Execute { execute, result }, Some(program)) = (op, compiled.program(index)) else { continue };
             *result = match program {

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use datapath_common::digest::digest;
 use datapath_common::{Digest, FlowKey, Op, SlotRef};
 use dpif::program::{CompileError, compile};
-use dpif::{Action, DatapathFlow, DpifError, FlowPut, FlowStats, PutMode, Result, Ufid};
+use dpif::{Action, DatapathFlow, DpifError, FlowPut, FlowStats, PutMode, Result, Ufid, UfidHashing};
 use parking_lot::Mutex;
 
 use crate::compiled::Program;
@@ -48,7 +48,7 @@ pub(crate) struct Flow {
 /// A flow that the datapath doesn't find any more, on its way out.
 pub(crate) struct Removed(Flow);
 
-type Shard = HashMap<Ufid, Flow, ahash::RandomState>;
+type Shard = HashMap<Ufid, Flow, UfidHashing>;
 
 /// The flows of a datapath.
 pub(crate) struct Flows {
@@ -112,7 +112,7 @@ impl Flows {
             }
             (Some(old), _) => self.replace(old, put, &key, ops),
             (None, _) => {
-                let flow = self.create(put, key, ops)?;
+                let flow = self.create(put, &key, ops)?;
                 self.insert(&mut shard, put.ufid, flow);
                 Ok(())
             }
@@ -124,15 +124,8 @@ impl Flows {
         self.len.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn create(&self, put: &FlowPut, key: FlowKey, ops: &[Op]) -> Result<Flow> {
-        let chain = self.slots.take(ops)?;
-        let stats_id = match self.slots.take_stats() {
-            Ok(stats_id) => stats_id,
-            Err(error) => {
-                self.slots.give_back(chain);
-                return Err(error);
-            }
-        };
+    fn create(&self, put: &FlowPut, key: &FlowKey, ops: &[Op]) -> Result<Flow> {
+        let (chain, stats_id) = self.slots.take_with_stats(ops)?;
         let undo = |chain, error| {
             self.slots.give_back(chain);
             self.slots.give_back_stats(stats_id);
@@ -142,9 +135,9 @@ impl Flows {
             Ok(mask) => mask,
             Err(error) => return undo(chain, error),
         };
-        let digest = digest(&key, &mask.entry, &self.maps.seeds);
+        let digest = digest(key, &mask.entry, &self.maps.seeds);
         let group = self.maps.groups.acquire(key.in_port, put.mask.in_port, ops, &self.grace);
-        let header = FlowHeader { stats_id, digest: &digest, ufid: put.ufid, key: &key, mask: &mask.entry, group };
+        let header = FlowHeader { stats_id, digest: &digest, ufid: put.ufid, key, mask: &mask.entry, group };
         let (reference, needs) = self.slots.write_flow(&chain, &header, ops);
         self.special.added(needs);
         let digest_of = |found: SlotRef| Some(self.maps.slots.read(found.slot as usize)?.digest);
@@ -152,7 +145,7 @@ impl Flows {
             self.special.removed(needs);
             self.maps.groups.release(group, &self.grace);
             self.masks.release(&mask, key.in_port);
-            return undo(chain, self.publish_error(error, &digest, &key));
+            return undo(chain, self.publish_error(error, &digest, key));
         }
         Ok(Flow { mask, actions: Arc::clone(&put.actions), chain, stats_id })
     }

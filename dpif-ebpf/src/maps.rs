@@ -235,10 +235,12 @@ impl Maps {
         })
     }
 
-    /// Counts a frame that userspace sent by a port.
-    pub(crate) fn count_sent(&self, port: u32, bytes: u64) {
-        self.add_to_port(port, offset_of!(PortStats, tx_packets), 1);
-        self.add_to_port(port, offset_of!(PortStats, tx_bytes), bytes);
+    /// Counts frames that userspace sent by a port.
+    pub(crate) fn count_sent(&self, port: u32, packets: u64, bytes: u64) {
+        if packets > 0 {
+            self.add_to_port(port, offset_of!(PortStats, tx_packets), packets);
+            self.add_to_port(port, offset_of!(PortStats, tx_bytes), bytes);
+        }
     }
 
     /// Counts a frame that userspace could not send by a port.

@@ -76,6 +76,8 @@ pub(crate) struct Masks {
 
 struct State {
     by_key: HashMap<FlowKey, Arc<Mask>, ahash::RandomState>,
+    /// The one that was asked for last, as long as it is among these: most flows have the mask of the one before.
+    last: Option<Arc<Mask>>,
     /// As published.
     list: Vec<Arc<Mask>>,
     /// Of each of them, how often scans have found a flow under it, old finds counting less.
@@ -112,6 +114,7 @@ impl Masks {
         }
         let state = State {
             by_key,
+            last: None,
             weights: vec![0; list.len()],
             counted: uses(&maps, buffer, list.len()),
             list,
@@ -144,9 +147,11 @@ impl Masks {
     /// the list is full of masks without flows.
     pub(crate) fn acquire(&self, key: &FlowKey, in_port: u32) -> Result<Arc<Mask>> {
         let mut state = self.state.lock();
-        if let Some(mask) = state.by_key.get(key).map(Arc::clone) {
+        let last = state.last.as_ref().filter(|mask| mask.key == *key);
+        if let Some(mask) = last.or_else(|| state.by_key.get(key)).map(Arc::clone) {
             mask.flows.fetch_add(1, Ordering::Relaxed);
             self.add_to_list(&mut state, &mask, in_port);
+            state.last = Some(Arc::clone(&mask));
             return Ok(mask);
         }
         if state.list.len() >= MAX_MASKS && !state.list.iter().all(|mask| mask.is_used()) {
@@ -253,6 +258,7 @@ impl Masks {
         state.weights = weights;
         state.list.retain(|mask| mask.is_used());
         state.by_key.retain(|_, mask| mask.is_used());
+        state.last = state.last.take().filter(|mask| mask.is_used());
 
         state.buffer ^= 1;
         for (index, mask) in state.list.iter().enumerate() {

@@ -5,7 +5,7 @@
 //! do so once in 65,536 packets, and completing them again gives the same checksum). Back into the kernel such a packet goes
 //! with a `struct virtio_net_hdr` (`linux/virtio_net.h`) that says what is still to be done.
 
-use datapath_common::extract::{eth_type, extract, ip_proto};
+use datapath_common::extract::{HEAD, eth_type, extract, ip_proto};
 use datapath_common::key::FRAG_NONE;
 use datapath_common::packet::Frame;
 use datapath_common::{FlowKey, Layers};
@@ -31,18 +31,49 @@ struct Transport {
     pseudo_sum: u16,
 }
 
-impl Transport {
+/// What extraction says of a packet, as far as its checksum goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Headers {
+    ip_proto: u8,
+    eth_type: u16,
+    ip_frag: u8,
+    l3: u32,
+    l4: u32,
+}
+
+impl Headers {
     fn of(data: &[u8]) -> Option<Self> {
+        Self::plain(data).or_else(|| Self::extract(data))
+    }
+
+    fn extract(data: &[u8]) -> Option<Self> {
         let mut key = FlowKey::ZERO;
         let Layers { l3, l4, .. } = extract(&Frame(data), &mut key).ok()?;
-        let (tcp, ipv6) = match (key.ip_proto, key.eth_type.get()) {
+        Some(Self { ip_proto: key.ip_proto, eth_type: key.eth_type.get(), ip_frag: key.ip_frag, l3, l4 })
+    }
+
+    /// The same of what most packets are, IPv4 without options that is no fragment, behind no tag. Each packet that comes up is
+    /// asked.
+    fn plain(data: &[u8]) -> Option<Self> {
+        let head = data.first_chunk::<{ HEAD as usize }>()?;
+        let u16_at = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
+        let is_plain = u16_at(12) == eth_type::IPV4 && head[14] & 0xf == 5 && u16_at(20) & 0x3fff == 0;
+        let (eth_type, ip_frag) = (eth_type::IPV4, FRAG_NONE);
+        is_plain.then_some(Self { ip_proto: head[23], eth_type, ip_frag, l3: 14, l4: 34 })
+    }
+}
+
+impl Transport {
+    fn of(data: &[u8]) -> Option<Self> {
+        let Headers { ip_proto, eth_type, ip_frag, l3, l4 } = Headers::of(data)?;
+        let (tcp, ipv6) = match (ip_proto, eth_type) {
             (ip_proto::TCP, eth_type::IPV4) => (true, false),
             (ip_proto::TCP, eth_type::IPV6) => (true, true),
             (ip_proto::UDP, eth_type::IPV4) => (false, false),
             (ip_proto::UDP, eth_type::IPV6) => (false, true),
             _ => return None,
         };
-        if l4 == 0 || key.ip_frag != FRAG_NONE {
+        if l4 == 0 || ip_frag != FRAG_NONE {
             return None;
         }
         let (at, l3) = (l4 as usize, l3 as usize);
@@ -54,8 +85,9 @@ impl Transport {
             usize::from(u16_at(l3 + 2)?).checked_sub(at - l3)?
         };
         let addresses = if ipv6 { l3 + 8..l3 + 40 } else { l3 + 12..l3 + 20 };
-        let words = data.get(addresses)?.chunks_exact(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1]));
-        let mut sum = words.sum::<u32>() + u32::from(key.ip_proto) + len as u32;
+        // The sum of words of 32 bits folds into that of 16 bits.
+        let words = data.get(addresses)?.as_chunks().0.iter().map(|word| u64::from(u32::from_be_bytes(*word)));
+        let mut sum = words.sum::<u64>() + u64::from(ip_proto) + len as u64;
         while sum >> 16 != 0 {
             sum = (sum & 0xffff) + (sum >> 16);
         }
@@ -180,6 +212,25 @@ mod tests {
         assert_eq!(header(packet(ipv4(17, 4000, false), 1400, true)), (1, GSO_UDP_L4, 42, 1400, 34, 6));
         assert_eq!(header(packet(vec![0; 20], 1400, true)), (0, 0, 0, 0, 0, 0));
     }
+
+    #[test]
+    fn what_is_told_without_extraction_is_what_extraction_tells() {
+        let (tcp, tagged) = (ipv4(6, 40, false), ipv4(17, 40, true));
+        let mut plain = 0;
+        for (frame, at) in [&tcp, &tagged].into_iter().flat_map(|frame| (0..34).map(move |at| (frame, at))) {
+            for byte in [0, 1, 6, 8, 17, 0x20, 0x3f, 0x40, 0x45, 0x46, 0x65, 0x80, 0xff] {
+                let mut frame = frame.clone();
+                frame[at] = byte;
+                if let Some(headers) = Headers::plain(&frame) {
+                    assert_eq!(Headers::extract(&frame), Some(headers), "{byte} at {at} of {frame:x?}");
+                    plain += 1;
+                }
+            }
+        }
+        assert!(plain > 300, "{plain}");
+        assert_eq!((Headers::plain(&tagged), Headers::plain(&tcp[..53])), (None, None));
+    }
+
     #[test]
     fn a_transport_header_that_is_not_whole_is_none() {
         for (proto, end) in [(6, 54), (17, 42)] {

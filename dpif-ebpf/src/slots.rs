@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use datapath_common::maps::EXECUTE_SLOTS;
 use datapath_common::op::SLOT_OPS;
@@ -94,6 +94,17 @@ struct State {
     resting: VecDeque<(Ticket, Chain)>,
 }
 
+impl State {
+    /// So many slots, or none.
+    fn take(&mut self, n: usize) -> Option<Chain> {
+        if n == 1 {
+            return self.free.pop().map(|head| Chain { head, rest: Box::default() });
+        }
+        let at = self.free.len().checked_sub(n)?;
+        Chain::new(self.free.drain(at..).rev())
+    }
+}
+
 impl Slots {
     /// The slots of a datapath of which `in_use` and `stats_in_use` say which ones a flow has. All others become free; the
     /// caller knows that no program uses them.
@@ -116,6 +127,18 @@ impl Slots {
         slots
     }
 
+    /// Takes slots for a program of `ops`, and a statistics number. Waits as [`Slots::take`].
+    pub(crate) fn take_with_stats(&self, ops: &[Op]) -> Result<(Chain, u32)> {
+        let n = pieces(ops).count();
+        self.take_from(|state| {
+            // Both or none.
+            if state.free_stats.is_empty() {
+                return None;
+            }
+            Some((state.take(n)?, state.free_stats.pop()?))
+        })
+    }
+
     /// Takes slots for a program of `ops`. Waits for a grace period only if all slots are taken but some are resting.
     pub(crate) fn take(&self, ops: &[Op]) -> Result<Chain> {
         self.take_slots(pieces(ops).count())
@@ -130,15 +153,7 @@ impl Slots {
     }
 
     fn take_slots(&self, n: usize) -> Result<Chain> {
-        self.take_from(|state| {
-            let at = state.free.len().checked_sub(n)?;
-            Chain::new(state.free.drain(at..).rev())
-        })
-    }
-
-    /// Takes a statistics number.
-    pub(crate) fn take_stats(&self) -> Result<u32> {
-        self.take_from(|state| state.free_stats.pop())
+        self.take_from(|state| state.take(n))
     }
 
     fn take_from<T>(&self, mut take: impl FnMut(&mut State) -> Option<T>) -> Result<T> {
@@ -214,6 +229,7 @@ impl Slots {
         let straight = Straight::of(ops);
         let needs = needs::of(header.key, header.mask, &straight);
         self.write_program(chain, ops, &straight, needs, header.group);
+        let [_, hot_mask @ ..] = &header.mask.hot;
         let head = chain.head();
         if let Some(words) = self.maps.slots.words(head as usize) {
             let mask_id = header.digest.mask_id;
@@ -224,13 +240,13 @@ impl Slots {
             store(words, WORD_DIGEST, &digest);
             store(words, WORD_UFID, &ufid);
             store(words, WORD_KEY, header.key.words());
-            store(words, WORD_HOT_MASK, &header.mask.hot[1..]);
+            store(words, WORD_HOT_MASK, hot_mask);
         }
         let generation = self.set_used(head, SlotUse::Flow);
         if let Some(words) = self.maps.hot_slots.words(head as usize) {
             store(words, HOT_WORD_STRAIGHT, &[shape(&straight, needs)]);
             store(words, HOT_WORD_MASK_ID, &[u64::from(header.digest.mask_id) | u64::from(header.group) << 32]);
-            store(words, HOT_WORD_MASK, &header.mask.hot[1..]);
+            store(words, HOT_WORD_MASK, hot_mask);
             store(words, HOT_WORD_KEY, header.key.hot_words());
             if let Some(word) = words.get(HOT_WORD_STATS) {
                 word.store(u64::from(generation) | u64::from(header.stats_id) << 32, Ordering::Release);
@@ -295,22 +311,31 @@ impl Slots {
     }
 
     fn write_program(&self, chain: &Chain, ops: &[Op], straight: &Straight, needs: u16, group: u32) {
-        let nexts = chain.slots().skip(1).map(Some).chain(std::iter::once(None));
-        for ((slot, next), piece) in chain.slots().zip(nexts).zip(pieces(ops)) {
-            let Some(words) = self.maps.slots.words(slot as usize) else { continue };
-            let end = next.map_or(Op::default(), |next| Op::new(OpKind::Continue, next));
-            for (i, op) in piece.iter().chain([&end]).take(SLOT_OPS).enumerate() {
-                let head = u64::from(op.kind) | u64::from(op.flags) << 16 | u64::from(op.arg) << 32;
-                store(words, WORD_OPS + i * OP_WORDS, &[head, op.a, op.b]);
-            }
-            if slot != chain.head() {
-                self.set_used(slot, SlotUse::Continuation);
+        if chain.rest.is_empty() {
+            // Most programs.
+            self.write_ops(chain.head(), ops, Op::default());
+        } else {
+            let nexts = chain.slots().skip(1).map(Some).chain(std::iter::once(None));
+            for ((slot, next), piece) in chain.slots().zip(nexts).zip(pieces(ops)) {
+                self.write_ops(slot, piece, next.map_or(Op::default(), |next| Op::new(OpKind::Continue, next)));
+                if slot != chain.head() {
+                    self.set_used(slot, SlotUse::Continuation);
+                }
             }
         }
         if let Some(words) = self.maps.slots.words(chain.head() as usize) {
             store(words, WORD_STRAIGHT, &[shape(straight, needs)]);
             store(words, WORD_REWRITE, &straight.rewrite);
             store(words, WORD_VLAN, &[u64::from(straight.vlan) | u64::from(group) << 32]);
+        }
+    }
+
+    /// Writes operations into a slot, and the one that follows if there is room.
+    fn write_ops(&self, slot: u32, ops: &[Op], end: Op) {
+        let Some(words) = self.maps.slots.words(slot as usize).and_then(|words| words.get(WORD_OPS..)) else { return };
+        for (place, op) in words.chunks_exact(OP_WORDS).take(SLOT_OPS).zip(ops.iter().chain([&end])) {
+            let head = u64::from(op.kind) | u64::from(op.flags) << 16 | u64::from(op.arg) << 32;
+            store(place, 0, &[head, op.a, op.b]);
         }
     }
 
@@ -382,13 +407,15 @@ fn shape(straight: &Straight, needs: u16) -> u64 {
     u64::from(straight.flags as u16) | u64::from(needs) << 16 | u64::from(straight.arg) << 32
 }
 
-fn store(words: &[std::sync::atomic::AtomicU64], at: usize, values: &[u64]) {
-    for (word, value) in words.iter().skip(at).zip(values) {
+#[inline]
+fn store<const N: usize>(words: &[AtomicU64], at: usize, values: &[u64; N]) {
+    let Some(words) = words.get(at..).and_then(|words| words.first_chunk::<N>()) else { return };
+    for (word, value) in words.iter().zip(values) {
         word.store(*value, Ordering::Relaxed);
     }
 }
 
-fn load<const N: usize>(words: &[std::sync::atomic::AtomicU64], at: usize) -> [u64; N] {
+fn load<const N: usize>(words: &[AtomicU64], at: usize) -> [u64; N] {
     std::array::from_fn(|i| words.get(at + i).map_or(0, |word| word.load(Ordering::Relaxed)))
 }
 

@@ -27,8 +27,10 @@ pub(crate) struct Outbox<'a> {
 }
 
 impl<'a> Outbox<'a> {
-    pub(crate) fn new(maps: &'a Maps, sender: &'a PacketSender) -> Self {
-        Self { maps, sender, frames: Vec::new(), ports: Vec::new() }
+    /// For about `n` frames.
+    pub(crate) fn new(maps: &'a Maps, sender: &'a PacketSender, n: usize) -> Self {
+        let n = n.min(BATCH);
+        Self { maps, sender, frames: Vec::with_capacity(n), ports: Vec::with_capacity(n) }
     }
 
     /// Takes a packet whose program only sends it. False: it has to be executed.
@@ -78,10 +80,18 @@ impl<'a> Outbox<'a> {
                     continue;
                 }
             };
-            for (frame, port) in frames.iter().zip(self.ports.get(at..).unwrap_or_default()).take(sent) {
+            let sent_by = frames.iter().zip(self.ports.get(at..).unwrap_or_default()).take(sent);
+            // Many go out by one port: they are counted together.
+            let mut run = (0, 0, 0);
+            for (frame, port) in sent_by {
+                if *port != run.0 {
+                    self.maps.count_sent(run.0, run.1, run.2);
+                    run = (*port, 0, 0);
+                }
                 // Of bytes the program doesn't count the outer tag either.
-                self.maps.count_sent(*port, (SHORTEST + payload_len(frame.data)) as u64);
+                run = (run.0, run.1 + 1, run.2 + (SHORTEST + payload_len(frame.data)) as u64);
             }
+            self.maps.count_sent(run.0, run.1, run.2);
             at += sent;
         }
         self.frames.clear();

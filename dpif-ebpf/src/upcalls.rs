@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use aya::maps::{MapData, RingBuf};
-use datapath_common::key::{KEY_WORDS, Vlan};
+use datapath_common::key::Vlan;
 use datapath_common::maps::{Credit, LAYOUT_VERSION, MAX_HANDLERS, MAX_PORTS, RING_BYTES};
 use datapath_common::{Be16, FlowKey, UpcallHeader};
 use dpif::turns::Turns;
@@ -292,11 +292,10 @@ pub(crate) fn read(record: &[u8], upcall: &mut Upcall) -> Option<()> {
     upcall.packet.gso_size = u16_at(record, offset_of!(UpcallHeader, gso_size))?;
     upcall.packet.partial_checksum = is_partial(&upcall.packet.data, upcall.packet.gso_size);
 
-    let mut words = [0; KEY_WORDS];
-    for (word, bytes) in words.iter_mut().zip(record.get(offset_of!(UpcallHeader, key)..)?.chunks_exact(8)) {
-        *word = u64::from_ne_bytes(*bytes.first_chunk()?);
+    let key: &[u8; size_of::<FlowKey>()] = record.get(offset_of!(UpcallHeader, key)..)?.first_chunk()?;
+    for (word, bytes) in upcall.key.words_mut().iter_mut().zip(key.as_chunks().0) {
+        *word = u64::from_ne_bytes(*bytes);
     }
-    upcall.key = FlowKey::from_words(&words);
     let cookie_len = u32_at(record, offset_of!(UpcallHeader, cookie_len))? as usize;
     let cookie = record.get(offset_of!(UpcallHeader, cookie)..size_of::<UpcallHeader>())?.get(..cookie_len)?;
     upcall.cookie.clear();
