@@ -26,7 +26,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::error;
 use crate::message::Messages;
 use crate::packet::{self, NoUpcall};
-use crate::socket::{MAX_DATAGRAM, Socket};
+use crate::socket::{AT_ONCE, Datagrams, Socket};
 
 /// Most handlers of a datapath.
 pub const MAX_HANDLERS: usize = 64;
@@ -125,7 +125,7 @@ struct Handler {
 struct Reader {
     /// Per CPU: the handler's socket.
     own: Option<Arc<Socket>>,
-    buffer: Box<[u8]>,
+    datagrams: Datagrams,
     events: [EpollEvent; EVENTS],
     /// Those of `events` that are to be looked at.
     ready: std::ops::Range<usize>,
@@ -298,40 +298,49 @@ impl Dispatch {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
             .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64);
         let mut tries = 0;
-        'sockets: while tries < READ_TRIES && !batch.is_full() {
+        while tries < READ_TRIES && !batch.is_full() {
+            // What has become ready meanwhile waits until this is answered: the caller comes back.
+            if reader.ready.is_empty() && !batch.upcalls().is_empty() {
+                break;
+            }
             let Some(data) = handler.next_ready(reader)? else { break };
             let Some(socket) = self.socket(number, data, reader) else { continue };
-            while let Some(slot) = batch.next_slot() {
-                match socket.receive(&mut reader.buffer, false) {
-                    Ok(bytes) => {
-                        let message = Messages(bytes).next();
-                        let read = message.ok_or(NoUpcall::NotOurs);
-                        let read = read.and_then(|message| packet::receive(&message, self.datapath, now, slot));
-                        let Err(why) = read else { continue };
-                        if why == NoUpcall::Key {
-                            self.unreadable.fetch_add(1, Ordering::Relaxed);
+            while tries < READ_TRIES && !batch.is_full() {
+                let wanted = UpcallBatch::MAX - batch.upcalls().len();
+                match socket.receive_many(&mut reader.datagrams, wanted) {
+                    Ok(received) => {
+                        tries += reader.datagrams.iter().filter(|bytes| !self.take(bytes, now, batch)).count();
+                        // It had no more.
+                        if received < wanted.min(AT_ONCE) {
+                            break;
                         }
                     }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        batch.cancel_slot();
-                        continue 'sockets;
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                        self.overflowed(number, data);
+                        tries += 1;
                     }
-                    Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => self.overflowed(number, data),
-                    Err(error) => {
-                        batch.cancel_slot();
-                        return Err(error::io(error, || format!("handler {number} can't read upcalls")));
-                    }
-                }
-                batch.cancel_slot();
-                tries += 1;
-                if tries == READ_TRIES {
-                    break;
+                    Err(error) => return Err(error::io(error, || format!("handler {number} can't read upcalls"))),
                 }
             }
             // The batch is full or the tries are used up. What is left here waits until the other sockets that are ready have had
             // their turn: a storm on one port doesn't keep the rest from being read.
         }
         Ok(batch.upcalls().len())
+    }
+
+    /// Reads a datagram into the batch. `false`: it is no upcall.
+    fn take(&self, bytes: &[u8], now: u64, batch: &mut UpcallBatch) -> bool {
+        let Some(slot) = batch.next_slot() else { return false };
+        let read = Messages(bytes).next().ok_or(NoUpcall::NotOurs);
+        let Err(why) = read.and_then(|message| packet::receive(&message, self.datapath, now, slot)) else {
+            return true;
+        };
+        batch.cancel_slot();
+        if why == NoUpcall::Key {
+            self.unreadable.fetch_add(1, Ordering::Relaxed);
+        }
+        false
     }
 
     /// Throws away what a handler has not received.
@@ -381,12 +390,8 @@ impl Dispatch {
 
 impl Handler {
     fn new() -> io::Result<Self> {
-        let reader = Reader {
-            own: None,
-            buffer: vec![0; MAX_DATAGRAM].into(),
-            events: [EpollEvent::empty(); EVENTS],
-            ready: 0..0,
-        };
+        let reader =
+            Reader { own: None, datagrams: Datagrams::default(), events: [EpollEvent::empty(); EVENTS], ready: 0..0 };
         Ok(Self { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, reader: Mutex::new(reader) })
     }
 

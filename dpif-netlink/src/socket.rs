@@ -12,6 +12,7 @@ use neli::consts::socket::NlFamily;
 use neli::socket::NlSocket;
 use neli::utils::Groups;
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
 use parking_lot::Mutex;
 
@@ -68,6 +69,37 @@ impl Socket {
         buffer.get(..len).ok_or_else(|| io::Error::other(format!("a datagram of {len} bytes")))
     }
 
+    /// The next datagrams, [`AT_ONCE`] of them and `most` at most; how many. Waits for none.
+    #[allow(unsafe_code)]
+    pub(crate) fn receive_many(&self, to: &mut Datagrams, most: usize) -> io::Result<usize> {
+        to.lens.clear();
+        // SAFETY: all-zero is a value of these plain C structs.
+        let (mut messages, mut parts): ([libc::mmsghdr; AT_ONCE], [libc::iovec; AT_ONCE]) =
+            unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        let places = to.bytes.chunks_exact_mut(MAX_DATAGRAM);
+        for ((message, part), place) in messages.iter_mut().zip(&mut parts).zip(places) {
+            *part = libc::iovec { iov_base: place.as_mut_ptr().cast(), iov_len: place.len() };
+            (message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen) = (part, 1);
+        }
+        let (fd, most) = (self.inner.as_raw_fd(), most.min(AT_ONCE) as libc::c_uint);
+        let received = retry(|| {
+            // SAFETY: each message points to a part, each part to its own place of the buffer, all alive; there are `AT_ONCE` of them.
+            let received = unsafe {
+                libc::recvmmsg(
+                    fd,
+                    messages.as_mut_ptr(),
+                    most,
+                    libc::MSG_DONTWAIT | libc::MSG_TRUNC,
+                    std::ptr::null_mut(),
+                )
+            };
+            Errno::result(received)
+        })?;
+        let received = usize::try_from(received).unwrap_or_default();
+        to.lens.extend(messages.iter().take(received).map(|message| message.msg_len as usize));
+        Ok(received)
+    }
+
     /// Throws away the datagrams that are there, and says how many.
     pub(crate) fn drain(&self) -> u64 {
         let (mut buffer, mut count) = ([0; 64], 0);
@@ -89,6 +121,29 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: `inner` owns the descriptor and closes it when dropped, which the borrow of `self` rules out.
         unsafe { BorrowedFd::borrow_raw(self.inner.as_raw_fd()) }
+    }
+}
+
+/// Datagrams that are received in one go.
+pub(crate) const AT_ONCE: usize = 8;
+
+/// Datagrams that were received, and room for the next.
+pub(crate) struct Datagrams {
+    bytes: Box<[u8]>,
+    /// Of each that was received, however much of it there was room for.
+    lens: Vec<usize>,
+}
+
+impl Default for Datagrams {
+    fn default() -> Self {
+        Self { bytes: vec![0; AT_ONCE * MAX_DATAGRAM].into(), lens: Vec::with_capacity(AT_ONCE) }
+    }
+}
+
+impl Datagrams {
+    /// Those that were received last; of one that was too long there is nothing.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.chunks_exact(MAX_DATAGRAM).zip(&self.lens).map(|(place, len)| place.get(..*len).unwrap_or_default())
     }
 }
 
@@ -241,5 +296,45 @@ impl Pool {
             self.free.lock().push(channel);
         }
         Ok(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{self, Target};
+
+    #[test]
+    fn datagrams_are_received_together_in_their_order() {
+        /// `GENL_ID_CTRL`, `CTRL_CMD_GETFAMILY`, `CTRL_ATTR_FAMILY_NAME` (`linux/genetlink.h`): something that every kernel answers.
+        const CONTROL: Target = Target { family: 16, version: 1, cmd: 3, flags: 0 };
+        const NAME: u16 = 2;
+        let socket = Socket::new().unwrap();
+        let mut datagrams = Datagrams::default();
+        let mut receive = |most| {
+            let received = socket.receive_many(&mut datagrams, most);
+            let seqs = datagrams.iter().map(|bytes| Messages(bytes).next().unwrap().seq).collect::<Vec<_>>();
+            (received.map_err(|error| error.kind()), seqs)
+        };
+        assert_eq!(receive(AT_ONCE), (Err(io::ErrorKind::WouldBlock), vec![]));
+        let sent = AT_ONCE as u32 + 3;
+        for seq in 1..=sent {
+            let mut out = Writer::default();
+            let open = message::begin(&mut out, CONTROL, seq);
+            out.put_str(NAME, "nlctrl");
+            message::end(&mut out, open);
+            socket.send(out.bytes()).unwrap();
+        }
+        assert_eq!(receive(2), (Ok(2), vec![1, 2]));
+        assert_eq!(receive(100), (Ok(AT_ONCE), (3..sent).collect::<Vec<_>>()[..AT_ONCE].to_vec()));
+        assert_eq!(receive(AT_ONCE), (Ok(1), vec![sent]));
+        assert_eq!(receive(AT_ONCE), (Err(io::ErrorKind::WouldBlock), vec![]));
+    }
+
+    #[test]
+    fn of_a_datagram_that_was_too_long_there_is_nothing() {
+        let mut datagrams = Datagrams::default();
+        datagrams.lens.extend([3, MAX_DATAGRAM + 1, MAX_DATAGRAM]);
+        assert_eq!(datagrams.iter().map(<[u8]>::len).collect::<Vec<_>>(), [3, 0, MAX_DATAGRAM]);
     }
 }

@@ -120,6 +120,14 @@ pub fn decode_key(bytes: &[u8], key: &mut FlowKey, options: &mut TunnelOptions) 
 
 /// Takes out an original direction's tuple that packets of the key's types don't have; whether there was one.
 fn forget_strange_tuple(key: &mut FlowKey) -> bool {
+    // Most packets have none.
+    let none = key.ct_orig_proto == 0
+        && (key.ct_orig_tp_src, key.ct_orig_tp_dst) == Default::default()
+        && (key.ct_orig_ipv4_src, key.ct_orig_ipv4_dst) == Default::default()
+        && (key.ct_orig_ipv6_src, key.ct_orig_ipv6_dst) == ([0; 16], [0; 16]);
+    if none {
+        return false;
+    }
     let before = *key;
     let (v4, v6) = match (shape::has_ct_tuple(key), shape::network(key)) {
         (false, _) => (false, false),
