@@ -23,6 +23,7 @@ use crate::upcall::{Caps, Census, FlowLimit, HandlerReport, LossWatch, RecentMas
 pub(crate) struct Backer {
     pub(crate) dpif: Arc<dyn Dpif>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) handler_begins: fn(),
     limits: ArcSwap<Limits>,
     config: ArcSwap<Config>,
     /// What the datapath can do: the same as in every configuration.
@@ -73,11 +74,12 @@ struct RevalidatorState {
 }
 
 impl Backer {
-    pub(crate) fn new(dpif: Arc<dyn Dpif>, clock: Arc<dyn Clock>, limits: Limits) -> Self {
+    pub(crate) fn new(dpif: Arc<dyn Dpif>, clock: Arc<dyn Clock>, limits: Limits, handler_begins: fn()) -> Self {
         let features = Arc::new(dpif.features());
         Self {
             dpif,
             clock,
+            handler_begins,
             limits: ArcSwap::from_pointee(limits),
             config: ArcSwap::from_pointee(Config::of(Arc::clone(&features))),
             features,
@@ -102,6 +104,11 @@ impl Backer {
     /// The limits of the upcall engine.
     pub(crate) fn limits(&self) -> Limits {
         **self.limits.load()
+    }
+
+    /// Where they are read, for who reads them often.
+    pub(crate) fn limits_source(&self) -> &ArcSwap<Limits> {
+        &self.limits
     }
 
     /// Changes them.

@@ -19,6 +19,9 @@ use openflow::{MatchFields, OfPort};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut, transmute_ref};
 
 mod field;
+mod place;
+
+pub(crate) use place::Part;
 
 /// Number of 64-bit words of a [`Flow`].
 pub const FLOW_WORDS: usize = 2 + KEY_WORDS + REG_WORDS;
@@ -270,11 +273,12 @@ impl Flow {
         [self.key.vlan, self.key.cvlan].iter().take_while(|vlan| is_present(**vlan)).count()
     }
 
-    /// Taken as the mask of what was looked at in `packet` (a flow as it came in): the mask of the megaflow.
+    /// Taken as the mask of what was looked at in `packet` (a flow as it came in), of which [these bits](Self::present_fields) are
+    /// `present`: the mask of the megaflow.
     ///
     /// It always has port, recirculation id, Ethernet type and, for IP, the kind of fragment; a field deeper in the packet
     /// brings those that say that the field is there; and bits of fields that such packets don't have are left out.
-    pub fn datapath_mask(&self, packet: &Self) -> FlowKey {
+    pub fn datapath_mask(&self, packet: &Self, present: &FlowKey) -> FlowKey {
         let mut mask = self.key;
         mask.in_port = u32::MAX;
         mask.recirc_id = u32::MAX;
@@ -303,7 +307,10 @@ impl Flow {
                 mask.tp_dst = Be16::MAX;
             }
         }
-        mask.masked(&packet.present_fields())
+        for (word, present) in mask.words_mut().iter_mut().zip(present.words()) {
+            *word &= present;
+        }
+        mask
     }
 
     /// All bits that a packet of this kind (which Ethernet type, IP protocol, kind of fragment, tags) can have set.
@@ -406,7 +413,7 @@ mod tests {
         let mut mask = Flow::ZERO;
         mask.key.tp_src = Be16::MAX;
         mask.key.ipv6_src = [0xff; 16];
-        let mask = mask.datapath_mask(&packet);
+        let mask = mask.datapath_mask(&packet, &packet.present_fields());
         assert_eq!((mask.ip_proto, mask.ip_frag, mask.eth_type), (0xff, 0xff, Be16::MAX));
         assert_eq!(mask.tp_src.get(), 0xff, "an ICMP type has eight bits");
         assert_eq!(mask.ipv6_src, [0; 16], "an IPv4 packet has no IPv6 address");

@@ -55,6 +55,8 @@ pub struct Options {
     pub megaflows: bool,
     /// The clock, the same as the datapath's.
     pub clock: Arc<dyn Clock>,
+    /// What each handler's thread does before it receives: to choose how it is scheduled, say.
+    pub handler_begins: fn(),
 }
 
 impl Default for Options {
@@ -71,6 +73,7 @@ impl Default for Options {
             min_revalidate_pps: 5,
             megaflows: true,
             clock: Arc::new(MonotonicClock),
+            handler_begins: || {},
         }
     }
 }
@@ -139,12 +142,12 @@ impl Switch {
         for line in dpif.features().report(&name) {
             tracing::info!(target: "ofproto_dpif", "{line}");
         }
-        let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), options.limits()));
+        let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), options.limits(), options.handler_begins));
         let threads = Mutex::new((options.n_handlers, options.n_revalidators));
         Self { backer, threads, admin: Mutex::new(()), engine: Mutex::new(None) }
     }
 
-    /// Changes the options while the switch runs. The clock stays. Other numbers of threads restart them; where what was asked
+    /// Changes the options while the switch runs. The clock stays, and what handlers begin with. Other numbers of threads restart them; where what was asked
     /// for changes and the numbers that come of it don't, nothing is restarted.
     ///
     /// # Errors

@@ -168,10 +168,16 @@ pub enum XlateError {
 
 /// Translates a packet with the datapath's key `key`. `None`: its port belongs to no bridge.
 pub fn translate(config: &Config, key: &FlowKey) -> Option<Xlate> {
+    translate_into(config, key, Vec::new())
+}
+
+/// As [`translate`]; `actions`, an empty list, gives its memory for the actions.
+pub(crate) fn translate_into(config: &Config, key: &FlowKey, actions: Vec<Action>) -> Option<Xlate> {
     let (bridge, port) = config.port_of(OdpPort(key.in_port))?;
     coverage::inc!("xlate_actions");
     if key.recirc_id == 0 {
-        let mut context = Context::new(config, bridge, Flow::from_key(key, port.number));
+        let packet = Flow::from_key(key, port.number);
+        let mut context = Context::new(config, bridge, &packet, actions);
         context.run();
         return Some(context.finish());
     }
@@ -180,11 +186,13 @@ pub fn translate(config: &Config, key: &FlowKey) -> Option<Xlate> {
         let bridge = config.bridges.get(&*recirc.state().bridge)?;
         Some((recirc, bridge))
     }) else {
-        let mut context = Context::new(config, bridge, Flow::from_key(key, port.number));
+        let packet = Flow::from_key(key, port.number);
+        let mut context = Context::new(config, bridge, &packet, actions);
         context.give_up(XlateError::NoRecirculationContext);
         return Some(context.finish());
     };
-    let mut context = Context::new(config, bridge, Flow::from_key(key, recirc.state().in_port));
+    let packet = Flow::from_key(key, recirc.state().in_port);
+    let mut context = Context::new(config, bridge, &packet, actions);
     context.thaw(recirc);
     Some(context.finish())
 }

@@ -174,7 +174,7 @@ impl World {
             if !ukey.state.lock().begin_to_evict(DelReason::Idle) {
                 continue;
             }
-            self.datapath.delete(ukey.ufid);
+            self.datapath.delete(ukey.ufid());
             assert!(ukey.state.lock().is_evicted(), "only who begins to evict a ukey ends it");
         }
     }
@@ -200,7 +200,7 @@ impl World {
         let has_flow =
             |ukey: &&Arc<Ukey>| matches!(ukey.state.lock().phase(), Phase::Operational | Phase::Inconsistent);
         for ufid in self.datapath.flows.lock().unwrap().keys() {
-            let ukeys = left.iter().filter(|ukey| ukey.ufid == *ufid).filter(has_flow).count();
+            let ukeys = left.iter().filter(|ukey| ukey.ufid() == *ufid).filter(has_flow).count();
             assert_eq!(ukeys, 1, "a flow without its ukey");
         }
         drop(left);
@@ -385,13 +385,13 @@ fn no_state_goes_back() {
         let installation = world.table.install(ukey).ok().unwrap();
         let ukey = Arc::clone(installation.ukey().unwrap());
         world.all.lock().unwrap().push(Arc::clone(&ukey));
-        assert!(world.datapath.put(ukey.ufid, 0));
+        assert!(world.datapath.put(ukey.ufid(), 0));
         let watch = {
             let (ukey, seen) = (Arc::clone(&ukey), Arc::clone(&seen));
             thread::spawn(move || {
                 for _ in 0..6 {
                     let phase = ukey.state.lock().phase();
-                    seen.lock().unwrap().push((ukey.ufid, phase));
+                    seen.lock().unwrap().push((ukey.ufid(), phase));
                     thread::yield_now();
                 }
             })

@@ -4,6 +4,7 @@ use datapath_common::key::VLAN_PRESENT;
 use datapath_common::{Be16, Be32, Be64, FlowKey};
 use openflow::{FieldId, Prerequisite};
 
+use super::place::Place;
 use super::{Flow, NW_FRAG_ANY, NW_FRAG_LATER};
 use datapath_common::extract::{eth_type, ip_proto};
 
@@ -14,7 +15,15 @@ const ECN: u8 = 0x03;
 
 impl Flow {
     /// A field's bits as one number, the least significant bit first, as [`FieldId`] counts.
+    #[inline]
     pub fn get(&self, field: FieldId) -> u128 {
+        match Place::of(field) {
+            Some(place) => place.get(self).into(),
+            None => self.get_parts(field),
+        }
+    }
+
+    fn get_parts(&self, field: FieldId) -> u128 {
         use FieldId as F;
         if let Some((first, count)) = registers(field) {
             return (first..first + count).fold(0, |bits, n| (bits << 32) | u128::from(self.reg(n)));
@@ -62,7 +71,15 @@ impl Flow {
 
     /// Sets a field's bits; those beyond its width are cut off. Setting OpenFlow 1.0's VLAN id or a priority also says that
     /// there is a tag.
+    #[inline]
     pub fn set(&mut self, field: FieldId, bits: u128) {
+        match Place::of(field) {
+            Some(place) => place.set(self, bits as u64),
+            None => self.set_parts(field, bits),
+        }
+    }
+
+    fn set_parts(&mut self, field: FieldId, bits: u128) {
         use FieldId as F;
         if let Some((first, count)) = registers(field) {
             for n in 0..count {
@@ -112,7 +129,15 @@ impl Flow {
     }
 
     /// In a mask: adds these bits of a field. Of a VLAN's id or priority also the tag's presence.
+    #[inline]
     pub fn look_at(&mut self, field: FieldId, bits: u128) {
+        match Place::of(field) {
+            Some(place) => place.add(self, bits as u64),
+            None => self.look_at_parts(field, bits),
+        }
+    }
+
+    fn look_at_parts(&mut self, field: FieldId, bits: u128) {
         // What a field can't hold may be set where it is a part of something wider, and stays.
         let FlowKey { in_port, ip_frag, tp_src, tp_dst, tcp_flags, ipv6_label, .. } = self.key;
         self.set(field, self.get(field) | bits);
@@ -195,6 +220,25 @@ mod tests {
     use zerocopy::FromBytes as _;
 
     proptest! {
+        #[test]
+        fn a_field_in_its_place_is_the_field_by_its_parts(
+            bytes in prop::collection::vec(any::<u8>(), size_of::<Flow>()),
+            bits: u128,
+        ) {
+            let flow = Flow::read_from_bytes(&bytes).expect("a flow's bytes");
+            for field in FieldId::all() {
+                prop_assert_eq!(flow.get(field), flow.get_parts(field), "{}", field);
+                let (mut by_place, mut by_parts) = (flow, flow);
+                by_place.set(field, bits);
+                by_parts.set_parts(field, bits);
+                prop_assert_eq!(by_place, by_parts, "{}", field);
+                let (mut by_place, mut by_parts) = (flow, flow);
+                by_place.look_at(field, bits);
+                by_parts.look_at_parts(field, bits);
+                prop_assert_eq!(by_place, by_parts, "{}", field);
+            }
+        }
+
         #[test]
         fn looking_at_a_field_adds_its_bits_and_takes_none_away(
             bytes in prop::collection::vec(any::<u8>(), size_of::<Flow>()),

@@ -174,7 +174,7 @@ impl Switch {
         for ukey in self.backer.ukeys.all() {
             let (key, mask) = (ukey.flow.key(), ukey.flow.mask());
             let state = ukey.state.lock();
-            let _ = write!(text, "{}, {}, ", ukey.ufid, style.key(&key, Some(&mask)));
+            let _ = write!(text, "{}, {}, ", ukey.ufid(), style.key(&key, Some(&mask)));
             let _ = write!(text, "{}, ", odp::format_stats(&state.pushed, now));
             let _ = write!(text, "actions:{}, state:{}, ", style.actions(&state.actions), state.phase());
             if let Some(reason) = state.reason() {

@@ -8,7 +8,7 @@ use datapath_common::FlowKey;
 use dpif::OdpPort;
 
 use super::stats::{Counters, count};
-use super::ukey::{Counted, Hints, Over, PortFlows};
+use super::ukey::{Caps, Counted, Hints, Over, PortFlows};
 use crate::backer::Backer;
 use crate::xlate::Effect;
 
@@ -34,11 +34,12 @@ pub(super) fn enter(
     backer: &Backer,
     counters: &Counters,
     hints: &mut Hints,
+    caps: Caps,
     port: u32,
     mask: &FlowKey,
     effects: &[Effect],
 ) -> Option<Counted> {
-    match backer.census.enter(hints, port, mask, backer.limits().caps) {
+    match backer.census.enter(hints, port, mask, caps) {
         Ok(counted) => Some(counted),
         Err(over) => {
             refuse(backer, counters, port, over, effects);

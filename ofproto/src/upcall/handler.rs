@@ -11,24 +11,27 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use arc_swap::{ArcSwap, Cache};
 use datapath_common::FlowKey;
 use dpif::odp::SlowPath;
 use dpif::{Action, DpifError, DpifOp, Execute, Features, FlowPut, PutMode, Ufid, Upcall, UpcallBatch};
 
 use super::classify::UpcallClass;
-use super::fitness::{Fitness, extract_again};
+use super::fitness::{Fitness, extract_again, says_all};
 use super::latch::{Latch, Sleep};
-use super::recent::Recent;
+use super::recent::RecentFlows;
 use super::stats::{HandlerStats, Split, count};
-use super::ukey::{Hints, Installation, MaskedWords, Phase, Refused, Ukey};
+use super::ukey::{Hints, Installation, Phase, Refused, Ukey};
 use super::{cap, packet_in, sample, slow};
-use crate::backer::Backer;
-use crate::xlate::{Effect, Xlate, XlateError, forget_unsayable, translate};
+use crate::backer::{Backer, Limits};
+use crate::bridge::Config;
+use crate::xlate::{Effect, Xlate, XlateError, forget_unsayable, translate_into};
 
 /// Of so many batches one is timed in detail.
 const SAMPLED: u64 = 16;
 /// A turn that takes longer is reported.
 const LONG_POLL_MS: u64 = 1_000;
+const NS_PER_MS: u64 = 1_000_000;
 /// After the datapath has failed to receive, a handler waits so long before it tries again.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -66,9 +69,7 @@ impl<'a> Handler<'a> {
     fn serve(&mut self, latch: &Latch, sleep: &Sleep<'_>) {
         while !latch.exits() {
             let question = latch.question();
-            let began = self.backer.clock.now_ms();
             let received = self.turn();
-            self.report_long_poll(began);
             let empty = matches!(received, Ok(0));
             latch.answer(question, empty);
             let slept = match received {
@@ -104,22 +105,25 @@ impl<'a> Handler<'a> {
             counters.in_hand.store(received as u64, Ordering::Relaxed);
             counters.received.fetch_add(received as u64, Ordering::SeqCst);
             count(&counters.batches);
-            self.desk.answer(self.batch.upcalls(), &mut timer);
+            // Two readings of the clock for a batch: few packets may be all that there is to share what one costs.
+            let began_ns = self.backer.clock.now_ns();
+            let ended_ns = self.desk.answer(self.batch.upcalls(), began_ns, &mut timer);
             counters.in_hand.store(0, Ordering::Relaxed);
             if timer.at.is_some() {
                 self.stats.add_split(&timer.split);
             }
-            super::loss::look(self.backer);
+            super::loss::look(self.backer, ended_ns / NS_PER_MS);
+            self.report_long_poll(began_ns, ended_ns);
         }
         Ok(received + bad)
     }
 
-    fn report_long_poll(&self, began_ms: u64) {
-        let took = self.backer.clock.now_ms().saturating_sub(began_ms);
+    fn report_long_poll(&self, began_ns: u64, ended_ns: u64) {
+        let took = ended_ns.saturating_sub(began_ns) / NS_PER_MS;
         if took >= LONG_POLL_MS {
             coverage::inc!("long_poll_interval");
             count(&self.stats.counters.long_polls);
-            if let Some(before) = self.backer.warnings.long_poll.allow(self.backer.clock.now_ms()) {
+            if let Some(before) = self.backer.warnings.long_poll.allow(ended_ns / NS_PER_MS) {
                 tracing::warn!("handler{}: unreasonably long {took}ms poll interval ({before} more before)", self.id);
             }
         }
@@ -151,16 +155,20 @@ impl Timer {
 struct Desk<'a> {
     backer: &'a Backer,
     stats: &'a HandlerStats,
-    /// Of the upcall at hand: the packet's fields, and the masked key of its flow.
-    key: FlowKey,
-    words: MaskedWords,
+    limits: Cache<&'a ArcSwap<Limits>, Arc<Limits>>,
+    /// Flows that were installed last.
+    recent: RecentFlows<'a>,
+    /// The configuration of a generation, until the batch is answered.
+    config: Option<(u64, Arc<Config>)>,
     /// Where flows were counted last.
     hints: Hints,
     answers: Vec<Answer>,
     installations: Vec<Installation>,
     puts: Vec<FlowPut>,
-    /// The masks that something was installed with.
-    recent: Vec<Arc<Recent>>,
+    /// The actions that were translated last: of flows that do the same they are one list.
+    actions: Arc<[Action]>,
+    /// Empty; only its memory is kept.
+    spare: Vec<Action>,
     /// When the batch was received, on both clocks: one reading for all its packets.
     now_ms: u64,
     now_ns: u64,
@@ -194,24 +202,26 @@ impl<'a> Desk<'a> {
         Self {
             backer,
             stats,
-            key: FlowKey::ZERO,
-            words: MaskedWords::default(),
+            limits: Cache::new(backer.limits_source()),
+            recent: RecentFlows::new(&backer.recent),
+            config: None,
             hints: Hints::default(),
             answers: Vec::new(),
             installations: Vec::new(),
             puts: Vec::new(),
-            recent: Vec::new(),
+            actions: Arc::default(),
+            spare: Vec::new(),
             now_ms: 0,
             now_ns: 0,
             ops: Vec::new(),
         }
     }
 
-    /// Answers a batch of upcalls.
-    fn answer(&mut self, upcalls: &[Upcall], timer: &mut Timer) {
+    /// Answers a batch of upcalls that was received at `now_ns`. Says when the datapath had carried out what was to be done.
+    fn answer(&mut self, upcalls: &[Upcall], now_ns: u64, timer: &mut Timer) -> u64 {
         self.answers.clear();
         self.puts.clear();
-        (self.now_ms, self.now_ns) = (self.backer.clock.now_ms(), self.backer.clock.now_ns());
+        (self.now_ms, self.now_ns) = (now_ns / NS_PER_MS, now_ns);
         for (index, upcall) in upcalls.iter().enumerate() {
             if let Some((actions, by, installs)) = self.decide(upcall, timer) {
                 self.answers.push(Answer { upcall: index, installs, actions, by });
@@ -236,12 +246,14 @@ impl<'a> Desk<'a> {
         self.backer.dpif.operate(&mut ops);
         timer.lap(|split| &mut split.operate);
         let now_ns = self.backer.clock.now_ns();
-        // Packets that have come meanwhile had no flow yet.
-        self.recent.drain(..).for_each(|recent| recent.until(now_ns));
-        finish(self.backer, self.stats, upcalls, &self.answers, &mut self.installations, &mut ops);
+        self.recent.done(now_ns);
+        finish(self.backer, self.stats, upcalls, &self.answers, &mut self.installations, &mut ops, now_ns);
         self.ops = recycle(ops);
         self.answers.clear();
+        self.puts.clear();
+        self.config = None;
         timer.lap(|split| &mut split.finish);
+        now_ns
     }
 
     /// What to do with a packet, and whether its flow is the last of those to be installed now. `None`: nothing is to be done,
@@ -264,7 +276,14 @@ impl<'a> Desk<'a> {
             return Some((actions, by, false));
         }
         let features = &self.backer.features;
-        let Some(fitness) = extract_again(&upcall.packet.data, &upcall.key, features, &mut self.key) else {
+        let mut again;
+        let (fitness, key) = if says_all(&upcall.packet.data, &upcall.key) {
+            (Some(Fitness::Perfect), &upcall.key)
+        } else {
+            again = FlowKey::ZERO;
+            (extract_again(&upcall.packet.data, &upcall.key, features, &mut again), &again)
+        };
+        let Some(fitness) = fitness else {
             coverage::inc!("upcall_malformed");
             count(&counters.malformed);
             return None;
@@ -277,7 +296,7 @@ impl<'a> Desk<'a> {
         match &class {
             UpcallClass::Miss | UpcallClass::SlowPath(_) | UpcallClass::Bad => {}
             UpcallClass::Sample(cookie) => {
-                sample::export(self.backer, upcall, cookie, &mut self.words);
+                sample::export(self.backer, upcall, cookie, self.recent.words());
                 count(&counters.exported);
                 return None;
             }
@@ -288,7 +307,7 @@ impl<'a> Desk<'a> {
             }
         }
         timer.lap(|split| &mut split.decode);
-        let decided = self.translate(upcall, missed, fitness, generation, timer);
+        let decided = self.translate(upcall, key, missed, fitness, generation, timer);
         timer.lap(|split| &mut split.ukey);
         Some(decided)
     }
@@ -296,7 +315,7 @@ impl<'a> Desk<'a> {
     /// What a flow does that has been installed since the packet came.
     fn installed_meanwhile(&mut self, upcall: &Upcall, generation: u64) -> Option<Arc<[Action]>> {
         let backer = self.backer;
-        let ukey = backer.recent.find(&backer.ukeys, &upcall.key, upcall.arrival_ns, &mut self.words)?;
+        let ukey = self.recent.find(&backer.ukeys, &upcall.key, upcall.arrival_ns)?;
         let state = ukey.state.lock();
         let is_right = state.generation == generation && matches!(state.phase(), Phase::Visible | Phase::Operational);
         if !is_right || slow::sends_up(&state.actions) {
@@ -314,9 +333,29 @@ impl<'a> Desk<'a> {
         Some(actions)
     }
 
+    /// The published configuration, of this generation or a later one. Each batch looks anew, so that no handler that sleeps keeps
+    /// an old one.
+    fn config(&mut self, generation: u64) -> Arc<Config> {
+        match &self.config {
+            // What changes the configuration publishes it, and counts up then: so it was read after this generation.
+            Some((of, config)) if *of == generation => Arc::clone(config),
+            _ => Arc::clone(&self.config.insert((generation, self.backer.config())).1),
+        }
+    }
+
+    /// A list with these actions: the last one, if it has them.
+    fn shared(&mut self, actions: &[Action]) -> Arc<[Action]> {
+        if *self.actions != *actions {
+            self.actions = actions.into();
+        }
+        Arc::clone(&self.actions)
+    }
+
+    /// What to do with a packet whose fields are `key`, as [`Desk::decide`].
     fn translate(
         &mut self,
         upcall: &Upcall,
+        key: &FlowKey,
         missed: bool,
         fitness: Fitness,
         generation: u64,
@@ -324,13 +363,13 @@ impl<'a> Desk<'a> {
     ) -> (Arc<[Action]>, By, bool) {
         let (backer, counters) = (self.backer, &self.stats.counters);
         let now = self.now_ms;
-        let config = backer.config();
-        let xlate = translate(&config, &self.key);
+        let config = self.config(generation);
+        let xlate = translate_into(&config, key, std::mem::take(&mut self.spare));
         count(&counters.translated);
         let Some(xlate) = xlate else {
             count(&counters.unknown_port);
             if let Some(before) = backer.warnings.unknown_port.allow(now) {
-                let port = self.key.in_port;
+                let port = key.in_port;
                 tracing::warn!("a packet came by datapath port {port}, which is on no bridge ({before} more before)");
             }
             timer.lap(|split| &mut split.translate);
@@ -341,14 +380,14 @@ impl<'a> Desk<'a> {
         if xlate.error == Some(XlateError::NoRecirculationContext) {
             // What its id stood for is gone, and a flow for it would outlive the id's next meaning.
             coverage::inc!("xlate_no_recirculation_context");
-            let (id, port) = (self.key.recirc_id, self.key.in_port);
+            let (id, port) = (key.recirc_id, key.in_port);
             failed(backer, format_args!("recirculation id {id:#x} of a packet of port {port} stands for nothing"));
             timer.lap(|split| &mut split.translate);
             return (Arc::default(), By::Nobody, false);
         }
         if let Some(error) = xlate.error {
             coverage::inc!("xlate_failed");
-            failed(backer, format_args!("translating a packet of port {}: {error}", self.key.in_port));
+            failed(backer, format_args!("translating a packet of port {}: {error}", key.in_port));
         }
         let (packets, bytes) = if missed { (1, upcall.packet.data.len() as u64) } else { (0, 0) };
         if Xlate::apply_effects(&xlate.effects, packets, bytes, now) {
@@ -362,14 +401,13 @@ impl<'a> Desk<'a> {
             _ => SlowPath::MATCH,
         };
         let sends_up: Option<Arc<[Action]>> = (up != 0).then(|| xlate.slow_path_actions(up).into());
-        let actions: Arc<[Action]> = match fitness {
-            Fitness::Perfect if up == 0 => xlate.odp_actions.into(),
-            _ => xlate.odp_actions.as_slice().into(),
-        };
+        let actions = self.shared(&xlate.odp_actions);
+        self.spare = xlate.odp_actions;
+        self.spare.clear();
         let mut installs = false;
         if missed && fitness == Fitness::Perfect {
             let flow_actions = sends_up.unwrap_or_else(|| Arc::clone(&actions));
-            let exact = if backer.limits().megaflows { None } else { Some(exact_mask(&self.key, &backer.features)) };
+            let exact = if self.limits.load().megaflows { None } else { Some(exact_mask(key, &backer.features)) };
             let mask = exact.as_ref().unwrap_or(&xlate.mask);
             installs = self.install(upcall, mask, &flow_actions, xlate.effects, generation, now);
         } else if fitness != Fitness::Perfect {
@@ -402,24 +440,22 @@ impl<'a> Desk<'a> {
         now: u64,
     ) -> bool {
         let (backer, counters) = (self.backer, &self.stats.counters);
-        if backer.ukeys.len() >= backer.flow_limit() {
+        let limits = self.limits.load();
+        if backer.ukeys.len() >= backer.adapted_limit.adapted().min(limits.flow_limit) {
             coverage::inc!("upcall_flow_limit_hit");
             count(&counters.flow_limit);
             return false;
         }
-        let Some(counted) = cap::enter(backer, counters, &mut self.hints, upcall.key.in_port, mask, &effects) else {
+        let (caps, port) = (limits.caps, upcall.key.in_port);
+        let Some(counted) = cap::enter(backer, counters, &mut self.hints, caps, port, mask, &effects) else {
             return false;
         };
-        self.words.set(&upcall.key, mask);
-        let ufid = backer.ukeys.ufid(&self.words);
-        let ukey = Ukey::new(ufid, self.words.to_key(), now, generation, Arc::clone(actions), effects.into());
-        let ukey = Ukey { counted: Some(counted), ..ukey };
+        let (ufid, flow) = self.recent.flow(&backer.ukeys, &upcall.key, mask);
+        let mut ukey = Ukey::new(ufid, flow, now, generation, Arc::clone(actions), effects.into());
+        ukey.counted = Some(counted);
         match backer.ukeys.install(ukey) {
             Ok(installation) => {
-                let recent = backer.recent.installs(mask, self.now_ns);
-                if self.recent.last().is_none_or(|last| !Arc::ptr_eq(last, &recent)) {
-                    self.recent.push(recent);
-                }
+                self.recent.installs(mask, self.now_ns);
                 let (key, actions) = (upcall.key.masked(mask), Arc::clone(actions));
                 self.puts.push(FlowPut { mode: PutMode::Create, ufid, key, mask: *mask, actions });
                 self.installations.push(installation);
@@ -440,7 +476,7 @@ fn recycle<'a>(mut ops: Vec<DpifOp<'_>>) -> Vec<DpifOp<'a>> {
     ops.into_iter().map(|_| unreachable!("there are none")).collect()
 }
 
-/// What came of the batch.
+/// What came of the batch, with which the datapath was done at `now_ns`.
 fn finish(
     backer: &Backer,
     stats: &HandlerStats,
@@ -448,6 +484,7 @@ fn finish(
     answers: &[Answer],
     installations: &mut Vec<Installation>,
     ops: &mut [DpifOp<'_>],
+    now_ns: u64,
 ) {
     let mut results = ops.iter_mut();
     let mut installations = installations.drain(..);
@@ -474,12 +511,11 @@ fn finish(
             }
             By::Nobody => count(&stats.counters.dropped),
         }
-    }
-    let now_ns = backer.clock.now_ns();
-    for answer in answers {
-        if let Some(upcall) = upcalls.get(answer.upcall) {
-            stats.latency.add(now_ns.saturating_sub(upcall.arrival_ns));
-        }
+        let ended_ns = match answer.by {
+            By::Userspace => backer.clock.now_ns(),
+            By::Datapath | By::Nobody => now_ns,
+        };
+        stats.latency.add(ended_ns.saturating_sub(upcall.arrival_ns));
     }
 }
 

@@ -44,7 +44,7 @@ struct State {
 impl LossWatch {
     /// Looks at all ports if it is time to, and reports new losses.
     pub(crate) fn look(&self, backer: &Backer) {
-        look(backer);
+        look(backer, backer.clock.now_ms());
     }
 
     /// The ports, by number.
@@ -56,8 +56,7 @@ impl LossWatch {
 }
 
 /// Looks at all ports if it is time to, and reports new losses.
-pub(super) fn look(backer: &Backer) {
-    let now = backer.clock.now_ms();
+pub(super) fn look(backer: &Backer, now: u64) {
     // Who comes while another looks has nothing to look at.
     let Some(mut state) = backer.losses.state.try_lock() else { return };
     let elapsed = now.saturating_sub(state.looked_ms);

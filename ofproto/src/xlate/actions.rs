@@ -7,7 +7,7 @@ use openflow::{Action, Controller, FieldId, OfPort, PacketInReason, Prerequisite
 
 use super::XlateError;
 use super::context::Context;
-use crate::flow::is_present;
+use crate::flow::{Part, is_present};
 
 impl Context<'_> {
     /// Carries out a rule's actions.
@@ -35,11 +35,7 @@ impl Context<'_> {
             Action::Controller(controller) => self.controller(controller),
             Action::SetField { field, value, mask } => self.set(*field, *value, *mask),
             Action::Load { value, dst } => self.set(dst.field, dst.insert(0, (*value).into()), dst.mask()),
-            Action::Move { src, dst } => {
-                if let Some(value) = self.read_part(*src) {
-                    self.write(dst.field, dst.insert(0, value), dst.mask());
-                }
-            }
+            Action::Move { src, dst } => self.move_part(*src, *dst),
             Action::SetVlanVid { vid, push } => self.set_tag(F::DlVlan, (*vid).into(), *push),
             Action::SetVlanPcp { pcp, push } => self.set_tag(F::DlVlanPcp, (*pcp).into(), *push),
             Action::StripVlan | Action::PopVlan => self.pop_vlan(),
@@ -71,6 +67,22 @@ impl Context<'_> {
             _ => {}
         }
         true
+    }
+
+    /// What [`Self::read_part`] and [`Self::write`] do, in fewer steps where both fields lie in one word each.
+    fn move_part(&mut self, src: Subfield, dst: Subfield) {
+        if let (Some(from), Some(to)) = (Part::of(src), Part::of(dst)) {
+            if self.meets(src.field.info().prerequisite) {
+                self.wildcards.look_at_part(from);
+                let value = self.flow.part(from);
+                if self.meets(dst.field.info().prerequisite) {
+                    self.wildcards.look_at_part(to);
+                    self.flow.set_part(to, value);
+                }
+            }
+        } else if let Some(value) = self.read_part(src) {
+            self.write(dst.field, dst.insert(0, value), dst.mask());
+        }
     }
 
     /// What is in a part of a field; `None` in packets without the field.

@@ -19,7 +19,7 @@ pub(super) struct Context<'a> {
     pub(super) bridge: &'a Arc<Bridge>,
     origin: Origin,
     /// The packet as it came in.
-    packet: Flow,
+    packet: &'a Flow,
     /// Bits that such packets can have.
     pub(super) present: FlowKey,
     /// The packet as the tables see it now.
@@ -52,7 +52,7 @@ pub(super) struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    pub(super) fn new(config: &'a Config, bridge: &'a Arc<Bridge>, packet: Flow) -> Self {
+    pub(super) fn new(config: &'a Config, bridge: &'a Arc<Bridge>, packet: &'a Flow, actions: Vec<Action>) -> Self {
         let meter = config.slow_paths.slow_path_meter;
         Self {
             config,
@@ -65,10 +65,10 @@ impl<'a> Context<'a> {
             },
             packet,
             present: packet.present_fields(),
-            flow: packet,
-            base: packet,
+            flow: *packet,
+            base: *packet,
             wildcards: Flow::ZERO,
-            actions: Vec::new(),
+            actions,
             // Most packets match one rule, and the list is kept as long as their flow.
             effects: Vec::with_capacity(1),
             set: Vec::new(),
@@ -93,8 +93,9 @@ impl<'a> Context<'a> {
         }
     }
 
-    pub(super) fn finish(mut self) -> Xlate {
-        let mut mask = self.wildcards.datapath_mask(&self.packet);
+    /// The translation. Leaves nothing of it here; what is as large as this is not moved for it.
+    pub(super) fn finish(&mut self) -> Xlate {
+        let mut mask = self.wildcards.datapath_mask(self.packet, &self.present);
         support::forget_unsayable(&mut mask, &self.config.features);
         if self.error.is_some() {
             self.actions.clear();
@@ -103,14 +104,14 @@ impl<'a> Context<'a> {
         let slow = support::obstacle(&self.actions, &self.config.features, metered);
         let slow_path = self.slow_path | if slow.is_some() { SlowPath::ACTION } else { 0 };
         Xlate {
-            odp_actions: self.actions,
+            odp_actions: std::mem::take(&mut self.actions),
             mask,
             slow,
             slow_path,
             origin: self.origin,
             error: self.error,
-            effects: self.effects,
-            taken: self.taken,
+            effects: std::mem::take(&mut self.effects),
+            taken: std::mem::take(&mut self.taken),
         }
     }
 

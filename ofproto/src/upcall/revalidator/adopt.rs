@@ -61,8 +61,8 @@ fn adopt(backer: &Backer, flow: &DatapathFlow, inherits: bool) -> Option<Arc<Uke
     let config = backer.config();
     let holds = ids.iter().filter_map(|id| config.recirc.inherit(*id)).map(Effect::Inherit).collect();
     let masked = MaskedKey::new(&flow.key, &flow.mask);
-    let ukey = Ukey::new(flow.ufid, masked, backer.clock.now_ms(), 0, Arc::clone(&flow.actions), holds);
-    let ukey = Ukey { counted: backer.census.count(flow.key.in_port, &flow.mask), ..ukey };
+    let mut ukey = Ukey::new(flow.ufid, masked, backer.clock.now_ms(), 0, Arc::clone(&flow.actions), holds);
+    ukey.counted = backer.census.count(flow.key.in_port, &flow.mask);
     ukey.state.lock().pushed = flow.stats;
     let adopted = backer.ukeys.adopt(ukey).ok();
     if adopted.is_some() {

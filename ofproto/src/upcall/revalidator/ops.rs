@@ -33,7 +33,7 @@ impl<'a> Ops<'a> {
     pub(super) fn delete(&mut self, ukey: &Arc<Ukey>, state: &mut State, reason: DelReason) {
         if state.begin_to_evict(reason) {
             count(reason);
-            tracing::debug!("deleting {}: {reason}", ukey.ufid);
+            tracing::debug!("deleting {}: {reason}", ukey.ufid());
             self.waiting.push((Arc::clone(ukey), What::Delete));
         }
     }
@@ -58,7 +58,7 @@ impl<'a> Ops<'a> {
         for ((ukey, _), put) in waiting.iter().zip(&puts) {
             ops.push(match put {
                 Some(put) => DpifOp::FlowPut { put, result: Err(DpifError::NoSuchFlow) },
-                None => deletion(ukey.ufid),
+                None => deletion(ukey.ufid()),
             });
         }
         if ops.is_empty() {
@@ -88,7 +88,7 @@ impl<'a> Ops<'a> {
                 // What the datapath does with its packets is not known: the next sweep deletes it.
                 state.becomes_inconsistent();
                 drop(state);
-                failed(self.backer, format_args!("modifying {}: {error}", ukey.ufid));
+                failed(self.backer, format_args!("modifying {}: {error}", ukey.ufid()));
             }
         }
     }
@@ -98,7 +98,7 @@ impl<'a> Ops<'a> {
         match result {
             Ok(stats) => push(self.backer, ukey, &mut state, &stats),
             Err(DpifError::NoSuchFlow) => {}
-            Err(error) => failed(self.backer, format_args!("deleting {}: {error}", ukey.ufid)),
+            Err(error) => failed(self.backer, format_args!("deleting {}: {error}", ukey.ufid())),
         }
         state.is_evicted();
     }
@@ -107,7 +107,7 @@ impl<'a> Ops<'a> {
 fn modification(ukey: &Ukey, what: &What) -> Option<FlowPut> {
     let What::Modify(actions, _) = what else { return None };
     let (key, mask) = (ukey.flow.key(), ukey.flow.mask());
-    Some(FlowPut { mode: PutMode::Modify, ufid: ukey.ufid, key, mask, actions: Arc::clone(actions) })
+    Some(FlowPut { mode: PutMode::Modify, ufid: ukey.ufid(), key, mask, actions: Arc::clone(actions) })
 }
 
 fn deletion<'a>(ufid: Ufid) -> DpifOp<'a> {

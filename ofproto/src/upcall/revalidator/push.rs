@@ -20,7 +20,7 @@ pub(super) fn push(backer: &Backer, ukey: &Ukey, state: &mut State, stats: &Flow
     state.pushed = FlowStats { used_ms: stats.used_ms.max(before.used_ms), ..*stats };
     if stats.packets < before.packets && before.packets < NEARLY_WRAPPED {
         coverage::inc!("ukey_invalid_stat_reset");
-        let (ufid, from, to) = (ukey.ufid, before.packets, stats.packets);
+        let (ufid, from, to) = (ukey.ufid(), before.packets, stats.packets);
         failed(backer, format_args!("Unexpected jump in packet stats from {from} to {to} when handling ukey {ufid}"));
         return;
     }

@@ -32,12 +32,14 @@ mod table;
 #[allow(unused_imports)]
 pub(crate) use census::{Caps, Census, Counted, Hints, Over, PortFlows};
 pub(crate) use life::{DelReason, Phase};
+#[allow(unused_imports)]
+pub(crate) use masked::MaskShape;
 pub(crate) use masked::{MaskedKey, MaskedWords};
 pub(crate) use table::{Installation, Refused, UkeyTable};
 
 /// What userspace knows of a megaflow.
 pub(crate) struct Ukey {
-    pub(crate) ufid: Ufid,
+    id: Id,
     /// The masked key and the mask.
     pub(crate) flow: MaskedKey,
     /// When it was installed or found.
@@ -46,6 +48,26 @@ pub(crate) struct Ukey {
     pub(crate) counted: Option<Counted>,
     pub(crate) state: Mutex<State>,
 }
+
+/// A flow's id in two halves, the upper one first. The allocator takes its long way, and a size more, for what is to lie where a
+/// number of 128 bits may lie.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Id([u64; 2]);
+
+impl Id {
+    fn ufid(self) -> Ufid {
+        let [upper, lower] = self.0;
+        Ufid(u128::from(upper) << 64 | u128::from(lower))
+    }
+}
+
+impl From<Ufid> for Id {
+    fn from(Ufid(id): Ufid) -> Self {
+        Self([(id >> 64) as u64, id as u64])
+    }
+}
+
+const _: () = assert!(align_of::<Ukey>() <= 8, "the allocator's short way");
 
 /// What of a ukey changes.
 pub(crate) struct State {
@@ -85,7 +107,12 @@ impl Ukey {
             effects,
             pushed: FlowStats::default(),
         };
-        Self { ufid, flow, created_ms: now_ms, counted: None, state: Mutex::new(state) }
+        Self { id: Id::from(ufid), flow, created_ms: now_ms, counted: None, state: Mutex::new(state) }
+    }
+
+    /// The flow's id.
+    pub(crate) fn ufid(&self) -> Ufid {
+        self.id.ufid()
     }
 }
 

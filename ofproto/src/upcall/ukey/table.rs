@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use dpif::Ufid;
+use dpif::{Ufid, UfidHashing};
 
-use super::{DelReason, MaskedWords, Phase, State, Ukey};
+use super::{DelReason, Id, MaskedWords, Phase, State, Ukey};
 use crate::sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, RwLock};
 
 /// Parts of the table, each with a lock of its own.
@@ -24,26 +24,33 @@ pub(crate) struct UkeyTable {
     hashers: [ahash::RandomState; 2],
 }
 
-type Shard = HashSet<Entry, ahash::RandomState>;
+/// The ids are hashes with secret keys already.
+type Shard = HashSet<Entry, UfidHashing>;
 
 /// A ukey in a shard, found by its id.
 struct Entry(Arc<Ukey>);
 
-impl Borrow<Ufid> for Entry {
-    fn borrow(&self) -> &Ufid {
-        &self.0.ufid
+impl Borrow<Id> for Entry {
+    fn borrow(&self) -> &Id {
+        &self.0.id
+    }
+}
+
+impl Hash for Id {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.ufid().hash(state);
     }
 }
 
 impl Hash for Entry {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.ufid.hash(state);
+        self.0.id.hash(state);
     }
 }
 
 impl PartialEq for Entry {
     fn eq(&self, other: &Self) -> bool {
-        self.0.ufid == other.0.ufid
+        self.0.id == other.0.id
     }
 }
 
@@ -69,10 +76,8 @@ impl Default for UkeyTable {
 impl UkeyTable {
     /// A table of so many parts.
     pub(crate) fn with_shards(shards: usize) -> Self {
-        // The ids are hashes with secret keys already.
-        let hasher = ahash::RandomState::new();
         Self {
-            shards: (0..shards.max(1)).map(|_| RwLock::new(Shard::with_hasher(hasher.clone()))).collect(),
+            shards: (0..shards.max(1)).map(|_| RwLock::new(Shard::default())).collect(),
             len: AtomicUsize::new(0),
             max: AtomicUsize::new(0),
             deleted: [const { AtomicU64::new(0) }; DelReason::ALL.len()],
@@ -104,7 +109,7 @@ impl UkeyTable {
 
     /// The ukey with an id.
     pub(crate) fn get(&self, ufid: Ufid) -> Option<Arc<Ukey>> {
-        self.shard(ufid)?.read().get(&ufid).map(|entry| Arc::clone(&entry.0))
+        self.shard(ufid)?.read().get(&Id::from(ufid)).map(|entry| Arc::clone(&entry.0))
     }
 
     /// Puts a new ukey into the table: its flow may be put into the datapath now, and what came of it is told to the
@@ -136,9 +141,9 @@ impl UkeyTable {
     }
 
     fn insert(&self, ukey: &Arc<Ukey>) -> Result<(), Refused> {
-        let Some(shard) = self.shard(ukey.ufid) else { return Err(Refused::Conflict) };
+        let Some(shard) = self.shard(ukey.ufid()) else { return Err(Refused::Conflict) };
         let mut shard = shard.write();
-        if let Some(Entry(old)) = shard.get(&ukey.ufid) {
+        if let Some(Entry(old)) = shard.get(&ukey.id) {
             if old.flow != ukey.flow {
                 return Err(Refused::Conflict);
             }
@@ -161,9 +166,9 @@ impl UkeyTable {
 
     /// Takes a ukey out whose flow is gone. `false`: it is not evicted, or another has taken its place.
     pub(crate) fn remove(&self, ukey: &Arc<Ukey>) -> bool {
-        let Some(shard) = self.shard(ukey.ufid) else { return false };
+        let Some(shard) = self.shard(ukey.ufid()) else { return false };
         let mut shard = shard.write();
-        if !shard.get(&ukey.ufid).is_some_and(|Entry(there)| Arc::ptr_eq(there, ukey)) {
+        if !shard.get(&ukey.id).is_some_and(|Entry(there)| Arc::ptr_eq(there, ukey)) {
             return false;
         }
         // Whoever holds it is not done with it; the next sweep finds it again.
@@ -173,7 +178,7 @@ impl UkeyTable {
         }
         self.count_deleted(&state);
         drop(state);
-        shard.remove(&ukey.ufid);
+        shard.remove(&ukey.id);
         self.len.fetch_sub(1, Ordering::Relaxed);
         true
     }
@@ -234,7 +239,7 @@ pub(crate) struct Part<'a>(&'a Shard);
 impl<'a> Part<'a> {
     /// The ukey with an id.
     pub(crate) fn get(self, ufid: Ufid) -> Option<&'a Arc<Ukey>> {
-        self.0.get(&ufid).map(|Entry(ukey)| ukey)
+        self.0.get(&Id::from(ufid)).map(|Entry(ukey)| ukey)
     }
 
     /// All of them.
