@@ -23,7 +23,6 @@ use crate::upcall::{Caps, Census, FlowLimit, HandlerReport, LossWatch, RecentMas
 pub(crate) struct Backer {
     pub(crate) dpif: Arc<dyn Dpif>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) handler_begins: fn(),
     limits: ArcSwap<Limits>,
     config: ArcSwap<Config>,
     /// What the datapath can do: the same as in every configuration.
@@ -74,12 +73,11 @@ struct RevalidatorState {
 }
 
 impl Backer {
-    pub(crate) fn new(dpif: Arc<dyn Dpif>, clock: Arc<dyn Clock>, limits: Limits, handler_begins: fn()) -> Self {
+    pub(crate) fn new(dpif: Arc<dyn Dpif>, clock: Arc<dyn Clock>, limits: Limits) -> Self {
         let features = Arc::new(dpif.features());
         Self {
             dpif,
             clock,
-            handler_begins,
             limits: ArcSwap::from_pointee(limits),
             config: ArcSwap::from_pointee(Config::of(Arc::clone(&features))),
             features,

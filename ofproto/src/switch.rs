@@ -55,8 +55,6 @@ pub struct Options {
     pub megaflows: bool,
     /// The clock, the same as the datapath's.
     pub clock: Arc<dyn Clock>,
-    /// What each handler's thread does before it receives: to choose how it is scheduled, say.
-    pub handler_begins: fn(),
 }
 
 impl Default for Options {
@@ -73,7 +71,6 @@ impl Default for Options {
             min_revalidate_pps: 5,
             megaflows: true,
             clock: Arc::new(MonotonicClock),
-            handler_begins: || {},
         }
     }
 }
@@ -142,7 +139,7 @@ impl Switch {
         for line in dpif.features().report(&name) {
             tracing::info!(target: "ofproto_dpif", "{line}");
         }
-        let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), options.limits(), options.handler_begins));
+        let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), options.limits()));
         let threads = Mutex::new((options.n_handlers, options.n_revalidators));
         Self { backer, threads, admin: Mutex::new(()), engine: Mutex::new(None) }
     }

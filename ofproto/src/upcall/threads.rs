@@ -102,7 +102,6 @@ impl Engine {
             self.handlers.push(HandlerThread { latch: Arc::clone(&latch), stats: Arc::clone(&stats), thread: None });
             let backer = Arc::clone(backer);
             let run = move || {
-                (backer.handler_begins)();
                 supervise(&backer, id, &latch, &stats);
                 latch.ended();
             };
