@@ -231,7 +231,7 @@ pub fn tell(s: &Scratch) -> i64 {
 /// 0 if it was in the cache, or the mask that the cache names was right.
 #[inline(never)]
 pub fn search(s: &mut Scratch) -> i64 {
-    (s.found, s.scanned) = (0, 0);
+    (s.found, s.scanned, s.retries) = (0, 0, 0);
     let free = in_row(s);
     if free == IN_ROW {
         s.found = 1;
@@ -246,6 +246,9 @@ pub fn search(s: &mut Scratch) -> i64 {
     if s.found == 0 {
         // SAFETY: the working memory is ours.
         unsafe { scan_lists(s) };
+    }
+    if s.retries != 0 {
+        retried(s);
     }
     s.slot = s.found.wrapping_sub(1);
     // A flow that the specialised program runs is not looked for here again.
@@ -415,7 +418,8 @@ fn try_mask(s: &mut Scratch) -> u32 {
             s.generation = generation;
             return index.wrapping_add(1);
         }
-        retried(s);
+        // Counted by who is not as deep in the stack.
+        s.retries = s.retries.wrapping_add(1);
         attempt += 1;
     }
     0
@@ -442,7 +446,7 @@ fn find(bucket: u32, tag: u64) -> u64 {
 fn retried(s: &Scratch) -> i64 {
     if let Some(stats) = stats::datapath(s) {
         // SAFETY: the map's element.
-        unsafe { stats::add(&raw mut (*stats).retried, 1) };
+        unsafe { stats::add(&raw mut (*stats).retried, s.retries.into()) };
     }
     0
 }

@@ -158,6 +158,8 @@ pub struct Scratch {
     pub mask_at: u32,
     /// Masks that were scanned.
     pub scanned: u32,
+    /// Looks at a slot that was given to another flow meanwhile.
+    pub retries: u32,
     /// Masks in the published buffer.
     pub mask_count: u32,
     /// Index of the mask that matched, or is tried.
