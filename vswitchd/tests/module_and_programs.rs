@@ -250,7 +250,10 @@ impl Comparison {
     /// The frame comes in again, and now there is a flow.
     fn pass(&mut self, frame: &[u8], put: &FlowPut) {
         let theirs = self.module.send(frame);
-        let ours = self.programs.send(frame);
+        let mut ours = self.programs.send(frame);
+        if self.which == Programs::BehindXdp && theirs.frames != ours.frames {
+            self.programs.add_late(&mut ours);
+        }
         self.seen.flows += 1;
         self.seen.in_xdp += usize::from(ours.in_xdp);
         self.seen.outputs += theirs.frames.iter().map(Vec::len).sum::<usize>();

@@ -69,6 +69,16 @@ impl Side {
         self.handed_over = Some(RawSocket::open(netns, &format!("{}0", self.letter)).unwrap());
     }
 
+    /// What leaves behind the marker: devices that take redirected frames may have it overtake others.
+    pub(crate) fn add_late(&self, what: &mut What) {
+        for (socket, frames) in self.from.iter().zip(&mut what.frames) {
+            while let Some(frame) = socket.recv(AT_ONCE).unwrap() {
+                frames.push(frame.bytes);
+            }
+            frames.sort();
+        }
+    }
+
     /// Installs the flow of the markers.
     pub(crate) fn marker(&self) {
         let key = FlowKey { in_port: IN.0, eth_type: Be16(u16::from_ne_bytes(MARKER)), ..FlowKey::ZERO };
