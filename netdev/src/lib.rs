@@ -11,6 +11,7 @@
 pub mod device;
 pub mod packet_sender;
 pub mod packet_socket;
+pub mod schedule;
 pub mod tap;
 pub mod vnet;
 

@@ -23,6 +23,7 @@ use crate::upcall::{Caps, Census, FlowLimit, HandlerReport, LossWatch, RecentMas
 pub(crate) struct Backer {
     pub(crate) dpif: Arc<dyn Dpif>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) schedule: fn(bool),
     limits: ArcSwap<Limits>,
     config: ArcSwap<Config>,
     /// What the datapath can do: the same as in every configuration.
@@ -73,11 +74,12 @@ struct RevalidatorState {
 }
 
 impl Backer {
-    pub(crate) fn new(dpif: Arc<dyn Dpif>, clock: Arc<dyn Clock>, limits: Limits) -> Self {
+    pub(crate) fn new(dpif: Arc<dyn Dpif>, clock: Arc<dyn Clock>, limits: Limits, schedule: fn(bool)) -> Self {
         let features = Arc::new(dpif.features());
         Self {
             dpif,
             clock,
+            schedule,
             limits: ArcSwap::from_pointee(limits),
             config: ArcSwap::from_pointee(Config::of(Arc::clone(&features))),
             features,

@@ -55,6 +55,9 @@ pub struct Options {
     pub megaflows: bool,
     /// The clock, the same as the datapath's.
     pub clock: Arc<dyn Clock>,
+    /// How a handler's thread, which calls this, is to be scheduled from now on: whether it lets others finish when it wakes, because
+    /// many packets come one by one.
+    pub schedule: fn(bool),
 }
 
 impl Default for Options {
@@ -71,6 +74,7 @@ impl Default for Options {
             min_revalidate_pps: 5,
             megaflows: true,
             clock: Arc::new(MonotonicClock),
+            schedule: |_| {},
         }
     }
 }
@@ -139,7 +143,7 @@ impl Switch {
         for line in dpif.features().report(&name) {
             tracing::info!(target: "ofproto_dpif", "{line}");
         }
-        let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), options.limits()));
+        let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), options.limits(), options.schedule));
         let threads = Mutex::new((options.n_handlers, options.n_revalidators));
         Self { backer, threads, admin: Mutex::new(()), engine: Mutex::new(None) }
     }

@@ -22,6 +22,7 @@ mod histogram;
 mod latch;
 mod limit;
 mod loss;
+mod moderation;
 mod packet_in;
 mod probes;
 mod rate;

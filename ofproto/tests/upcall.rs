@@ -15,8 +15,9 @@ use dpif::odp::{Cookie, CookieKind, SlowPath};
 use dpif::{Action, Dpif, DpifError, OdpPort, Packet, PortKind as DpPortKind, PortSpec, Upcall, UpcallKind};
 use faulty::Faulty;
 use ofproto::upcall::HandlerReport;
-use ofproto::{BridgeSettings, Options, PortKind, PortVlan, Switch};
+use ofproto::{BridgeSettings, ManualClock, Options, PortKind, PortVlan, Switch};
 use openflow::{FlowMod, NoPortNames};
+use testkit::wait_until;
 
 const A: [u8; 6] = MACS[0];
 const B: [u8; 6] = MACS[1];
@@ -386,4 +387,30 @@ fn a_storm_of_one_port_does_not_take_anothers_upcalls() {
     assert_eq!((stats("p3").upcalls, stats("p3").upcall_lost), (100, 0));
     let others = std::iter::from_fn(|| world.ports[1].recv()).filter(|packet| packet.data[6] == 4).count();
     assert_eq!(others, 100);
+}
+
+#[test]
+fn a_handler_lets_others_finish_while_many_packets_come_one_by_one() {
+    static TOLD: parking_lot::Mutex<Vec<bool>> = parking_lot::Mutex::new(Vec::new());
+    let clock = ManualClock::new(1_000_000);
+    let handlers_clock = clock.clone();
+    let world = World::with(&["actions=output:2"], |options, _| {
+        options.clock = Arc::new(handlers_clock);
+        options.schedule = |lets_others_finish| TOLD.lock().push(lets_others_finish);
+        // Each packet comes up.
+        options.flow_limit = 0;
+    });
+    let come = |packets: u32, a_ms: u32| {
+        for n in 1..=packets {
+            world.send(1);
+            world.switch.synchronize();
+            clock.advance_ms(u64::from(n % a_ms == 0));
+        }
+    };
+    come(50, 1);
+    assert_eq!(*TOLD.lock(), [false; 0]);
+    come(1_000, 40);
+    assert_eq!(*TOLD.lock(), [true]);
+    clock.advance_ms(30);
+    assert!(wait_until(Duration::from_secs(10), || *TOLD.lock() == [true, false]), "{:?}", TOLD.lock());
 }

@@ -19,6 +19,7 @@ use dpif::{Action, DpifError, DpifOp, Execute, Features, FlowPut, PutMode, Ufid,
 use super::classify::UpcallClass;
 use super::fitness::{Fitness, extract_again, says_all};
 use super::latch::{Latch, Sleep};
+use super::moderation::Moderation;
 use super::recent::RecentFlows;
 use super::stats::{HandlerStats, Split, count};
 use super::ukey::{Hints, Installation, Phase, Refused, Ukey};
@@ -31,7 +32,7 @@ use crate::xlate::{Effect, Xlate, XlateError, forget_unsayable, translate_into};
 const SAMPLED: u64 = 16;
 /// A turn that takes longer is reported.
 const LONG_POLL_MS: u64 = 1_000;
-const NS_PER_MS: u64 = 1_000_000;
+pub(super) const NS_PER_MS: u64 = 1_000_000;
 /// After the datapath has failed to receive, a handler waits so long before it tries again.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -42,11 +43,13 @@ pub(super) struct Handler<'a> {
     stats: &'a HandlerStats,
     batch: UpcallBatch,
     desk: Desk<'a>,
+    moderation: Moderation,
 }
 
 impl<'a> Handler<'a> {
     pub(super) fn new(backer: &'a Backer, id: u32, stats: &'a HandlerStats) -> Self {
-        Self { backer, id, stats, batch: UpcallBatch::default(), desk: Desk::new(backer, stats) }
+        let moderation = Moderation::new(backer.schedule);
+        Self { backer, id, stats, batch: UpcallBatch::default(), desk: Desk::new(backer, stats), moderation }
     }
 
     /// What a handler's thread does until the latch says that it is to end.
@@ -75,7 +78,7 @@ impl<'a> Handler<'a> {
             let slept = match received {
                 Ok(_) if self.batch.is_full() => continue,
                 Ok(_) if latch.is_asked() => continue,
-                Ok(_) => sleep.wait(None),
+                Ok(_) => sleep.wait(self.moderation.sleeps()),
                 Err(error) => {
                     failed(self.backer, format_args!("handler{} receiving upcalls: {error}", self.id));
                     sleep.wait(Some(RETRY))
@@ -114,6 +117,9 @@ impl<'a> Handler<'a> {
             }
             super::loss::look(self.backer, ended_ns / NS_PER_MS);
             self.report_long_poll(began_ns, ended_ns);
+            self.moderation.came(began_ns, received as u64);
+        } else if self.moderation.sleeps().is_some() {
+            self.moderation.none_came(self.backer.clock.now_ns());
         }
         Ok(received + bad)
     }

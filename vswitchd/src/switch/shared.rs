@@ -39,6 +39,7 @@ impl Shared {
             max_revalidator_ms: options.max_revalidator.into(),
             min_revalidate_pps: options.min_revalidate_pps.into(),
             megaflows: !self.exact_flows.load(Ordering::SeqCst),
+            schedule,
             ..ofproto::Options::default()
         }
     }
@@ -46,6 +47,14 @@ impl Shared {
     /// The switch that a bridge is on.
     pub(super) fn of_bridge(&self, bridge: &str) -> Option<Arc<ofproto::Switch>> {
         self.switches().into_iter().find(|switch| switch.bridges().iter().any(|name| name == bridge))
+    }
+}
+
+/// How a handler is scheduled.
+fn schedule(lets_others_finish: bool) {
+    match netdev::schedule::let_others_finish(lets_others_finish) {
+        Ok(_) => coverage::inc!("handler_moderation"),
+        Err(error) => tracing::debug!("a handler is scheduled as before: {error}"),
     }
 }
 
