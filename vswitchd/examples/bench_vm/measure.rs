@@ -311,6 +311,7 @@ impl Bench {
         // And once before it is measured.
         let sent = (1 + size.rounds as u64) * u64::from(size.flows);
         expect("packets out", self.wires.sent_out()? - before, sent)?;
+        switch.flush()?;
         Ok(measured)
     }
 
