@@ -127,8 +127,8 @@ mod tests {
 
     #[test]
     fn lanes_are_added_up() {
-        let lane = |hit: u8, missed: u8, lost: u8, cache_hit: u8| {
-            let words = [hit, missed, lost, 77, cache_hit].map(|low| {
+        let lane = |hit: u8, missed: u8, lost: u8, cache_hit: u8, special_hit: u8| {
+            let words = [hit, missed, lost, 77, cache_hit, special_hit].map(|low| {
                 let mut word = [0; 8];
                 word[if cfg!(target_endian = "little") { 0 } else { 7 }] = low;
                 word
@@ -136,8 +136,8 @@ mod tests {
             let bytes: Vec<String> = words.concat().iter().map(|byte| format!("0x{byte:02x}")).collect();
             serde_json::json!({"key": ["0x00"], "value": bytes})
         };
-        let dump = serde_json::json!([lane(250, 2, 0, 5), lane(0, 3, 4, 1)]).to_string();
-        assert_eq!(sum(&dump).unwrap(), Stats { hit: 256, missed: 5, lost: 4 });
+        let dump = serde_json::json!([lane(250, 2, 0, 5, 1), lane(0, 3, 4, 1, 9)]).to_string();
+        assert_eq!(sum(&dump).unwrap(), Stats { hit: 266, missed: 5, lost: 4 });
         assert!(sum("[{\"key\": []}]").is_err() && sum("").is_err());
     }
 
