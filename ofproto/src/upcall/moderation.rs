@@ -12,7 +12,7 @@ use super::handler::NS_PER_MS;
 /// It is judged by what comes in this time.
 const WINDOW_NS: u64 = 10 * NS_PER_MS;
 /// So many packets in a window, and fewer than so many at once: a handler begins to let others finish.
-const MANY: u64 = 100;
+const MANY: u64 = 40;
 const FEW_AT_ONCE: u64 = 8;
 /// Fewer in a window: it ends.
 const FEW: u64 = 20;
@@ -106,6 +106,7 @@ mod tests {
         let mut moderation = Moderation::new(|moderates| TOLD.set(Some(moderates)));
         let now = &mut 1_000_000_000;
         assert_eq!((run(&mut moderation, now, 100, 1, 1000), moderation.sleeps()), (None, None));
+        *now += 100 * NS_PER_MS;
         assert_eq!(run(&mut moderation, now, 100, 64, 1000), None, "they come together already");
         assert_eq!(run(&mut moderation, now, 100, 2, 50), Some(true));
         assert!(moderation.sleeps().is_some());
