@@ -227,8 +227,8 @@ pub fn tell(s: &Scratch) -> i64 {
 }
 
 /// Looks for a flow that is not in its own place of the cache: in the rest of the row, then under the mask that the own place
-/// names, then under those of its lists. It is found if `s.found` is not 0, and has slot `s.slot` then. Returns how many masks were scanned:
-/// 0 if it was in the cache, or the mask that the cache names was right.
+/// names, then under those of its lists. It is found if `s.found` is not 0, and has slot `s.slot` then. Returns how many masks were
+/// scanned: 0 if it was in the cache, or the mask that the cache names was right.
 #[inline(never)]
 pub fn search(s: &mut Scratch) -> i64 {
     (s.found, s.scanned, s.retries) = (0, 0, 0);

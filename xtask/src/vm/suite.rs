@@ -78,6 +78,7 @@ impl Test {
         Self { package, test, datapath: "netlink,ebpf", only: &[], env: "" }
     }
 }
+
 /// The tests that need [`cards`].
 const CARDS: &str = "cards";
 /// Programs and files that the tests look for.
