@@ -23,9 +23,10 @@ use crate::kernel::{DatapathInfo, Kernel, Request};
 use crate::message::F_ECHO;
 use crate::operate::Operator;
 use crate::owner;
+use crate::packet::Origin;
 use crate::probe;
 use crate::transmit::{Transmitted, Transmitter};
-use crate::uapi::{cmd, feature, packet_cmd};
+use crate::uapi::{cmd, feature, flow as flow_attr, packet_cmd};
 use crate::vport::{VportInfo, VportType, Which};
 
 /// The name of the only cache that has a size: of a packet's hash the mask that it was found under.
@@ -69,22 +70,19 @@ impl NetlinkDpif {
             Some(info) => info,
             None => kernel.make_datapath(&options.name, feature::UNALIGNED | feature::VPORT_PIDS)?,
         };
-        let vports = kernel.vports(info.ifindex)?;
-        let pids = info.cpu_pids.iter().chain(vports.iter().flat_map(|vport| &vport.upcall_pids));
-        let pids: BTreeSet<u32> = pids.copied().filter(|pid| *pid != 0).collect();
-        if let Some(owner) = owner::of_sockets(&pids) {
-            let name = &options.name;
-            return Err(DpifError::Exists(format!("datapath {name} is in use by {owner}: end that first")));
-        }
-        vports.iter().for_each(|vport| devices.added(vport));
-        let mode = choose(&kernel, &info, options.dispatch)?;
-        let features = probe::probe(&kernel, info.ifindex)?;
+        let prepared = prepare(&kernel, &info, options, &mut devices).inspect_err(|_| {
+            // What was made for nothing is not left behind.
+            if !was_there && let Err(error) = kernel.delete_datapath(info.ifindex) {
+                tracing::warn!("datapath {} is left behind: {error}", options.name);
+            }
+        });
+        let (mode, features) = prepared?;
         let transmitter = Transmitter::new(kernel.families.vport.group)
             .inspect_err(|error| tracing::warn!("packets are executed by the module alone: {error}"))
             .ok();
         Ok(Self {
             transmitter,
-            dispatch: Dispatch::new(mode, info.ifindex),
+            dispatch: Dispatch::new(mode, Origin { family: kernel.families.packet.id, datapath: info.ifindex, pid: 0 }),
             kernel,
             conntrack: Conntrack::new(),
             name: options.name.clone(),
@@ -128,17 +126,23 @@ impl NetlinkDpif {
 
     /// Adds a vport of any type.
     pub fn vport_add(&self, name: &str, kind: VportType, request: Option<OdpPort>) -> Result<VportInfo> {
-        let (sockets, pids) = self.dispatch.sockets_for_port()?;
+        // Held until the port is known, so that nobody sees it come from elsewhere, and no handlers come or go.
         let mut devices = self.devices.lock();
-        let request = match request {
+        let (sockets, pids) = self.dispatch.sockets_for_port()?;
+        let wanted = match request {
             None if devices.gone().next().is_some() => devices.free_number(&self.vports()?),
-            request => request,
+            wanted => wanted,
         };
-        let info = self.kernel.vport_new(self.ifindex, name, kind, request, &pids)?;
+        let mut info = self.kernel.vport_new(self.ifindex, name, kind, wanted, &pids)?;
+        if request.is_none() && devices.was_lost(info.port) {
+            self.kernel.vport_del(self.ifindex, info.port)?;
+            let free = devices.free_number(&self.vports()?);
+            info = self.kernel.vport_new(self.ifindex, name, kind, free, &pids)?;
+        }
         devices.added(&info);
-        drop(devices);
         if let Err(error) = self.dispatch.watch_port(info.port, sockets) {
             let _ = self.kernel.vport_del(self.ifindex, info.port);
+            devices.removed(info.port);
             return Err(error);
         }
         Ok(info)
@@ -149,9 +153,18 @@ impl NetlinkDpif {
         self.kernel.vports(self.ifindex)
     }
 
-    /// The vport of this name.
+    /// The vport of this name. The kernel knows only the names that devices had when they became ports, so one that had been renamed
+    /// when the datapath was opened is asked for by its number.
     pub fn vport_by_name(&self, name: &str) -> Result<VportInfo> {
-        self.kernel.vport_get(self.ifindex, Which::Name(name))
+        let missing = || DpifError::NoSuchDevice(name.into());
+        match self.kernel.vport_get(self.ifindex, Which::Name(name)) {
+            Err(DpifError::NoSuchDevice(_)) => {
+                let port = self.devices.lock().known_as(name).ok_or_else(missing)?;
+                let info = self.kernel.vport_get(self.ifindex, Which::Port(port));
+                info.ok().filter(|info| info.name == name).ok_or_else(missing)
+            }
+            found => found,
+        }
     }
 
     /// Names of the CPUs' sockets, or of the ports', go to the kernel.
@@ -164,11 +177,16 @@ impl NetlinkDpif {
             return Ok(());
         }
         // All are waited for together.
-        let mut retired = self.dispatch.retire(Vec::new());
+        let (mut retired, mut result) = (self.dispatch.retire(Vec::new()), Ok(()));
         for info in self.vports()? {
-            retired.merge(self.watch(info.port)?);
+            match self.watch(info.port) {
+                Ok(more) => retired.merge(more),
+                // It has gone meanwhile.
+                Err(DpifError::NoSuchPort(_)) => self.dispatch.forget_port(info.port),
+                Err(error) => result = Err(error),
+            }
         }
-        Ok(())
+        result
     }
 
     /// Gives a port the sockets that it is to have; those that it had, which the kernel knows no more.
@@ -190,12 +208,10 @@ impl NetlinkDpif {
         if self.dispatch.mode() == DispatchMode::PerCpu { NOBODY } else { self.dispatch.pid_of(port) }
     }
 
-    fn flow_request(&self, ufid: Ufid, command: u8, terse: bool) -> Result<Option<Vec<u8>>> {
+    /// Asks something of the flow that `name` names.
+    fn flow_request(&self, name: impl Fn(&mut Writer), command: u8) -> Result<Option<Vec<u8>>> {
         let attrs = |to: &mut Writer| {
-            flow::put_ufid(ufid, to);
-            if terse {
-                flow::put_terse(to);
-            }
+            name(to);
             Ok(())
         };
         let request = Request { family: self.kernel.families.flow, cmd: command, flags: F_ECHO, attrs: &attrs };
@@ -232,6 +248,24 @@ fn features_of(mode: DispatchMode) -> u32 {
     }
 }
 
+/// Whether nobody else serves the datapath, what its ports are, and what the kernel can do with it.
+fn prepare(
+    kernel: &Kernel,
+    info: &DatapathInfo,
+    options: &Options,
+    devices: &mut Devices,
+) -> Result<(DispatchMode, Features)> {
+    let vports = kernel.vports(info.ifindex)?;
+    let pids = info.cpu_pids.iter().chain(vports.iter().flat_map(|vport| &vport.upcall_pids));
+    let pids: BTreeSet<u32> = pids.copied().filter(|pid| *pid != 0).collect();
+    if let Some(owner) = owner::of_sockets(&pids) {
+        let name = &options.name;
+        return Err(DpifError::Exists(format!("datapath {name} is in use by {owner}: end that first")));
+    }
+    vports.iter().for_each(|vport| devices.added(vport));
+    Ok((choose(kernel, info, options.dispatch)?, probe::probe(kernel, info.ifindex)?))
+}
+
 /// Sets the features of a mode, and looks whether the kernel has them.
 fn choose(kernel: &Kernel, info: &DatapathInfo, wanted: Option<DispatchMode>) -> Result<DispatchMode> {
     let modes = match &wanted {
@@ -263,7 +297,7 @@ impl Dpif for NetlinkDpif {
     }
 
     fn features(&self) -> Features {
-        let mut features = self.probed.clone();
+        let mut features = Features { max_handlers: Some(MAX_HANDLERS as u32), ..self.probed.clone() };
         if self.dispatch.mode() == DispatchMode::PerCpu {
             // The kernel sends each CPU's upcalls to one socket, so that is how many handlers there can be work for.
             let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -284,15 +318,18 @@ impl Dpif for NetlinkDpif {
     }
 
     fn port_del(&self, port: OdpPort) -> Result<()> {
-        if self.devices.lock().remove_gone(port) {
+        // Held until nobody knows the port any more, so that nobody takes it for lost.
+        let mut devices = self.devices.lock();
+        if devices.remove_gone(port) {
+            self.dispatch.forget_port(port);
             return Ok(());
         }
-        self.devices.lock().deleting(port);
-        let deleted = self.kernel.vport_del(self.ifindex, port);
-        let mut devices = self.devices.lock();
-        if deleted.is_err() {
-            devices.not_deleted(port);
-        } else {
+        let deleted = match self.kernel.vport_del(self.ifindex, port) {
+            // Its device was quicker, and nobody has been told.
+            Err(DpifError::NoSuchPort(_)) if devices.knows(port) => Ok(()),
+            deleted => deleted,
+        };
+        if deleted.is_ok() {
             devices.removed(port);
             self.dispatch.forget_port(port);
         }
@@ -337,12 +374,16 @@ impl Dpif for NetlinkDpif {
     }
 
     fn flow_get(&self, ufid: Ufid) -> Result<DatapathFlow> {
-        let attrs = self.flow_request(ufid, cmd::GET, false)?.ok_or(DpifError::NoSuchFlow)?;
+        let attrs = self.flow_request(|to| flow::put_ufid(ufid, to), cmd::GET)?.ok_or(DpifError::NoSuchFlow)?;
         flow::read(&attrs).map(|(_, flow)| flow).map_err(|error| unreadable(&error))
     }
 
     fn flow_del(&self, ufid: Ufid) -> Result<FlowStats> {
-        let attrs = self.flow_request(ufid, cmd::DEL, true)?.ok_or(DpifError::NoSuchFlow)?;
+        let name = |to: &mut Writer| {
+            flow::put_ufid(ufid, to);
+            flow::put_terse(to);
+        };
+        let attrs = self.flow_request(name, cmd::DEL)?.ok_or(DpifError::NoSuchFlow)?;
         Ok(flow::ufid_and_stats(&attrs).map(|(_, stats)| stats).unwrap_or_default())
     }
 
@@ -366,10 +407,28 @@ impl Dpif for NetlinkDpif {
         Ok(())
     }
 
+    /// Flows without an id, which only a stranger can have put, nobody here could name, keep or delete: they are deleted.
     fn flow_dump_stats(&self, visit: &mut dyn FnMut(Ufid, FlowStats) -> bool) -> Result<()> {
         let family = self.kernel.families.flow;
-        let each = |attrs: &[u8]| flow::ufid_and_stats(attrs).is_none_or(|(ufid, stats)| visit(ufid, stats));
-        self.kernel.dump(self.ifindex, family, flow::put_terse, each).map(drop)
+        let mut nameless = Vec::new();
+        let each = |attrs: &[u8]| match flow::ufid_and_stats(attrs) {
+            Some((ufid, stats)) => visit(ufid, stats),
+            None => {
+                nameless.extend(flow::key(attrs).map(<[u8]>::to_vec));
+                true
+            }
+        };
+        self.kernel.dump(self.ifindex, family, flow::put_terse, each).map(drop)?;
+        if !nameless.is_empty() {
+            tracing::warn!("datapath {}: {} flows without an id, which others have put, go", self.name, nameless.len());
+        }
+        for key in nameless {
+            match self.flow_request(|to| to.put(flow_attr::KEY, &key), cmd::DEL) {
+                Ok(_) | Err(DpifError::NoSuchFlow) => {}
+                Err(error) => tracing::warn!("datapath {}: a flow without an id stays: {error}", self.name),
+            }
+        }
+        Ok(())
     }
 
     fn flow_flush(&self) -> Result<()> {
@@ -403,9 +462,20 @@ impl Dpif for NetlinkDpif {
     }
 
     fn handlers_set(&self, n_handlers: u32) -> Result<()> {
+        // No port comes or goes meanwhile.
+        let devices = self.devices.lock();
         let (own, retired) = self.dispatch.set_handlers(n_handlers)?;
         let announced = self.announce(&own);
-        drop(retired);
+        drop((retired, devices));
+        if n_handlers > 0 {
+            // Where none has gone, as at the start, no flow has to be looked at.
+            let gone = self.dispatch.take_gone();
+            if !gone.is_empty()
+                && let Err(error) = self.renew_flows(&gone)
+            {
+                tracing::warn!("datapath {}: flows may send packets to sockets that are no more: {error}", self.name);
+            }
+        }
         announced
     }
 

@@ -10,7 +10,7 @@
 //! handles, are never read by two handlers. A socket that overflows loses upcalls; the next read of it says so, is counted, and
 //! reading goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -25,7 +25,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::error;
 use crate::message::Messages;
-use crate::packet::{self, NoUpcall};
+use crate::packet::{self, NoUpcall, Origin};
 use crate::socket::{AT_ONCE, Datagrams, Socket};
 
 /// Most handlers of a datapath.
@@ -65,13 +65,15 @@ pub(crate) type PortSockets = Box<[Arc<Socket>]>;
 /// The sockets and the handlers that read them.
 pub(crate) struct Dispatch {
     mode: DispatchMode,
-    datapath: i32,
+    from: Origin,
     n: AtomicU32,
     handlers: [OnceLock<Handler>; MAX_HANDLERS],
     /// By port number.
     ports: RwLock<Vec<Option<PortSockets>>>,
+    /// Ports' sockets that are no more, and that flows may name.
+    gone: Mutex<BTreeSet<u32>>,
     overflows: Mutex<BTreeMap<Overflow, u64>>,
-    /// Datagrams whose key could not be read.
+    /// Datagrams that are no upcalls that can be read.
     unreadable: AtomicU64,
     /// Datagrams that nobody reads: their handler or their port is gone.
     discarded: AtomicU64,
@@ -129,16 +131,20 @@ struct Reader {
     events: [EpollEvent; EVENTS],
     /// Those of `events` that are to be looked at.
     ready: std::ops::Range<usize>,
+    /// Since when those may have waited that come next, as far as that is known: the last batch was full, so they were behind it.
+    /// Else 0. The kernel doesn't say when it queued them.
+    since_ns: u64,
 }
 
 impl Dispatch {
-    pub(crate) fn new(mode: DispatchMode, datapath: i32) -> Self {
+    pub(crate) fn new(mode: DispatchMode, from: Origin) -> Self {
         Self {
             mode,
-            datapath,
+            from,
             n: AtomicU32::new(0),
             handlers: [const { OnceLock::new() }; MAX_HANDLERS],
             ports: RwLock::default(),
+            gone: Mutex::default(),
             overflows: Mutex::default(),
             unreadable: AtomicU64::new(0),
             discarded: AtomicU64::new(0),
@@ -159,6 +165,11 @@ impl Dispatch {
 
     pub(crate) fn discarded(&self) -> u64 {
         self.discarded.load(Ordering::Relaxed)
+    }
+
+    /// The numbers of ports' sockets that are no more since the last call.
+    pub(crate) fn take_gone(&self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.gone.lock())
     }
 
     /// Sockets that are to be counted when the kernel knows.
@@ -215,6 +226,7 @@ impl Dispatch {
         }
         let mut sockets = had.into_vec();
         let retired = self.retire(sockets.split_off(sockets.len().min(self.sockets_of_a_port())));
+        self.gone.lock().extend(retired.sockets.iter().map(|socket| socket.pid()));
         while sockets.len() < self.sockets_of_a_port() {
             sockets.push(Arc::new(new_socket()?));
         }
@@ -297,6 +309,7 @@ impl Dispatch {
         let reader = &mut *guard;
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
             .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64);
+        let arrival = if reader.since_ns == 0 { now } else { reader.since_ns };
         let mut tries = 0;
         while tries < READ_TRIES && !batch.is_full() {
             // What has become ready meanwhile waits until this is answered: the caller comes back.
@@ -305,11 +318,14 @@ impl Dispatch {
             }
             let Some(data) = handler.next_ready(reader)? else { break };
             let Some(socket) = self.socket(number, data, reader) else { continue };
+            let pid = if self.mode == DispatchMode::PerCpu { socket.pid() } else { 0 };
+            let from = Origin { pid, ..self.from };
             while tries < READ_TRIES && !batch.is_full() {
                 let wanted = UpcallBatch::MAX - batch.upcalls().len();
                 match socket.receive_many(&mut reader.datagrams, wanted) {
                     Ok(received) => {
-                        tries += reader.datagrams.iter().filter(|bytes| !self.take(bytes, now, batch)).count();
+                        tries +=
+                            reader.datagrams.iter().filter(|bytes| !self.take(bytes, from, arrival, batch)).count();
                         // It had no more.
                         if received < wanted.min(AT_ONCE) {
                             break;
@@ -326,18 +342,19 @@ impl Dispatch {
             // The batch is full or the tries are used up. What is left here waits until the other sockets that are ready have had
             // their turn: a storm on one port doesn't keep the rest from being read.
         }
+        reader.since_ns = if batch.is_full() { arrival } else { 0 };
         Ok(batch.upcalls().len())
     }
 
     /// Reads a datagram into the batch. `false`: it is no upcall.
-    fn take(&self, bytes: &[u8], now: u64, batch: &mut UpcallBatch) -> bool {
+    fn take(&self, bytes: &[u8], from: Origin, arrival_ns: u64, batch: &mut UpcallBatch) -> bool {
         let Some(slot) = batch.next_slot() else { return false };
-        let read = Messages(bytes).next().ok_or(NoUpcall::NotOurs);
-        let Err(why) = read.and_then(|message| packet::receive(&message, self.datapath, now, slot)) else {
+        let read = Messages(bytes).next().ok_or(NoUpcall::Unreadable);
+        let Err(why) = read.and_then(|message| packet::receive(&message, from, arrival_ns, slot)) else {
             return true;
         };
         batch.cancel_slot();
-        if why == NoUpcall::Key {
+        if why == NoUpcall::Unreadable {
             self.unreadable.fetch_add(1, Ordering::Relaxed);
         }
         false
@@ -390,8 +407,8 @@ impl Dispatch {
 
 impl Handler {
     fn new() -> io::Result<Self> {
-        let reader =
-            Reader { own: None, datagrams: Datagrams::default(), events: [EpollEvent::empty(); EVENTS], ready: 0..0 };
+        let (datagrams, events) = (Datagrams::default(), [EpollEvent::empty(); EVENTS]);
+        let reader = Reader { own: None, datagrams, events, ready: 0..0, since_ns: 0 };
         Ok(Self { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, reader: Mutex::new(reader) })
     }
 

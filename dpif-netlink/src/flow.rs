@@ -51,6 +51,11 @@ pub(crate) fn ufid_and_stats(attrs: &[u8]) -> Option<(Ufid, FlowStats)> {
     Some((Ufid(ufid), FlowStats { packets, bytes, used_ms, tcp_flags }))
 }
 
+/// The key of a flow, as the kernel says it.
+pub(crate) fn key(attrs: &[u8]) -> Option<&[u8]> {
+    Attrs::new(attrs).find(flow::KEY)
+}
+
 /// Reads a whole flow, and says how well its key fits. One without an id is not one of ours.
 pub(crate) fn read(attrs: &[u8]) -> codec::Result<(Fitness, DatapathFlow)> {
     let missing = CodecError::Contradiction("a flow without an id");

@@ -17,9 +17,10 @@ pub fn messages<'a>(datagram: &'a [u8], mut visit: impl FnMut(i32, Option<(u8, i
     Messages(datagram).for_each(|message| visit(message.errno(), message.ovs()));
 }
 
-/// Reads an upcall of `datapath`, as a handler does; whether it is one.
+/// Reads an upcall of `datapath`, as a handler does; whether it is one. Any family is that of packets.
 pub fn upcall(datagram: &[u8], datapath: i32, to: &mut Upcall) -> bool {
-    Messages(datagram).next().is_some_and(|message| packet::receive(&message, datapath, 0, to).is_ok())
+    let Some(message) = Messages(datagram).next() else { return false };
+    packet::receive(&message, packet::Origin { family: message.kind, datapath, pid: 0 }, 0, to).is_ok()
 }
 
 /// A flow of a dump.

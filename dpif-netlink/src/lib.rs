@@ -11,7 +11,7 @@
 //! | `kernel`, [`vport`], `flow`, [`packet`], `operate` | requests about each kind of thing, batches |
 //! | `transmit` | packets that only have to be sent |
 //! | `devices`, `owner` | devices that come and go; who has the datapath already |
-//! | [`dispatch`] | which socket an upcall goes to, and how handlers read it |
+//! | [`dispatch`], `renew` | which socket an upcall goes to, and how handlers read it; flows that name sockets |
 //! | `meter`, `conntrack` | meters; tracked connections and their limits |
 //! | `probe` | what the kernel can do |
 //! | [`NetlinkDpif`] | all of it as a [`dpif::Dpif`] |
@@ -39,6 +39,7 @@ mod operate;
 mod owner;
 pub mod packet;
 mod probe;
+mod renew;
 mod socket;
 mod transmit;
 pub mod uapi;

@@ -4,6 +4,10 @@
 //! version), for the module's families `struct ovs_header` (the datapath's ifindex), and attributes. Several messages may follow
 //! each other in one buffer, each padded to four bytes.
 
+use std::io;
+
+use nix::errno::Errno;
+
 use crate::attr::Writer;
 
 /// Bytes of `struct nlmsghdr`.
@@ -50,6 +54,13 @@ impl<'a> Iterator for Messages<'a> {
         self.0 = self.0.get(len.next_multiple_of(4)..).unwrap_or_default();
         let (kind, flags) = (u16::from_ne_bytes([k0, k1]), u16::from_ne_bytes([f0, f1]));
         Some(Message { kind, flags, seq: u32::from_ne_bytes([s0, s1, s2, s3]), body })
+    }
+}
+
+impl Messages<'_> {
+    /// Whether the walk has come to the end of what was received: who waits for an answer must not wait for one that was cut off.
+    pub(crate) fn whole(&self) -> io::Result<()> {
+        if self.0.is_empty() { Ok(()) } else { Err(Errno::EPROTO.into()) }
     }
 }
 
@@ -136,8 +147,11 @@ mod tests {
         end(&mut to, open);
         let whole = to.bytes().to_vec();
         for len in 0..whole.len() {
-            assert_eq!(Messages(&whole[..len]).count(), 0, "{len}");
+            let mut messages = Messages(&whole[..len]);
+            assert_eq!((messages.by_ref().count(), messages.whole().is_ok()), (0, len == 0), "{len}");
         }
+        let mut messages = Messages(&whole);
+        assert_eq!((messages.by_ref().count(), messages.whole().is_ok()), (1, true));
         let mut short = whole.clone();
         short[0] = 3;
         assert_eq!(Messages(&short).count(), 0);

@@ -47,6 +47,11 @@ impl Operator<'_> {
     /// overtake them.
     pub(crate) fn operate(&self, ops: &mut [DpifOp<'_>]) {
         let Transmitted { done, left } = (self.transmit)(ops);
+        for (op, _) in ops.iter_mut().zip(&done).filter(|(_, done)| **done) {
+            if let DpifOp::Execute { result, .. } = op {
+                *result = Ok(());
+            }
+        }
         if !left.is_empty() {
             let again = left.iter().map(|(_, execute)| DpifOp::Execute { execute: *execute, result: Ok(()) });
             let mut again: Vec<_> = again.collect();
@@ -117,6 +122,7 @@ impl Operator<'_> {
                 Ok(()) => last = batch.last,
                 Err(error) => {
                     out.truncate(start);
+                    out.forget_too_long();
                     sent.truncate(had);
                     refuse(op, error);
                 }

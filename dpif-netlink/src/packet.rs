@@ -29,8 +29,6 @@ pub struct PacketUpcall<'a> {
     pub orig_len: u32,
     /// The kernel's hash of the packet (lower half) and its kind (upper half).
     pub hash: u64,
-    /// Number of the socket that the kernel sent it to, where it says so.
-    pub upcall_pid: Option<u32>,
 }
 
 impl<'a> PacketUpcall<'a> {
@@ -52,7 +50,6 @@ impl<'a> PacketUpcall<'a> {
             mru: 0,
             orig_len: 0,
             hash: 0,
-            upcall_pid: None,
         };
         let mut whole = None;
         for attr in Attrs::new(attrs) {
@@ -66,7 +63,6 @@ impl<'a> PacketUpcall<'a> {
                 packet::MRU => upcall.mru = u16_of(bytes)?,
                 packet::LEN => whole = Some(u32_of(bytes)?),
                 packet::HASH => upcall.hash = u64_of(bytes)?,
-                packet::UPCALL_PID => upcall.upcall_pid = Some(u32_of(bytes)?),
                 // A kernel may say more than we know.
                 _ => {}
             }
@@ -85,23 +81,35 @@ impl<'a> PacketUpcall<'a> {
 /// Why a datagram gave no upcall.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum NoUpcall {
-    /// It is for another datapath, or no upcall at all.
+    /// It is for another datapath.
     NotOurs,
-    /// Its key can't be read, or lacks what its types ask for.
-    Key,
+    /// It is no upcall, or cut off, or its key can't be read or lacks what its types ask for.
+    Unreadable,
 }
 
-/// Reads a message into a slot, whose buffers are kept.
-pub(crate) fn receive(message: &Message<'_>, datapath: i32, now: u64, to: &mut Upcall) -> Result<(), NoUpcall> {
-    let (command, ifindex, attrs) = message.ovs().ok_or(NoUpcall::NotOurs)?;
-    if ifindex != datapath {
+/// Where upcalls come from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    /// Number of the family of packets.
+    pub(crate) family: u16,
+    /// The datapath's ifindex.
+    pub(crate) datapath: i32,
+    /// The socket that the kernel chose by the CPU, else 0.
+    pub(crate) pid: u32,
+}
+
+/// Reads a message into a slot, whose buffers are kept. `arrival_ns`: since when it may have waited.
+pub(crate) fn receive(message: &Message<'_>, from: Origin, arrival_ns: u64, to: &mut Upcall) -> Result<(), NoUpcall> {
+    let (command, ifindex, attrs) =
+        message.ovs().filter(|_| message.kind == from.family).ok_or(NoUpcall::Unreadable)?;
+    if ifindex != from.datapath {
         return Err(NoUpcall::NotOurs);
     }
-    let upcall = PacketUpcall::read(command, attrs).ok_or(NoUpcall::NotOurs)?;
+    let upcall = PacketUpcall::read(command, attrs).ok_or(NoUpcall::Unreadable)?;
     let mut options = TunnelOptions::NONE;
     match codec::decode_key(upcall.key, &mut to.key, &mut options) {
         Ok(Fitness::Perfect | Fitness::TooMuch) => {}
-        Ok(Fitness::TooLittle) | Err(_) => return Err(NoUpcall::Key),
+        Ok(Fitness::TooLittle) | Err(_) => return Err(NoUpcall::Unreadable),
     }
     to.kind = upcall.kind;
     to.packet.data.clear();
@@ -115,8 +123,9 @@ pub(crate) fn receive(message: &Message<'_>, datapath: i32, now: u64, to: &mut U
     // What can't be read is missing; the packet is an upcall all the same.
     to.egress_tunnel = upcall.egress_tunnel().and_then(Result::ok).map(|(key, _)| Box::new(key));
     to.actions = upcall.actions.and_then(|bytes| codec::decode_actions(bytes).ok()).map(Into::into);
-    to.hash = upcall.hash as u32;
-    to.arrival_ns = now;
+    (to.hash, to.packet.hash) = (upcall.hash as u32, upcall.hash);
+    to.packet.upcall_pid = from.pid;
+    to.arrival_ns = arrival_ns;
     Ok(())
 }
 
@@ -132,5 +141,53 @@ pub(crate) fn write_execute(execute: &Execute<'_>, pid: u32, to: &mut Writer) ->
     if execute.packet.mru != 0 {
         to.put(packet::MRU, &execute.packet.mru.to_ne_bytes());
     }
+    if execute.packet.hash != 0 {
+        to.put(packet::HASH, &execute.packet.hash.to_ne_bytes());
+    }
+    // Since Linux 6.3; where upcalls go by the port, it would hinder that.
+    if execute.packet.upcall_pid != 0 {
+        to.put_u32(packet::UPCALL_PID, execute.packet.upcall_pid);
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{self, Messages, Target};
+
+    const FROM: Origin = Origin { family: 30, datapath: 5, pid: 9 };
+
+    /// A miss of a family and a datapath, with these attributes beside the packet.
+    fn miss(family: u16, datapath: i32, more: impl FnOnce(&mut Writer)) -> Vec<u8> {
+        let mut to = Writer::default();
+        let open = message::begin(&mut to, Target { family, version: 1, cmd: packet_cmd::MISS, flags: 0 }, 0);
+        to.raw(&datapath.to_ne_bytes());
+        to.put(packet::PACKET, &[0; 60]);
+        more(&mut to);
+        message::end(&mut to, open);
+        to.bytes().to_vec()
+    }
+
+    fn key(to: &mut Writer) {
+        let nest = to.begin_nest(packet::KEY);
+        let key = FlowKey { in_port: 3, eth_type: datapath_common::Be16::new(0x88b5), ..FlowKey::ZERO };
+        codec::encode_key(&key, &TunnelOptions::NONE, true, to);
+        to.end(nest);
+    }
+
+    #[test]
+    fn what_is_no_upcall_of_ours_is_told_apart_from_what_cannot_be_read() {
+        let mut slot = Upcall::default();
+        let mut read = |bytes: &[u8]| receive(&Messages(bytes).next().unwrap(), FROM, 1, &mut slot);
+        assert_eq!(read(&miss(30, 5, key)), Ok(()));
+        assert_eq!(read(&miss(30, 6, key)), Err(NoUpcall::NotOurs));
+        assert_eq!(read(&miss(31, 5, key)), Err(NoUpcall::Unreadable), "another family");
+        assert_eq!(read(&miss(30, 5, |_| {})), Err(NoUpcall::Unreadable), "no key");
+        let long_mru = |to: &mut Writer| {
+            key(to);
+            to.put_u32(packet::MRU, 1);
+        };
+        assert_eq!(read(&miss(30, 5, long_mru)), Err(NoUpcall::Unreadable));
+    }
 }

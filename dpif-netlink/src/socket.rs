@@ -202,8 +202,8 @@ impl Channel {
         self.socket.send(self.out.bytes())?;
         let mut open = 0;
         while open < count {
-            let bytes = self.socket.receive(&mut self.buffer, true)?;
-            for message in Messages(bytes) {
+            let mut messages = Messages(self.socket.receive(&mut self.buffer, true)?);
+            for message in messages.by_ref() {
                 let index = message.seq.wrapping_sub(first);
                 // An answer to an earlier request that was given up.
                 if index >= count {
@@ -220,6 +220,7 @@ impl Channel {
                     visit(index, Answer::Data(message));
                 }
             }
+            messages.whole()?;
         }
         Ok(())
     }
@@ -230,8 +231,8 @@ impl Channel {
         self.socket.send(self.out.bytes())?;
         let mut dumped = Dumped { consistent: true, whole: true };
         loop {
-            let bytes = self.socket.receive(&mut self.buffer, true)?;
-            for message in Messages(bytes).filter(|message| message.seq == seq) {
+            let mut messages = Messages(self.socket.receive(&mut self.buffer, true)?);
+            for message in messages.by_ref().filter(|message| message.seq == seq) {
                 dumped.consistent &= message.flags & F_DUMP_INTR == 0;
                 match message.kind {
                     NLMSG_DONE | NLMSG_ERROR => {
@@ -242,6 +243,7 @@ impl Channel {
                     _ => {}
                 }
             }
+            messages.whole()?;
         }
     }
 }

@@ -107,6 +107,53 @@ fn a_device_that_goes_is_told() {
 }
 
 #[test]
+fn a_port_that_comes_and_goes_unheard_is_not_lost() {
+    require!("a_port_that_comes_and_goes_unheard_is_not_lost"; Need::OvsModule, Need::Namespaces);
+    let rig = Rig::new("unheard");
+    rig.run(|| {
+        let dpif = rig.open(None);
+        let b = dpif.port_add(&spec("b0", PortKind::System)).unwrap();
+        for _ in 0..2 {
+            let a = dpif.port_add(&spec("a0", PortKind::System)).unwrap();
+            dpif.port_del(a).unwrap();
+        }
+        // Changes of devices have all ports looked at.
+        for turn in ["down", "up"] {
+            rig.ns.ip(&format!("link set b0 {turn}")).unwrap();
+            assert!(dpif.port_events().iter().all(|event| *event == PortEvent::Changed(b)));
+        }
+        let left: Vec<_> = dpif.ports().unwrap().into_iter().map(|info| (info.port, info.error)).collect();
+        assert_eq!(left, [(OdpPort(0), None), (b, None)]);
+    });
+}
+
+#[test]
+fn the_number_of_a_device_that_went_unheard_is_not_given_to_another() {
+    require!("the_number_of_a_device_that_went_unheard_is_not_given_to_another"; Need::OvsModule, Need::Namespaces);
+    let rig = Rig::new("unheard-end");
+    rig.run(|| {
+        let dpif = rig.open(None);
+        let a = dpif.port_add(&spec("a0", PortKind::System)).unwrap();
+        rig.ns.ip("link del a0").unwrap();
+        rig::wait(SOON, || dpif.vports().unwrap().iter().all(|info| info.port != a).then_some(()));
+        let b = dpif.port_add(&spec("b0", PortKind::System)).unwrap();
+        assert_ne!(a, b);
+        let events = dpif.port_events();
+        let told: Vec<_> = events.iter().filter(|event| matches!(event, PortEvent::Detached(..))).collect();
+        assert!(
+            matches!(told[..], [PortEvent::Detached(port, text)] if *port == a && text.contains("a0")),
+            "{events:?}"
+        );
+        dpif.port_del(a).unwrap();
+        // Who deletes a port before its loss is heard has nothing more to hear.
+        rig.ns.ip("link del b0").unwrap();
+        rig::wait(SOON, || dpif.vports().unwrap().iter().all(|info| info.port != b).then_some(()));
+        dpif.port_del(b).unwrap();
+        assert_eq!((dpif.port_events(), dpif.ports().unwrap().len()), (vec![], 1));
+    });
+}
+
+#[test]
 fn generated_flows_come_back_as_they_were_put() {
     require!("generated_flows_come_back_as_they_were_put"; Need::OvsModule, Need::Namespaces);
     const BATCH: usize = 200;

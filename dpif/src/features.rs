@@ -75,6 +75,8 @@ pub struct Features {
     pub compiles: bool,
     /// Number of handlers that the backend insists on, if it does.
     pub required_handlers: Option<u32>,
+    /// Most handlers that the backend serves, if there is such a number.
+    pub max_handlers: Option<u32>,
 }
 
 /// Connection fields that keys may have.
@@ -178,6 +180,7 @@ impl Features {
             ipv6_exthdrs,
             compiles: false,
             required_handlers: None,
+            max_handlers: None,
         })
     }
 

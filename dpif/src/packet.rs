@@ -12,6 +12,12 @@ pub struct Packet {
     /// Maximum receive unit of a packet that was reassembled from IP fragments: the longest of them, as the datapath is to cut it
     /// again where it leaves. Else 0.
     pub mru: u16,
+    /// The kernel's hash of the packet (lower half) and its kind (upper half), which it is executed with, so that actions that
+    /// choose by it choose the same again; 0 where there is none or it isn't said.
+    pub hash: u64,
+    /// The netlink socket that it came up to, where what comes up of its execution is to go too; else 0. Backends with rings
+    /// don't use it.
+    pub upcall_pid: u32,
 }
 
 impl Packet {

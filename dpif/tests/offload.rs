@@ -104,7 +104,7 @@ impl Case {
         }
         assert_eq!(data.len(), self.headers());
         data.extend(&self.payload);
-        Packet { data, gso_size: self.gso_size, partial_checksum: !self.no_checksum, mru: 1400 }
+        Packet { data, gso_size: self.gso_size, partial_checksum: !self.no_checksum, mru: 1400, ..Packet::default() }
     }
 
     /// The transport header and payload of a segment, everything around it looked at. `index`: which one.

@@ -25,6 +25,8 @@ pub enum Need {
     OvsModule,
     /// Network cards that are wired to each other.
     Cards,
+    /// To send frames from the XDP hook to a veth, and to know that they arrive (Linux 6.3).
+    XdpToVeth,
     /// A program of the system or of `.cache/`.
     Tool(&'static str),
 }
@@ -78,9 +80,18 @@ impl Need {
             Self::OvsModule => (!Path::new("/sys/module/openvswitch").is_dir())
                 .then(|| "the openvswitch module is not loaded (cargo xtask test-vm runs such tests)".into()),
             Self::Cards => CARDS.get_or_init(no_cards).clone(),
+            Self::XdpToVeth => linux_before((6, 3))
+                .then(|| "Linux before 6.3 doesn't say whether a veth takes frames from the XDP hook".into()),
             Self::Tool(name) => tools::find(name).is_none().then(|| format!("{name} is not installed")),
         }
     }
+}
+
+/// Whether the kernel is older; what has no version that can be read is not.
+fn linux_before(wanted: (u32, u32)) -> bool {
+    let release = nix::sys::utsname::uname().ok().and_then(|name| name.release().to_str().map(str::to_owned));
+    let mut numbers = release.iter().flat_map(|release| release.split(['.', '-', '+'])).map_while(|n| n.parse().ok());
+    matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) < wanted)
 }
 
 fn no_namespaces() -> Option<String> {

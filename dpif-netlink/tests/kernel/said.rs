@@ -259,6 +259,87 @@ fn next(socket: &NlSocket) -> Vec<u8> {
 }
 
 #[test]
+fn flows_that_send_up_name_the_sockets_of_the_handlers_that_there_are() {
+    const NAME: &str = "flows_that_send_up_name_the_sockets_of_the_handlers_that_there_are";
+    require!(NAME; Need::OvsModule, Need::Namespaces);
+    for mode in MODES {
+        let rig = Rig::new("renew");
+        rig.run(|| {
+            let dpif = rig.open(Some(mode));
+            dpif.handlers_set(3).unwrap();
+            let a = dpif.port_add(&spec("a0", PortKind::System)).unwrap();
+            let put = |list: &str| flow(&dpif, &frames::udp(0), a, &actions(list));
+            put("clone(userspace(pid=0,userdata(07)))");
+            let wire = RawSocket::open(&rig.ns, "a1").unwrap();
+            let comes = |cookie: u8, handlers: u32| {
+                wire.send(&frames::udp(1)).unwrap();
+                let upcall = rig::receive(&dpif, handlers, 1, SOON).remove(0);
+                assert_eq!((upcall.kind, upcall.cookie.as_slice()), (UpcallKind::Action, &[cookie][..]), "{mode:?}");
+            };
+            comes(7, 3);
+            for handlers in [1, 2] {
+                dpif.handlers_set(0).unwrap();
+                dpif.handlers_set(handlers).unwrap();
+                comes(7, handlers);
+            }
+            // What is put while nobody is there names nobody.
+            dpif.handlers_set(0).unwrap();
+            put("userspace(pid=0,userdata(08))");
+            dpif.handlers_set(2).unwrap();
+            comes(8, 2);
+            // Sockets of others are theirs.
+            put("userspace(pid=77,userdata(09))");
+            dpif.handlers_set(0).unwrap();
+            dpif.handlers_set(2).unwrap();
+            let flow = dpif.flow_get(Ufid(1)).unwrap();
+            assert_eq!(*flow.actions, *actions("userspace(pid=77,userdata(09))"));
+        });
+    }
+}
+
+#[test]
+fn a_packet_is_executed_with_its_hash() {
+    require!("a_packet_is_executed_with_its_hash"; Need::OvsModule, Need::Namespaces);
+    /// By software, and of layer 4 (`OVS_PACKET_HASH_SW_BIT`, `OVS_PACKET_HASH_L4_BIT` of `linux/openvswitch.h`).
+    const KINDS: u64 = 3 << 32;
+    let rig = Rig::new("hash");
+    rig.run(|| {
+        let dpif = rig.open(None);
+        dpif.handlers_set(1).unwrap();
+        let a = dpif.port_add(&spec("a0", PortKind::System)).unwrap();
+        let key = FlowKey { in_port: a.0, ..FlowKey::ZERO };
+        for hash in [KINDS | 0x1234_5678, KINDS | 1] {
+            let packet = Packet { hash, ..Packet::new(frames::udp(5)) };
+            let up = actions("userspace(pid=0,userdata(07))");
+            dpif.execute(Execute { packet: &packet, key: &key, actions: &up }).unwrap();
+            let upcall = rig::receive(&dpif, 1, 1, SOON).remove(0);
+            assert_eq!((upcall.packet.hash, upcall.hash), (hash, hash as u32));
+            assert_ne!(upcall.packet.upcall_pid, 0, "a CPU's socket is named");
+            // As it came, it goes again.
+            dpif.execute(Execute { packet: &upcall.packet, key: &key, actions: &up }).unwrap();
+            assert_eq!(rig::receive(&dpif, 1, 1, SOON).remove(0).packet.hash, hash);
+        }
+    });
+}
+
+#[test]
+fn a_device_that_was_renamed_before_is_found_by_its_name() {
+    require!("a_device_that_was_renamed_before_is_found_by_its_name"; Need::OvsModule, Need::Namespaces);
+    let rig = Rig::new("renamed");
+    rig.run(|| {
+        let dpif = rig.open(None);
+        let a = dpif.port_add(&spec("a0", PortKind::System)).unwrap();
+        drop(dpif);
+        // Before Linux 6.2 one that is up keeps its name.
+        rig.ns.ip("link set a0 down").unwrap();
+        rig.ns.ip("link set a0 name lan0").unwrap();
+        let dpif = rig.open(None);
+        assert_eq!(dpif.port_by_name("lan0").unwrap().map(|info| info.port), Some(a));
+        assert_eq!(dpif.port_by_name("a0").unwrap(), None);
+    });
+}
+
+#[test]
 fn an_action_in_every_mode_is_answered_by_a_socket_that_is_read() {
     const NAME: &str = "an_action_in_every_mode_is_answered_by_a_socket_that_is_read";
     require!(NAME; Need::OvsModule, Need::Namespaces);

@@ -1,18 +1,19 @@
 //! Packets that only have to be sent.
 
 use datapath_common::FlowKey;
-use dpif::{Action, Dpif, DpifOp, Execute, OdpPort, Packet, PortKind};
+use dpif::{Action, Dpif, DpifError, DpifOp, Execute, OdpPort, Packet, PortKind};
 use dpif_netlink::NetlinkDpif;
 use testkit::{Need, RawSocket, frames, require, veth_pair};
 
 use crate::rig::Rig;
 use crate::{SOON, spec};
 
-/// Executes packets in one batch, all of which succeed; how many frames the module had no part in.
+/// Executes packets in one batch, all of which succeed and say so; how many frames the module had no part in.
 fn execute(dpif: &NetlinkDpif, packets: &[(&Packet, FlowKey, &[Action])]) -> u64 {
     let before = dpif.transmitted();
     let executes = packets.iter().map(|(packet, key, actions)| Execute { packet, key, actions });
-    let mut ops: Vec<_> = executes.map(|execute| DpifOp::Execute { execute, result: Ok(()) }).collect();
+    let mut ops: Vec<_> =
+        executes.map(|execute| DpifOp::Execute { execute, result: Err(DpifError::NoSuchFlow) }).collect();
     dpif.operate(&mut ops);
     for op in ops {
         assert!(matches!(op, DpifOp::Execute { result: Ok(()), .. }), "{op:?}");

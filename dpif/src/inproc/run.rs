@@ -50,7 +50,7 @@ impl From<SlicePacket> for Frame {
 
 impl From<Packet> for Frame {
     fn from(packet: Packet) -> Self {
-        let Packet { data, gso_size, partial_checksum, mru } = packet;
+        let Packet { data, gso_size, partial_checksum, mru, .. } = packet;
         let packet = SlicePacket { bytes: data, vlan: Vlan::default(), partial_checksum };
         Self { packet, gso_size, mru, ..Self::default() }
     }
@@ -390,7 +390,7 @@ fn behind_ethernet(packet: &SlicePacket) -> usize {
 
 fn finished(mut packet: SlicePacket, gso_size: u16, mru: u16) -> Packet {
     packet.restore_vlan();
-    Packet { data: packet.bytes, gso_size, partial_checksum: packet.partial_checksum, mru }
+    Packet { data: packet.bytes, gso_size, partial_checksum: packet.partial_checksum, mru, ..Packet::default() }
 }
 
 /// The payload of the operation before: `len` bytes out of `Data` operations.
