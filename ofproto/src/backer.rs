@@ -204,5 +204,7 @@ impl Backer {
     pub(crate) fn stop_revalidator(&self, stop: bool) {
         self.revalidator.lock().stop = stop;
         self.wake.notify_all();
+        // Nobody waits for the rest of who has none.
+        self.rest.notify_all();
     }
 }

@@ -27,6 +27,7 @@ use crate::flow::Flow;
 use crate::rule::Rule;
 
 mod conjunction;
+mod known;
 mod map;
 mod prefix;
 mod shape;
@@ -57,6 +58,19 @@ struct Entry {
     subtable: Arc<Subtable>,
 }
 
+/// The best rule so far that matches by itself.
+struct Hard<'a> {
+    rule: Option<&'a Arc<Rule>>,
+    /// Below all while there is none.
+    priority: i32,
+}
+
+impl Default for Hard<'_> {
+    fn default() -> Self {
+        Self { rule: None, priority: -1 }
+    }
+}
+
 /// How a subtable is searched.
 trait Find {
     /// The rules of a subtable that `flow` matches.
@@ -67,7 +81,7 @@ trait Find {
 struct Plain;
 
 impl Find for Plain {
-    #[inline]
+    #[inline(always)]
     fn find<'s>(&mut self, subtable: &'s Subtable, flow: &Flow) -> Option<&'s Head> {
         subtable.find(flow)
     }
@@ -80,7 +94,7 @@ struct Wildcarding<'a> {
 }
 
 impl Find for Wildcarding<'_> {
-    #[inline]
+    #[inline(always)]
     fn find<'s>(&mut self, subtable: &'s Subtable, flow: &Flow) -> Option<&'s Head> {
         subtable.find_wildcarding(flow, &mut self.asked, self.wildcards)
     }
@@ -113,46 +127,61 @@ impl Classifier {
     /// The best rule for `flow`; those of conjunctive flows count only if `conjunctive`.
     #[inline]
     fn search<'a>(&'a self, flow: &Flow, find: &mut impl Find, conjunctive: bool) -> Option<&'a Arc<Rule>> {
-        let mut hard: Option<&Arc<Rule>> = None;
-        // Below all priorities while there is none.
-        let mut hard_priority = -1;
-        let mut soft = Vec::new();
-        let mut hidden: Option<&Arc<Rule>> = None;
-        for Entry { max_priority, subtable, .. } in &self.subtables {
-            if i32::from(*max_priority) <= hard_priority {
+        let mut hard = Hard::default();
+        let mut subtables = self.subtables.iter();
+        while let Some(Entry { max_priority, subtable, .. }) = subtables.next() {
+            if i32::from(*max_priority) <= hard.priority {
                 break;
             }
-            let Some(head) = find.find(subtable, flow).filter(|head| i32::from(head.priority) > hard_priority) else {
+            let Some(head) = find.find(subtable, flow).filter(|head| i32::from(head.priority) > hard.priority) else {
                 continue;
             };
-            if !head.is_soft {
-                (hard, hard_priority) = (Some(&head.first), head.priority.into());
-            } else if conjunctive {
-                soft.push(Soft::new(head));
-            } else if let Some(rule) = head.first_hard() {
-                // Below a clause of the same match. It doesn't end the search, and of equal priority others are before it: the
-                // reference doesn't see it at all.
-                hidden = hidden.into_iter().chain([rule]).max_by_key(|rule| rule.priority);
+            if head.is_soft {
+                return self.search_on(flow, find, conjunctive, hard, head, subtables.as_slice());
             }
+            hard = Hard { rule: Some(&head.first), priority: head.priority.into() };
         }
-        if let Some(rule) = hidden.filter(|rule| i32::from(rule.priority) > hard_priority) {
-            hard = Some(rule);
-        }
-        if soft.is_empty() {
-            return hard;
-        }
-        self.settle(flow, find, hard, soft)
+        hard.rule
     }
 
-    #[cold]
-    fn settle<'a>(
+    /// The same where some head is soft: this is the first, found behind `hard`, and these subtables are left.
+    #[inline(never)]
+    fn search_on<'a>(
         &'a self,
         flow: &Flow,
         find: &mut impl Find,
-        hard: Option<&'a Arc<Rule>>,
-        soft: Vec<Soft<'a>>,
+        conjunctive: bool,
+        mut hard: Hard<'a>,
+        first: &'a Head,
+        left: &'a [Entry],
     ) -> Option<&'a Arc<Rule>> {
-        conjunction::settle(self, flow, find, hard, soft)
+        let mut soft = Vec::new();
+        let mut hidden: Option<&Arc<Rule>> = None;
+        let mut next = Some(first);
+        let mut left = left.iter();
+        loop {
+            match next.filter(|head| i32::from(head.priority) > hard.priority) {
+                None => {}
+                Some(head) if !head.is_soft => {
+                    hard = Hard { rule: Some(&head.first), priority: head.priority.into() };
+                }
+                Some(head) if conjunctive => soft.push(Soft::new(head)),
+                // Below a clause of the same match. It doesn't end the search, and of equal priority others are before it: the
+                // reference doesn't see it at all.
+                Some(head) => hidden = hidden.into_iter().chain(head.first_hard()).max_by_key(|rule| rule.priority),
+            }
+            match left.next().filter(|entry| i32::from(entry.max_priority) > hard.priority) {
+                Some(entry) => next = find.find(&entry.subtable, flow),
+                None => break,
+            }
+        }
+        if let Some(rule) = hidden.filter(|rule| i32::from(rule.priority) > hard.priority) {
+            hard.rule = Some(rule);
+        }
+        match soft.is_empty() {
+            true => hard.rule,
+            false => conjunction::settle(self, flow, find, hard.rule, soft),
+        }
     }
 
     /// Number of rules.

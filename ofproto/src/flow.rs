@@ -25,6 +25,8 @@ pub(crate) use place::Part;
 
 /// Number of 64-bit words of a [`Flow`].
 pub const FLOW_WORDS: usize = 2 + KEY_WORDS + REG_WORDS;
+/// Words of a flow's first cache line: what nearly every lookup reads.
+pub(crate) const LINE_WORDS: usize = 8;
 /// Words of the registers, two in each.
 const REG_WORDS: usize = 8;
 
@@ -114,8 +116,25 @@ impl Flow {
 
     /// All words, as they lie in memory.
     #[inline]
-    pub fn words(&self) -> &[u64; FLOW_WORDS] {
+    pub const fn words(&self) -> &[u64; FLOW_WORDS] {
         transmute_ref!(self)
+    }
+
+    /// The first words.
+    #[inline]
+    pub(crate) const fn first_line(&self) -> &[u64; LINE_WORDS] {
+        match self.words().first_chunk() {
+            Some(line) => line,
+            None => &[0; LINE_WORDS],
+        }
+    }
+
+    /// Adds 1-bits to the first words.
+    #[inline]
+    pub(crate) fn add_first_line(&mut self, bits: &[u64; LINE_WORDS]) {
+        for (word, bits) in self.words_mut().iter_mut().zip(bits) {
+            *word |= bits;
+        }
     }
 
     #[inline]
@@ -211,7 +230,7 @@ impl Flow {
     }
 
     /// The mask of what is in the pipeline only.
-    pub fn pipeline_mask() -> Self {
+    pub const fn pipeline_mask() -> Self {
         Self { metadata: u64::MAX, conj_id: u64::MAX, key: FlowKey::ZERO, regs: [u64::MAX; REG_WORDS] }
     }
 

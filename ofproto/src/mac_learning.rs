@@ -4,7 +4,7 @@
 //! room, the least recently seen first, when the table is full. Translations depend on the table, so whoever changes what a
 //! lookup would answer has to say so: every change returns whether it was one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use openflow::OfPort;
 use parking_lot::RwLock;
@@ -41,6 +41,8 @@ struct State {
     /// The stations by when they were seen last: a counter tells apart what is of the same millisecond.
     by_age: BTreeMap<u64, Station>,
     next: u64,
+    /// Ports that are gone: what packets of theirs still say late is not heard.
+    closed: BTreeSet<OfPort>,
 }
 
 type Station = (u16, [u8; 6]);
@@ -61,6 +63,7 @@ impl MacTable {
             entries: HashMap::default(),
             by_age: BTreeMap::new(),
             next: 0,
+            closed: BTreeSet::new(),
         };
         Self { state: RwLock::new(state) }
     }
@@ -82,6 +85,17 @@ impl MacTable {
         self.state.read().entries.get(&(vlan, mac)).map(|entry| entry.port)
     }
 
+    /// A port is there: stations may be behind it.
+    pub fn open(&self, port: OfPort) {
+        self.state.write().closed.remove(&port);
+    }
+
+    /// A port goes. Its stations are forgotten, and none is learned until it is opened again.
+    pub fn close(&self, port: OfPort) {
+        self.state.write().closed.insert(port);
+        self.forget(|entry| entry.port == port);
+    }
+
     /// The station sent a packet from `port`. Says whether that is news: a new station, or one that moved.
     pub fn learn(&self, vlan: u16, mac: [u8; 6], port: OfPort, now_ms: u64) -> bool {
         // A group address is no station's.
@@ -89,6 +103,9 @@ impl MacTable {
             return false;
         }
         let mut state = self.state.write();
+        if state.closed.contains(&port) {
+            return false;
+        }
         let station = (vlan, mac);
         let old = state.entries.get(&station).copied();
         if let Some(old) = old {
@@ -181,6 +198,18 @@ mod tests {
 
     fn mac(n: u8) -> [u8; 6] {
         [0x50, 0x54, 0, 0, 0, n]
+    }
+
+    #[test]
+    fn nobody_is_learned_behind_a_port_that_is_gone() {
+        let table = MacTable::new(DEFAULT_AGING_S, DEFAULT_MAX_ENTRIES);
+        table.learn(0, mac(1), OfPort(1), 0);
+        table.learn(0, mac(2), OfPort(2), 0);
+        table.close(OfPort(1));
+        assert!(!table.learn(0, mac(1), OfPort(1), 5) && !table.learn(0, mac(2), OfPort(1), 5));
+        assert_eq!((table.lookup(0, mac(1)), table.lookup(0, mac(2))), (None, Some(OfPort(2))));
+        table.open(OfPort(1));
+        assert!(table.learn(0, mac(1), OfPort(1), 6));
     }
 
     #[test]

@@ -6,16 +6,22 @@
 //! translating a packet again gives the same actions.
 //!
 //! A number lives as long as somebody holds its [`Recirc`]: the flow that leads to it, and every flow that matches on it. It is
-//! not given out again before all others have been, for packets may still be under way with it.
+//! not given out again before all others have been, for packets may still be under way with it. Those find its state for a while
+//! yet ([`RecircTable::expire`]): a packet whose flow was not installed, or is gone, comes back all the same.
 //!
 //! Flows that an earlier process left in the datapath may carry numbers too. What they stood for is not known any more; they are
 //! [`Inherited`], and not given out as long as such a flow may be there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 use openflow::{Action, OfPort};
 use parking_lot::RwLock;
+
+/// For so long, in milliseconds, packets find the state of a number that nobody holds any more.
+const LINGER_MS: u64 = 1_000;
+/// Of so many such numbers; where there are more, the oldest go at once.
+const MAX_LINGERING: usize = 65_536;
 
 /// What is left to do for a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -113,7 +119,21 @@ struct Inner {
     by_id: HashMap<u32, Weak<Recirc>, ahash::RandomState>,
     by_state: HashMap<Arc<Frozen>, Weak<Recirc>, ahash::RandomState>,
     inherited: HashMap<u32, Weak<Inherited>, ahash::RandomState>,
+    /// States of numbers that nobody holds any more, and the how many-th to be let go each was.
+    lingering: HashMap<u32, (Arc<Frozen>, u64), ahash::RandomState>,
+    /// All that were let go, in that order; some may be held again.
+    order: VecDeque<LetGo>,
+    n_let_go: u64,
     last: u32,
+}
+
+#[derive(Debug)]
+struct LetGo {
+    id: u32,
+    /// The how many-th it was.
+    number: u64,
+    /// Until when it stays, once that is known.
+    until_ms: Option<u64>,
 }
 
 impl RecircTable {
@@ -139,9 +159,39 @@ impl RecircTable {
         recirc
     }
 
-    /// The state of a number. `None`: nobody holds it.
+    /// The state of a number. `None`: nobody holds it, nor has lately.
     pub fn get(&self, id: u32) -> Option<Arc<Recirc>> {
-        self.inner.read().by_id.get(&id).and_then(Weak::upgrade)
+        {
+            let inner = self.inner.read();
+            let held = inner.by_id.get(&id).and_then(Weak::upgrade);
+            if held.is_some() || !inner.lingering.contains_key(&id) {
+                return held;
+            }
+        }
+        let mut inner = self.inner.write();
+        let Some((state, _)) = inner.lingering.remove(&id) else {
+            return inner.by_id.get(&id).and_then(Weak::upgrade);
+        };
+        let recirc = Arc::new(Recirc { id, state: Arc::clone(&state), table: Weak::clone(&self.itself) });
+        inner.by_id.insert(id, Arc::downgrade(&recirc));
+        // It may have another number by now.
+        if inner.by_state.get(&state).is_none_or(|other| other.strong_count() == 0) {
+            inner.by_state.insert(state, Arc::downgrade(&recirc));
+        }
+        Some(recirc)
+    }
+
+    /// Forgets the states of numbers that nobody has held for a while. To be called now and then; `now_ms` goes up.
+    pub fn expire(&self, now_ms: u64) {
+        if self.inner.read().order.is_empty() {
+            return;
+        }
+        let mut inner = self.inner.write();
+        while let Some(oldest) = inner.order.pop_front_if(|of| of.until_ms.is_some_and(|until| until <= now_ms)) {
+            inner.forget(&oldest);
+        }
+        let fresh = inner.order.iter_mut().rev().take_while(|of| of.until_ms.is_none());
+        fresh.for_each(|of| of.until_ms = Some(now_ms.saturating_add(LINGER_MS)));
     }
 
     /// Keeps a number that flows of an earlier process have. No number up to it is given out before all others have been:
@@ -191,6 +241,7 @@ impl RecircTable {
     fn release(&self, id: u32, state: &Arc<Frozen>) {
         let mut inner = self.inner.write();
         inner.by_id.remove(&id);
+        inner.let_go(id, Arc::clone(state));
         // Somebody may have given the state another number since.
         if inner.by_state.get(state).is_some_and(|recirc| recirc.strong_count() == 0) {
             inner.by_state.remove(state);
@@ -199,12 +250,34 @@ impl RecircTable {
 }
 
 impl Inner {
+    /// Nobody holds a number any more.
+    fn let_go(&mut self, id: u32, state: Arc<Frozen>) {
+        self.n_let_go += 1;
+        let number = self.n_let_go;
+        self.lingering.insert(id, (state, number));
+        self.order.push_back(LetGo { id, number, until_ms: None });
+        if self.order.len() > MAX_LINGERING
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.forget(&oldest);
+        }
+    }
+
+    /// Forgets a number's state, unless it was held again since it was let go.
+    fn forget(&mut self, let_go: &LetGo) {
+        if self.lingering.get(&let_go.id).is_some_and(|(_, number)| *number == let_go.number) {
+            self.lingering.remove(&let_go.id);
+        }
+    }
+
     /// The next number that nobody holds. There are more numbers than flows, so there is one.
     fn next(&mut self) -> u32 {
         loop {
             self.last = self.last.wrapping_add(1);
-            if self.last != 0 && !self.by_id.contains_key(&self.last) && !self.inherited.contains_key(&self.last) {
-                return self.last;
+            let last = self.last;
+            let is_taken = self.by_id.contains_key(&last) || self.lingering.contains_key(&last);
+            if last != 0 && !is_taken && !self.inherited.contains_key(&last) {
+                return last;
             }
         }
     }
@@ -230,9 +303,41 @@ mod tests {
         drop(one);
         assert!(table.get(id).is_some());
         drop(again);
-        assert!(table.get(id).is_none());
         assert_eq!(table.len(), 1);
         assert_ne!(table.of(state(1)).id(), id, "packets may be under way with the old number");
+    }
+
+    #[test]
+    fn a_packet_that_is_under_way_finds_its_state_for_a_while() {
+        let table = RecircTable::new();
+        let id = table.of(state(1)).id();
+        let now = 5_000;
+        table.expire(now);
+        table.expire(now + LINGER_MS - 1);
+        assert_eq!(table.get(id).unwrap().state(), &state(1));
+        assert_eq!(table.len(), 0, "nobody holds it");
+        // Let go again, it lingers anew: the first time is over, the second isn't.
+        table.expire(now + LINGER_MS - 1);
+        let held = table.get(id).unwrap();
+        table.expire(now + LINGER_MS);
+        table.expire(now + 10 * LINGER_MS);
+        assert_eq!((table.get(id).unwrap().id(), table.of(state(1)).id()), (id, id), "it is held");
+        drop(held);
+        table.expire(now + 11 * LINGER_MS);
+        table.expire(now + 12 * LINGER_MS);
+        assert!(table.get(id).is_none());
+        assert!(table.inner.read().by_state.is_empty() && table.inner.read().order.is_empty());
+        // With another number since, it keeps both.
+        let first = table.of(state(2)).id();
+        let second = table.of(state(2));
+        let revived = table.get(first).unwrap();
+        assert_ne!(second.id(), first);
+        assert_eq!(table.of(state(2)).id(), second.id());
+        drop(revived);
+        assert_eq!(table.of(state(2)).id(), second.id());
+        // There is an end to it.
+        let ids: Vec<_> = (0..MAX_LINGERING as u64 + 9).map(|metadata| table.of(state(metadata + 10)).id()).collect();
+        assert!(ids[..9].iter().all(|id| table.get(*id).is_none()) && table.get(ids[10]).is_some());
     }
 
     #[test]

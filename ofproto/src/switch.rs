@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dpif::{DatapathFlow, Dpif, DpifError, OdpPort, PortSpec, PortStats};
@@ -133,6 +134,8 @@ pub struct Switch {
     /// Held while bridges and ports come and go: between the look at a name and its use nobody else may take it.
     admin: Mutex<()>,
     engine: Mutex<Option<Engine>>,
+    /// The threads have been started, and not stopped. If there are none all the same, the last attempt to start them again failed.
+    runs: AtomicBool,
 }
 
 impl Switch {
@@ -145,7 +148,7 @@ impl Switch {
         }
         let backer = Arc::new(Backer::new(dpif, Arc::clone(&options.clock), options.limits(), options.schedule));
         let threads = Mutex::new((options.n_handlers, options.n_revalidators));
-        Self { backer, threads, admin: Mutex::new(()), engine: Mutex::new(None) }
+        Self { backer, threads, admin: Mutex::new(()), engine: Mutex::new(None), runs: AtomicBool::new(false) }
     }
 
     /// Changes the options while the switch runs. The clock stays, and what handlers begin with. Other numbers of threads restart them; where what was asked
@@ -159,15 +162,23 @@ impl Switch {
         let mut engine = self.engine.lock();
         match engine.take_if(|engine| engine.counts() != self.thread_counts()) {
             Some(old) => self.restart(&mut engine, old, || Ok(())),
-            None => Ok(()),
+            None => self.resume(&mut engine),
         }
+    }
+
+    /// Starts the threads if they should run and don't.
+    fn resume(&self, engine: &mut Option<Engine>) -> Result<()> {
+        if engine.is_none() && self.runs.load(Ordering::SeqCst) {
+            *engine = Some(self.started()?);
+        }
+        Ok(())
     }
 
     /// The numbers of threads that there ought to be.
     fn thread_counts(&self) -> ThreadCounts {
         let (handlers, revalidators) = *self.threads.lock();
-        let required = self.backer.dpif.features().required_handlers;
-        ThreadCounts::choose(required, handlers.unwrap_or(0), revalidators.unwrap_or(0))
+        let features = self.backer.dpif.features();
+        ThreadCounts::choose(&features, handlers.unwrap_or(0), revalidators.unwrap_or(0))
     }
 
     /// Ends the threads, does something while there are none, and starts them.
@@ -212,13 +223,16 @@ impl Switch {
         if engine.is_none() {
             *engine = Some(self.started()?);
         }
+        self.runs.store(true, Ordering::SeqCst);
         Ok(())
     }
 
     /// Ends all threads. The datapath goes on with the flows that it has; packets for which it has none are lost. Returns
     /// when the threads have ended, which takes no longer than the answer to one batch of upcalls.
     pub fn stop(&self) {
-        if let Some(engine) = self.engine.lock().take() {
+        let mut engine = self.engine.lock();
+        self.runs.store(false, Ordering::SeqCst);
+        if let Some(engine) = engine.take() {
             engine.stop(&self.backer);
         }
     }
@@ -333,6 +347,7 @@ impl Switch {
                     .ok_or_else(|| SwitchError::Exists(format!("bridge {} has no free port number", bridge.name)))?,
             };
             bridge.ports.insert(number, new_port(name, number, kind, odp.map(|(odp, _)| odp), vlan));
+            bridge.macs.open(number);
             Ok(number)
         });
         if let (Err(_), Some((odp, true))) = (&added, odp) {
@@ -355,7 +370,7 @@ impl Switch {
                 return Err(SwitchError::Invalid(format!("port {name} goes only with its bridge")));
             }
             let gone = bridge.ports.remove(&number).ok_or_else(no_such)?;
-            bridge.macs.forget(|entry| entry.port == number);
+            bridge.macs.close(number);
             Ok(gone)
         })?;
         // No flow may name the datapath port when it goes: another device could get its number.
@@ -540,7 +555,7 @@ impl Switch {
         let mut engine = self.engine.lock();
         match engine.take() {
             Some(old) => self.restart(&mut engine, old, flush),
-            None => flush(),
+            None => flush().and_then(|()| self.resume(&mut engine)),
         }
     }
 
@@ -551,16 +566,16 @@ impl Switch {
     /// The datapath's.
     pub fn remove_unclaimed_ports(&self) -> Result<Vec<String>> {
         let _admin = self.admin.lock();
-        let failed = |what: &str| {
-            let what = what.to_string();
-            move |error| SwitchError::Datapath(what, error)
-        };
+        let failed = |error| SwitchError::Datapath("listing the datapath's ports".into(), error);
         let config = self.config();
         let mut removed = Vec::new();
-        for port in self.backer.dpif.ports().map_err(failed("listing the datapath's ports"))? {
+        for port in self.backer.dpif.ports().map_err(failed)? {
             if config.port_of(port.port).is_none() && self.backer.dpif.own_port() != Some(port.port) {
-                self.backer.dpif.port_del(port.port).map_err(failed(&format!("removing port {}", port.name)))?;
-                removed.push(port.name);
+                match self.backer.dpif.port_del(port.port) {
+                    Ok(()) => removed.push(port.name),
+                    // It does no harm where it is.
+                    Err(error) => tracing::warn!("port {}, which no bridge has any more, stays: {error}", port.name),
+                }
             }
         }
         Ok(removed)

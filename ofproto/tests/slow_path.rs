@@ -308,7 +308,7 @@ fn super_packet() -> (Packet, Vec<u8>) {
     let mut tcp = vec![0, 80, 4, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0];
     tcp.extend(&payload);
     let data = frame(B, A, &[(0x8100, 5)], 0x0800, &ipv4(6, [10, 0, 0, 1], [10, 0, 0, 2], 64, 0, 0, &tcp));
-    (Packet { data, gso_size: 1000, partial_checksum: true, mru: 0 }, payload)
+    (Packet { data, gso_size: 1000, partial_checksum: true, ..Packet::default() }, payload)
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 mod faulty;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{MACS, ipv4, udp, udp_frame};
@@ -151,6 +151,66 @@ fn a_packet_that_the_datapath_does_not_execute_is_counted() {
 }
 
 #[test]
+fn a_packet_that_comes_alone_is_executed_before_its_flow_is_put() {
+    let world = World::new(&PER_SOURCE);
+    let calls = || std::mem::take(&mut *world.faulty.calls.lock());
+    world.send(1);
+    assert_eq!(world.out(), 1);
+    assert_eq!(calls(), ["execute", "put"]);
+    let report = world.report();
+    assert_eq!((report.received, report.executed, report.installed, report.latency.count()), (1, 1, 1, 1));
+    let gate = world.faulty.gate.write();
+    world.send(2);
+    world.send(3);
+    drop(gate);
+    assert_eq!(world.out(), 2);
+    assert_eq!(calls(), ["put", "execute", "put", "execute"], "these go together");
+    assert_eq!((world.report().executed, world.report().latency.count()), (3, 3));
+}
+
+#[test]
+fn a_revalidator_that_panics_begins_anew_and_leaves_no_flow_behind() {
+    let world = World::new(&PLAIN);
+    let rules = |texts: &[&str]| {
+        let mods: Vec<_> = texts.iter().map(|text| FlowMod::parse(text, &NoPortNames).unwrap()).collect();
+        world.switch.flows_replace("br0", Some(&mods)).unwrap();
+    };
+    let actions =
+        || world.switch.flows_of_datapath().unwrap().iter().map(|flow| flow.actions.len()).collect::<Vec<_>>();
+    let restarts = || coverage::total("revalidator_restart").unwrap_or(0);
+    // What the revalidator's thread has to see by itself: a flow that does something else, and one that is too wide.
+    let dumping: (&AtomicBool, &[&str], &[usize]) = (&world.faulty.dump_panics, &["actions=drop"], &[0]);
+    let deleting: (_, &[&str], &[usize]) =
+        (&world.faulty.del_panics, &["priority=40000,dl_dst=00:11:22:33:44:55,actions=3", "actions=drop"], &[]);
+    for (panics, changed, left) in [dumping, deleting] {
+        rules(&PLAIN);
+        world.switch.revalidate_now();
+        world.send(1);
+        assert_eq!((world.out(), actions()), (1, vec![1]));
+        let before = restarts();
+        panics.store(true, Ordering::SeqCst);
+        rules(changed);
+        assert!(wait_until(Duration::from_secs(5), || restarts() > before), "nobody panicked");
+        assert!(wait_until(Duration::from_secs(5), || actions() == left), "{:?}", actions());
+    }
+}
+
+#[test]
+fn a_panic_loses_what_has_no_outcome_yet() {
+    let world = World::new(&PLAIN);
+    let gate = world.faulty.gate.write();
+    let cut = Upcall { kind: UpcallKind::Action, cookie: vec![1, 2, 3], ..Upcall::default() };
+    world.faulty.inject.lock().extend(std::iter::repeat_n(cut, 3));
+    world.faulty.panics.store(true, Ordering::SeqCst);
+    world.send(1);
+    drop(gate);
+    assert_eq!(world.out(), 0);
+    let report = world.report();
+    assert_eq!((report.received, report.bad_cookie, report.lost_in_panic), (4, 3, 1));
+    assert_eq!(report.outcomes().iter().map(|(_, n)| n).sum::<u64>(), 4);
+}
+
+#[test]
 fn packets_that_wait_while_their_flow_is_installed_are_not_translated_again() {
     let world = World::new(&PLAIN);
     let gate = world.faulty.gate.write();
@@ -201,12 +261,12 @@ fn a_handler_that_panics_is_started_again_and_the_others_go_on() {
     let world = World::new(&PER_SOURCE);
     world.faulty.panics.store(true, Ordering::SeqCst);
     world.send(1);
-    assert_eq!(world.out(), 0);
+    assert_eq!(world.out(), 1, "a packet alone goes before its flow is put");
     let report = world.report();
-    assert_eq!((report.restarts, report.lost_in_panic), (1, 1));
+    assert_eq!((report.restarts, report.lost_in_panic, report.executed), (1, 0, 1));
     world.send(2);
     assert_eq!(world.out(), 1, "the handler is there again");
-    // The flow of the lost packet was never put: its ukey goes when the datapath hasn't shown it for some passes.
+    // The flow of the first packet was never put: its ukey goes when the datapath hasn't shown it for some passes.
     (0..5).for_each(|_| world.switch.revalidate_now());
     world.send(1);
     assert_eq!((world.out(), world.n_flows()), (1, 2));
@@ -306,12 +366,43 @@ fn handlers_that_have_nothing_to_do_sleep() {
     let world = World::new(&PLAIN);
     world.send(1);
     world.switch.synchronize();
+    // Whoever has been busy may look once more.
+    std::thread::sleep(Duration::from_millis(100));
     let before = world.faulty.receives.load(Ordering::SeqCst);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(world.faulty.receives.load(Ordering::SeqCst), before);
     let began = Instant::now();
     world.switch.stop();
     assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn threads_that_could_not_be_started_again_are_started_by_the_next_change() {
+    let world = World::new(&PLAIN);
+    let options = |handlers| Options { n_handlers: Some(handlers), n_revalidators: Some(1), ..Options::default() };
+    let fails = |fails: bool| {
+        *world.faulty.handlers_error.lock() = fails.then_some(|| DpifError::Kernel("it is gone".into()));
+    };
+    fails(true);
+    assert!(world.switch.set_options(&options(2)).is_err());
+    assert_eq!(world.switch.handler_reports().len(), 0);
+    fails(false);
+    // As it was before.
+    world.switch.set_options(&options(1)).unwrap();
+    assert_eq!(world.switch.handler_reports().len(), 1);
+    world.send(1);
+    world.switch.synchronize();
+    assert_eq!(world.out(), 1);
+    // A flush restarts them too, and does no harm to those that were stopped.
+    fails(true);
+    assert!(world.switch.flush().is_err());
+    fails(false);
+    world.switch.flush().unwrap();
+    assert_eq!(world.switch.handler_reports().len(), 1);
+    world.switch.stop();
+    world.switch.flush().unwrap();
+    world.switch.set_options(&options(1)).unwrap();
+    assert_eq!(world.switch.handler_reports().len(), 0);
 }
 
 #[test]

@@ -68,7 +68,9 @@ fn the_module_and_each_specialised_program_say_and_do_the_same() {
 
 #[test]
 fn the_module_and_our_programs_behind_the_xdp_hook_say_and_do_the_same() {
-    compare("the_module_and_our_programs_behind_the_xdp_hook_say_and_do_the_same", Programs::BehindXdp);
+    const NAME: &str = "the_module_and_our_programs_behind_the_xdp_hook_say_and_do_the_same";
+    testkit::require!(NAME; Need::XdpToVeth);
+    compare(NAME, Programs::BehindXdp);
 }
 
 fn compare(name: &str, which: Programs) {

@@ -95,6 +95,14 @@ fn pings_and_tcp_pass_in_every_dispatch_mode_and_the_fields_tool_agrees_about_th
             text.lines().filter(|line| line.contains("port ")).map(|line| line.trim().to_owned()).collect()
         };
         assert_eq!(ports(&daemon.ask("dpctl/show")), ports(&dpctl(&network, "show")), "{mode}");
+        // The tool puts flows without an id; what nobody has asked for goes.
+        daemon.ask("revalidator/pause");
+        dpctl(&network, "add-flow system@ovs-system in_port(2),eth(),eth_type(0x1234) 1");
+        assert!(dpctl(&network, "dump-flows").contains("eth_type(0x1234)"), "{mode}");
+        daemon.ask("revalidator/resume");
+        daemon.ask("revalidator/wait");
+        let left = dpctl(&network, "dump-flows");
+        assert!(!left.contains("eth_type(0x1234)") && left.contains("eth_type(0x0800)"), "{mode}: {left}");
         assert_eq!(daemon.ask("exit --cleanup"), "");
         assert_eq!(daemon.ended(), Some(0));
         assert_eq!(network.left(), [""; 0], "{mode}");

@@ -1,10 +1,10 @@
-//! A persistent hash map from keys of some words to items, made for being read.
+//! A persistent hash map of items that know their keys, made for being read.
 //!
 //! The map is a tree whose branches divide by four bits of the hash and whose leaves hold up to 64 entries in flat arrays: few
 //! steps to a leaf, and a small map is one leaf. A version shares with the one it was cloned from all but the way to what was
 //! changed since, so that changing a map of a hundred thousand entries costs some hundred copies, not a hundred thousand.
 //!
-//! The caller hashes, because it has use for the hash itself; equal keys must have equal hashes.
+//! The caller hashes, because it has use for the hash itself, and says which item has the key; equal keys must have equal hashes.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ const ONES: u64 = u64::MAX / 0xffff;
 const GROUP_SHIFT: u32 = u64::BITS - GROUPS.trailing_zeros();
 const TAG_SHIFT: u32 = GROUP_SHIFT - LANE_BITS + 1;
 
-/// A map whose keys have as many words as its first one.
+/// Items by the hashes of their keys.
 #[derive(Clone, Debug)]
 pub(super) struct Map<T> {
     root: Node<T>,
@@ -54,15 +54,12 @@ struct Leaf<T> {
     /// Where in the arrays below the entry of a slot is.
     places: [[u8; LANES]; GROUPS],
     hashes: Vec<u64>,
-    /// The keys' words, one key after the other.
-    keys: Vec<u64>,
     items: Vec<T>,
 }
 
-/// An entry to be: its hash, its key's words, its item.
-struct Entry<'k, T> {
+/// An entry to be: the hash of its key, its item.
+struct Entry<T> {
     hash: u64,
-    key: &'k [u64],
     item: T,
 }
 
@@ -71,18 +68,18 @@ impl<T: Clone> Map<T> {
         Self { root: Node::empty() }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.root.len() == 0
+    pub(super) fn len(&self) -> usize {
+        self.root.len()
     }
 
-    /// The item of the key with this hash of which `is_key` says so. Keys have `width` words.
-    #[inline]
-    pub(super) fn find(&self, hash: u64, width: usize, is_key: impl Fn(&[u64]) -> bool) -> Option<&T> {
+    /// The item with this hash of which `is_it` says so.
+    #[inline(always)]
+    pub(super) fn find(&self, hash: u64, is_it: impl Fn(&T) -> bool) -> Option<&T> {
         let mut node = &self.root;
         let mut rest = hash;
         loop {
             match node {
-                Node::Leaf(leaf) => return leaf.items.get(leaf.find(hash, width, is_key)?),
+                Node::Leaf(leaf) => return leaf.find(hash, is_it).map(|(_, item)| item),
                 Node::Branch(branch) => {
                     node = branch.child(rest);
                     rest >>= FANOUT_BITS;
@@ -91,17 +88,17 @@ impl<T: Clone> Map<T> {
         }
     }
 
-    /// The item of `key`, to be changed.
-    pub(super) fn get_mut(&mut self, hash: u64, key: &[u64]) -> Option<&mut T> {
+    /// As [`Self::find`], to be changed.
+    pub(super) fn get_mut(&mut self, hash: u64, is_it: impl Fn(&T) -> bool) -> Option<&mut T> {
         // Looked for first: what isn't there needs no copies.
-        self.find(hash, key.len(), |other| other == key)?;
+        self.find(hash, &is_it)?;
         let mut node = &mut self.root;
         let mut rest = hash;
         loop {
             match node {
                 Node::Leaf(leaf) => {
                     let leaf = Arc::make_mut(leaf);
-                    let at = leaf.find(hash, key.len(), |other| other == key)?;
+                    let (at, _) = leaf.find(hash, is_it)?;
                     return leaf.items.get_mut(at);
                 }
                 Node::Branch(branch) => {
@@ -112,14 +109,14 @@ impl<T: Clone> Map<T> {
         }
     }
 
-    /// Adds a key that is not there.
-    pub(super) fn insert(&mut self, hash: u64, key: &[u64], item: T) {
-        self.root.insert(Entry { hash, key, item }, 0);
+    /// Adds an item whose key is not there.
+    pub(super) fn insert(&mut self, hash: u64, item: T) {
+        self.root.insert(Entry { hash, item }, 0);
     }
 
-    pub(super) fn remove(&mut self, hash: u64, key: &[u64]) -> Option<T> {
-        self.find(hash, key.len(), |other| other == key)?;
-        self.root.remove(hash, key, 0)
+    pub(super) fn remove(&mut self, hash: u64, is_it: impl Fn(&T) -> bool) -> Option<T> {
+        self.find(hash, &is_it)?;
+        self.root.remove(hash, &is_it, 0)
     }
 
     /// All items, in no order.
@@ -149,12 +146,12 @@ impl<T: Clone> Node<T> {
         }
     }
 
-    fn insert(&mut self, entry: Entry<'_, T>, depth: u32) {
+    fn insert(&mut self, entry: Entry<T>, depth: u32) {
         match self {
             Self::Leaf(leaf) if leaf.items.len() < LEAF || depth == MAX_DEPTH => Arc::make_mut(leaf).push(entry),
             Self::Leaf(leaf) => {
                 let mut branch = Branch { len: 0, children: std::array::from_fn(|_| Self::empty()) };
-                for old in leaf.entries(entry.key.len()) {
+                for old in leaf.entries() {
                     branch.insert(old, depth);
                 }
                 branch.insert(entry, depth);
@@ -164,17 +161,17 @@ impl<T: Clone> Node<T> {
         }
     }
 
-    fn remove(&mut self, hash: u64, key: &[u64], depth: u32) -> Option<T> {
+    fn remove(&mut self, hash: u64, is_it: &impl Fn(&T) -> bool, depth: u32) -> Option<T> {
         match self {
-            Self::Leaf(leaf) => Arc::make_mut(leaf).remove(hash, key),
+            Self::Leaf(leaf) => Arc::make_mut(leaf).remove(hash, is_it),
             Self::Branch(shared) => {
                 let branch = Arc::make_mut(shared);
-                let removed = branch.child_mut(hash >> (depth * FANOUT_BITS)).remove(hash, key, depth + 1)?;
+                let removed = branch.child_mut(hash >> (depth * FANOUT_BITS)).remove(hash, is_it, depth + 1)?;
                 branch.len -= 1;
                 // Not at once: at the boundary each change would divide or join.
                 if branch.len <= LEAF / 2 {
                     let mut leaf = Leaf::new();
-                    branch.collect(key.len(), &mut leaf);
+                    branch.collect(&mut leaf);
                     *self = Self::Leaf(Arc::new(leaf));
                 }
                 Some(removed)
@@ -194,17 +191,17 @@ impl<T: Clone> Branch<T> {
         &mut self.children[hash as usize % FANOUT]
     }
 
-    fn insert(&mut self, entry: Entry<'_, T>, depth: u32) {
+    fn insert(&mut self, entry: Entry<T>, depth: u32) {
         self.len += 1;
         self.child_mut(entry.hash >> (depth * FANOUT_BITS)).insert(entry, depth + 1);
     }
 
     /// Copies all entries below into one leaf.
-    fn collect(&self, width: usize, into: &mut Leaf<T>) {
+    fn collect(&self, into: &mut Leaf<T>) {
         for child in &self.children {
             match child {
-                Node::Leaf(leaf) => leaf.entries(width).for_each(|entry| into.push(entry)),
-                Node::Branch(branch) => branch.collect(width, into),
+                Node::Leaf(leaf) => leaf.entries().for_each(|entry| into.push(entry)),
+                Node::Branch(branch) => branch.collect(into),
             }
         }
     }
@@ -212,37 +209,31 @@ impl<T: Clone> Branch<T> {
 
 impl<T: Clone> Leaf<T> {
     fn new() -> Self {
-        Self {
-            spilled: 0,
-            groups: [0; GROUPS],
-            places: [[0; LANES]; GROUPS],
-            hashes: Vec::new(),
-            keys: Vec::new(),
-            items: Vec::new(),
-        }
+        Self { spilled: 0, groups: [0; GROUPS], places: [[0; LANES]; GROUPS], hashes: Vec::new(), items: Vec::new() }
     }
 
-    #[inline]
-    fn find(&self, hash: u64, width: usize, is_key: impl Fn(&[u64]) -> bool) -> Option<usize> {
+    /// The entry with this hash of which `is_it` says so, and where it is.
+    #[inline(always)]
+    fn find(&self, hash: u64, is_it: impl Fn(&T) -> bool) -> Option<(usize, &T)> {
         let group = first_group(hash);
-        let found = self.find_in(group, hash, width, &is_key);
+        let found = self.find_in(group, hash, &is_it);
         if found.is_none() && self.spilled >> group & 1 != 0 {
-            return self.find_spilled(group, hash, width, &is_key);
+            return self.find_spilled(group, hash, &is_it);
         }
         found
     }
 
     /// The entry, if its slot is in this group.
-    #[inline]
-    fn find_in(&self, group: usize, hash: u64, width: usize, is_key: &impl Fn(&[u64]) -> bool) -> Option<usize> {
+    #[inline(always)]
+    fn find_in(&self, group: usize, hash: u64, is_it: &impl Fn(&T) -> bool) -> Option<(usize, &T)> {
         // The lowest bit that this finds is right; a later one may be of a tag that differs in its last bit, and its entry's key
         // will differ.
         let differ = self.groups[group] ^ (tag(hash) * ONES);
         let mut same = differ.wrapping_sub(ONES) & !differ & (ONES << (LANE_BITS - 1));
         while same != 0 {
             let at = usize::from(self.places[group][(same.trailing_zeros() / LANE_BITS) as usize % LANES]);
-            if self.is_entry(at, width, is_key) {
-                return Some(at);
+            if let Some(item) = self.items.get(at).filter(|item| is_it(item)) {
+                return Some((at, item));
             }
             same &= same - 1;
         }
@@ -251,29 +242,23 @@ impl<T: Clone> Leaf<T> {
 
     /// The entry, if its slot is in a later group than the first, or it has none.
     #[inline(never)]
-    fn find_spilled(&self, first: usize, hash: u64, width: usize, is_key: &impl Fn(&[u64]) -> bool) -> Option<usize> {
+    fn find_spilled(&self, first: usize, hash: u64, is_it: &impl Fn(&T) -> bool) -> Option<(usize, &T)> {
         if self.items.len() > LEAF {
-            return (0..self.items.len()).find(|at| self.is_entry(*at, width, is_key));
+            return self.items.iter().enumerate().find(|(_, item)| is_it(item));
         }
         let mut group = first;
         while self.spilled >> group & 1 != 0 {
             group = (group + 1) % GROUPS;
-            if let Some(at) = self.find_in(group, hash, width, is_key) {
-                return Some(at);
+            if let Some(found) = self.find_in(group, hash, is_it) {
+                return Some(found);
             }
         }
         None
     }
 
-    #[inline]
-    fn is_entry(&self, at: usize, width: usize, is_key: &impl Fn(&[u64]) -> bool) -> bool {
-        self.keys.get(at * width..(at + 1) * width).is_some_and(is_key)
-    }
-
-    fn push(&mut self, entry: Entry<'_, T>) {
+    fn push(&mut self, entry: Entry<T>) {
         self.place(entry.hash, self.items.len());
         self.hashes.push(entry.hash);
-        self.keys.extend_from_slice(entry.key);
         self.items.push(entry.item);
     }
 
@@ -298,27 +283,28 @@ impl<T: Clone> Leaf<T> {
         }
     }
 
-    fn remove(&mut self, hash: u64, key: &[u64]) -> Option<T> {
-        let width = key.len();
-        let at = self.find(hash, width, |other| other == key)?;
-        let last = self.items.len() - 1;
+    fn remove(&mut self, hash: u64, is_it: &impl Fn(&T) -> bool) -> Option<T> {
+        let (at, _) = self.find(hash, is_it)?;
         self.hashes.swap_remove(at);
-        self.keys.copy_within(last * width.., at * width);
-        self.keys.truncate(last * width);
         let item = self.items.swap_remove(at);
         // Anew: entries behind the one removed may have been placed where they are because of it.
         (self.spilled, self.groups) = (0, [0; GROUPS]);
-        for at in 0..last {
+        for at in 0..self.items.len() {
             self.place(self.hashes[at], at);
         }
         Some(item)
     }
 
-    fn entries(&self, width: usize) -> impl Iterator<Item = Entry<'_, T>> {
-        let key = move |at: usize| self.keys.get(at * width..(at + 1) * width).unwrap_or_default();
-        let numbered = self.hashes.iter().zip(&self.items).enumerate();
-        numbered.map(move |(at, (hash, item))| Entry { hash: *hash, key: key(at), item: item.clone() })
+    fn entries(&self) -> impl Iterator<Item = Entry<T>> {
+        self.hashes.iter().zip(&self.items).map(|(hash, item)| Entry { hash: *hash, item: item.clone() })
     }
+}
+
+/// A hash of what differs in any bits.
+#[inline]
+pub(super) fn hash(sum: u64) -> u64 {
+    let product = u128::from(sum ^ 0x2d35_8dcc_aa6c_78a5) * 0x9e37_79b9_7f4a_7c15;
+    (product >> 64) as u64 ^ product as u64
 }
 
 /// The bits of a hash that stand in a slot.
@@ -359,11 +345,11 @@ mod tests {
             let mut model = HashMap::new();
             let mut versions = Vec::new();
             for (key, adds, value) in changes {
-                let (hash, words) = (hash(key, good), [key, !key]);
-                match (adds, map.get_mut(hash, &words)) {
-                    (true, Some(item)) => *item = value,
-                    (true, None) => map.insert(hash, &words, value),
-                    (false, _) => prop_assert_eq!(map.remove(hash, &words), model.remove(&key)),
+                let (hash, is_it) = (hash(key, good), |item: &(u64, u32)| item.0 == key);
+                match (adds, map.get_mut(hash, is_it)) {
+                    (true, Some(item)) => item.1 = value,
+                    (true, None) => map.insert(hash, (key, value)),
+                    (false, _) => prop_assert_eq!(map.remove(hash, is_it).map(|item| item.1), model.remove(&key)),
                 }
                 if adds {
                     model.insert(key, value);
@@ -375,10 +361,10 @@ mod tests {
             versions.push((map, model));
             for (map, model) in versions {
                 prop_assert_eq!(map.items().count(), model.len());
-                prop_assert_eq!(map.is_empty(), model.is_empty());
+                prop_assert_eq!(map.len(), model.len());
                 for key in 0..400 {
-                    let found = map.find(hash(key, good), 2, |words| words == [key, !key]);
-                    prop_assert_eq!(found, model.get(&key));
+                    let found = map.find(hash(key, good), |item| item.0 == key);
+                    prop_assert_eq!(found.map(|item| item.1), model.get(&key).copied());
                 }
             }
         }

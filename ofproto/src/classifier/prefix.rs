@@ -108,26 +108,37 @@ impl<'a> Asked<'a> {
     /// than the rules themselves look at, or the lookup has looked at already. If so, these bits are in `wildcards`.
     #[inline]
     pub(super) fn rule_out(&mut self, prefixes: &[Prefix], flow: &Flow, wildcards: &mut Flow) -> bool {
-        for Prefix { trie, len, bit } in prefixes {
-            let (Some((field, trie)), Some(answer)) = (self.tries.get(*trie), self.answers.get_mut(*trie)) else {
-                continue;
+        // Nearly always there may be such a rule, for all that the tries know.
+        prefixes.iter().any(|prefix| {
+            let answer = match self.answers.get(prefix.trie) {
+                Some(Some(answer)) => *answer,
+                _ => self.ask(prefix.trie, flow),
             };
-            let answer = answer.get_or_insert_with(|| match field.is_in(flow) {
-                true => trie.lookup(field.bits(flow), field.width()),
-                false => Prefixes::ANY,
-            });
-            if answer.lens & bit != 0 {
-                continue;
-            }
-            // The trie is that of all rules: it may have looked at bits which matter only for rules of other kinds of packets.
-            if answer.looked_at <= *len {
-                field.add_to(answer.looked_at, wildcards);
-                return true;
-            }
-            if field.bits(wildcards).leading_ones() >= answer.looked_at {
-                return true;
-            }
+            answer.lens & prefix.bit == 0 && self.is_enough(prefix, answer.looked_at, wildcards)
+        })
+    }
+
+    #[inline(never)]
+    fn ask(&mut self, trie: usize, flow: &Flow) -> Prefixes {
+        let answer = match self.tries.get(trie) {
+            Some((field, trie)) if field.is_in(flow) => trie.lookup(field.bits(flow), field.width()),
+            _ => Prefixes::ANY,
+        };
+        if let Some(place) = self.answers.get_mut(trie) {
+            *place = Some(answer);
         }
-        false
+        answer
+    }
+
+    /// Whether that no rule has this prefix is told by few enough bits. If so, they are in `wildcards`.
+    #[inline(never)]
+    fn is_enough(&self, prefix: &Prefix, looked_at: u32, wildcards: &mut Flow) -> bool {
+        let Some((field, _)) = self.tries.get(prefix.trie) else { return false };
+        // The trie is that of all rules: it may have looked at bits which matter only for rules of other kinds of packets.
+        if looked_at <= prefix.len {
+            field.add_to(looked_at, wildcards);
+            return true;
+        }
+        field.bits(wildcards).leading_ones() >= looked_at
     }
 }

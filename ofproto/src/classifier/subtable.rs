@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use rpds::RedBlackTreeMapSync;
 
-use super::map::Map;
+use super::known::Known;
+use super::map::{Map, hash};
 use super::prefix::{Asked, Prefix, PrefixField};
-use super::shape::{Shape, hash};
-use super::stage::{LAYER3, N_STAGES};
+use super::shape::Shape;
+use super::stage::{LAYER3, N_STAGES, STAGES};
 use super::trie::Trie;
 use crate::flow::Flow;
 use crate::rule::Rule;
@@ -19,39 +20,14 @@ pub(super) struct Subtable {
     shape: Shape,
     /// The priorities of its rules with their numbers.
     priorities: RedBlackTreeMapSync<u16, usize>,
-    /// For each stage with fields but the last: how many heads have a hash of the fields up to there.
-    stages: Vec<Stage>,
-    /// How many stages come before that of the prefixes, and where these end.
-    layer3: Option<(usize, usize)>,
+    /// The last stage with fields.
+    last: usize,
+    /// The sums of heads up to each stage before that.
+    known: Known,
     /// The tries of the classifier that the mask has a prefix for, and its length.
     prefixes: Arc<[Prefix]>,
     ports: Ports,
     heads: Map<Head>,
-}
-
-#[derive(Clone, Debug)]
-struct Stage {
-    end: usize,
-    /// The hash is the key, too.
-    hashes: Map<usize>,
-}
-
-impl Stage {
-    #[inline]
-    fn has(&self, hash: u64) -> bool {
-        self.hashes.find(hash, 1, |key| key == [hash]).is_some()
-    }
-
-    fn count(&mut self, hash: u64, adds: bool) {
-        match (adds, self.hashes.get_mut(hash, &[hash])) {
-            (true, Some(n)) => *n += 1,
-            (true, None) => self.hashes.insert(hash, &[hash], 1),
-            (false, Some(n)) if *n > 1 => *n -= 1,
-            (false, _) => {
-                self.hashes.remove(hash, &[hash]);
-            }
-        }
-    }
 }
 
 /// The transport ports: both as one number, the source in the upper half.
@@ -112,30 +88,24 @@ impl Head {
 
 impl Subtable {
     pub(super) fn new(mask: &Flow, tries: &[(PrefixField, Trie)]) -> Self {
-        let shape = Shape::new(mask);
-        let stages = shape.stages();
-        let before_layer3 = stages.iter().position(|(_, stage)| *stage == LAYER3);
-        let end_of = |n: usize| n.checked_sub(1).and_then(|last| stages.get(last)).map_or(0, |(end, _)| *end);
-        let layer3 = before_layer3.map(|n| (n, end_of(n)));
-        let stages = stages.split_last().map_or(&[][..], |(_, before)| before);
-        let stage = |&(end, _): &(usize, usize)| Stage { end, hashes: Map::new() };
+        let last = STAGES.iter().rposition(|fields| mask.masked(fields) != Flow::ZERO).unwrap_or(0);
         let prefixes =
             tries.iter().enumerate().filter_map(|(trie, (field, _))| Prefix::new(trie, field.prefix_len(mask)));
         let ports = ports_of(mask);
         Self {
             mask: Arc::new(*mask),
             priorities: RedBlackTreeMapSync::new_sync(),
-            stages: stages.iter().map(stage).collect(),
-            layer3,
+            last,
+            known: Known::new(),
             prefixes: prefixes.collect(),
             ports: Ports { mask: ports, len: u32::BITS - ports.trailing_zeros(), trie: Trie::default() },
             heads: Map::new(),
-            shape,
+            shape: Shape::new(mask),
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.heads.is_empty()
+        self.heads.len() == 0
     }
 
     /// The highest priority of a rule.
@@ -149,60 +119,48 @@ impl Subtable {
     }
 
     /// The rules that `flow` matches.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&self, flow: &Flow) -> Option<&Head> {
-        self.heads.find(hash(self.shape.sum(flow)), self.shape.width(), |key| self.shape.is_key(key, flow))
+        self.heads.find(hash(self.shape.sum(flow)), |head| self.shape.agree(&head.first.value, flow))
     }
 
     /// As [`Self::find`]; adds to `wildcards` what had to be looked at to know, which is the whole mask where there is a match.
     ///
     /// Whether there is a match is asked first, because only the answer "no" can be had from less.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find_wildcarding(&self, flow: &Flow, asked: &mut Asked<'_>, wildcards: &mut Flow) -> Option<&Head> {
-        let shape = &self.shape;
-        let mut sums = [0; N_STAGES];
-        let sum = shape.sum_stages(flow, &mut sums);
-        let width = shape.width();
-        let found = self.heads.find(hash(sum), width, |key| shape.is_key(key, flow));
+        let found = self.find(flow);
         match found {
-            Some(_) => shape.add_to(width, wildcards),
-            None => self.look_at_miss(&sums, flow, asked, wildcards),
+            Some(_) => self.shape.add_to(N_STAGES - 1, wildcards),
+            None => self.look_at_miss(flow, asked, wildcards),
         }
         found
     }
 
-    /// Adds to `wildcards` what tells that no rule matches. `sums`: of the fields up to the end of each stage.
-    fn look_at_miss(&self, sums: &[u64; N_STAGES], flow: &Flow, asked: &mut Asked<'_>, wildcards: &mut Flow) {
-        let shape = &self.shape;
-        let absent = self.first_absent(sums);
+    /// Adds to `wildcards` what tells that no rule matches.
+    #[inline(never)]
+    fn look_at_miss(&self, flow: &Flow, asked: &mut Asked<'_>, wildcards: &mut Flow) {
+        // Up to the end of so many stages some rule has the packet's fields, and none has those of the next.
+        let known = self.known.stages(&self.shape.stage_sums(flow));
         // The tries are asked where the addresses come into play, if the stages before don't tell.
-        if let Some((before, end)) = self.layer3
-            && before <= absent
-            && asked.rule_out(&self.prefixes, flow, wildcards)
-        {
-            return shape.add_to(end, wildcards);
-        }
-        if let Some(stage) = self.stages.get(absent) {
-            return shape.add_to(stage.end, wildcards);
-        }
-        // Of the ports only what it takes to know that no rule has them, unless all was looked at before.
-        let seen = ports_of(wildcards);
-        let ports = (self.ports.mask & !seen != 0).then(|| seen | self.ports.needed(flow));
-        shape.add_to(shape.width(), wildcards);
-        if let Some(ports) = ports {
-            set_ports(wildcards, ports);
+        if known >= LAYER3 && asked.rule_out(&self.prefixes, flow, wildcards) {
+            self.shape.add_to(LAYER3 - 1, wildcards);
+        } else if known == self.last && self.ports.len != 0 {
+            self.look_at_ports(flow, wildcards);
+        } else {
+            self.shape.add_to(known, wildcards);
         }
     }
 
-    /// The first stage up to which no rule has the packet's fields; their number if some have them all.
-    ///
-    /// Who has the fields up to a stage has those up to each one before. Most packets that match no rule have the first fields in
-    /// common with some, so the last stage is asked first. A hash that two fields share only lets the lookup look at more.
-    #[inline]
-    fn first_absent(&self, sums: &[u64; N_STAGES]) -> usize {
-        let is_there = |(stage, sum): (&Stage, &u64)| stage.has(hash(*sum));
-        let sums = sums.get(..self.stages.len()).unwrap_or_default();
-        self.stages.iter().zip(sums).rposition(is_there).map_or(0, |last| last + 1)
+    /// As [`Self::look_at_miss`], where no stage before the ports' tells.
+    fn look_at_ports(&self, flow: &Flow, wildcards: &mut Flow) {
+        // Of the ports only what it takes to know that no rule has them, unless all was looked at before.
+        let seen = ports_of(wildcards);
+        let ports = (self.ports.mask & !seen != 0).then(|| seen | self.ports.needed(flow));
+        self.shape.add_to(N_STAGES - 1, wildcards);
+        if let Some(ports) = ports {
+            set_ports(wildcards, ports);
+        }
     }
 
     /// The rule with exactly this match and priority.
@@ -212,10 +170,9 @@ impl Subtable {
 
     /// Adds a rule. One with the same match and priority is replaced and returned.
     pub(super) fn insert(&mut self, rule: Arc<Rule>, tries: &mut [(PrefixField, Trie)]) -> Option<Arc<Rule>> {
-        let key = self.shape.key(&rule.value);
-        let hash = self.hash(&rule.value);
-        let priority = rule.priority;
-        if let Some(head) = self.heads.get_mut(hash, &key) {
+        let (shape, priority) = (&self.shape, rule.priority);
+        let hash = hash(shape.sum(&rule.value));
+        if let Some(head) = self.heads.get_mut(hash, |head| shape.agree(&head.first.value, &rule.value)) {
             let replaced = head.insert(rule);
             if replaced.is_none() {
                 self.count(priority);
@@ -223,7 +180,7 @@ impl Subtable {
             return replaced;
         }
         self.index(&rule.value, tries, true);
-        self.heads.insert(hash, &key, Head::new(rule, &[]));
+        self.heads.insert(hash, Head::new(rule, &[]));
         self.count(priority);
         None
     }
@@ -231,12 +188,13 @@ impl Subtable {
     /// Removes the rule with the match and priority of `rule`.
     pub(super) fn remove(&mut self, rule: &Rule, tries: &mut [(PrefixField, Trie)]) -> Option<Arc<Rule>> {
         let removed = Arc::clone(self.get(&rule.value, rule.priority)?);
-        let key = self.shape.key(&rule.value);
-        let hash = self.hash(&rule.value);
-        let head = self.heads.get_mut(hash, &key)?;
+        let shape = &self.shape;
+        let hash = hash(shape.sum(&rule.value));
+        let is_it = |head: &Head| shape.agree(&head.first.value, &rule.value);
+        let head = self.heads.get_mut(hash, is_it)?;
         let left: Vec<_> = head.rules().filter(|other| other.priority != rule.priority).cloned().collect();
         if left.is_empty() {
-            self.heads.remove(hash, &key);
+            self.heads.remove(hash, is_it);
             self.index(&rule.value, tries, false);
         } else {
             head.set(&left);
@@ -250,10 +208,6 @@ impl Subtable {
         Some(removed)
     }
 
-    fn hash(&self, value: &Flow) -> u64 {
-        hash(self.shape.sum(value))
-    }
-
     fn count(&mut self, priority: u16) {
         let n = self.priorities.get(&priority).copied().unwrap_or(0);
         self.priorities.insert_mut(priority, n + 1);
@@ -261,10 +215,8 @@ impl Subtable {
 
     /// Adds a match to stages and tries, or takes it away.
     fn index(&mut self, value: &Flow, tries: &mut [(PrefixField, Trie)], adds: bool) {
-        let mut sums = [0; N_STAGES];
-        self.shape.sum_stages(value, &mut sums);
-        for (stage, sum) in self.stages.iter_mut().zip(sums) {
-            stage.count(hash(sum), adds);
+        for (stage, sum) in self.shape.stage_sums(value).into_iter().enumerate().take(self.last) {
+            if adds { self.known.add(stage, sum) } else { self.known.remove(stage, sum) }
         }
         let change = |trie: &mut Trie, bits, len| if adds { trie.insert(bits, len) } else { trie.remove(bits, len) };
         for prefix in &*self.prefixes {

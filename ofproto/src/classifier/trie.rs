@@ -93,8 +93,8 @@ impl Node {
 
     /// The way on by the next bit.
     fn child(&self, is_one: bool) -> Option<&Self> {
-        let [zero, one] = &self.children;
-        if is_one { one.as_deref() } else { zero.as_deref() }
+        // No branch: which way it is nobody can guess.
+        self.children[usize::from(is_one)].as_deref()
     }
 
     fn child_mut(&mut self, bits: u128) -> &mut Option<Arc<Self>> {

@@ -3,7 +3,8 @@
 //! For each upcall of a batch: what is it ([`classify`](super::classify)); has a flow been installed meanwhile that answers it
 //! ([`recent`](super::recent)); does the datapath's key say what the packet says ([`fitness`](super::fitness)); translate; make
 //! the flow and put its ukey into the table. Then the datapath carries out one batch of operations: each packet right behind
-//! its flow, so that the packets after it find the flow, and none overtakes it.
+//! its flow, so that the packets after it find the flow, and none overtakes it. A packet that comes alone is executed as soon as
+//! it is translated: somebody waits for it, and there is nothing that it would have to be sent with.
 //!
 //! All buffers are kept from batch to batch.
 
@@ -105,13 +106,11 @@ impl<'a> Handler<'a> {
             timer.lap(|split| &mut split.receive);
             timer.split.packets = received as u64;
             coverage::add!("upcall_received", received as u64);
-            counters.in_hand.store(received as u64, Ordering::Relaxed);
             counters.received.fetch_add(received as u64, Ordering::SeqCst);
             count(&counters.batches);
             // Two readings of the clock for a batch: few packets may be all that there is to share what one costs.
             let began_ns = self.backer.clock.now_ns();
             let ended_ns = self.desk.answer(self.batch.upcalls(), began_ns, &mut timer);
-            counters.in_hand.store(0, Ordering::Relaxed);
             if timer.at.is_some() {
                 self.stats.add_split(&timer.split);
             }
@@ -175,6 +174,8 @@ struct Desk<'a> {
     actions: Arc<[Action]>,
     /// Empty; only its memory is kept.
     spare: Vec<Action>,
+    /// The batch has one packet.
+    alone: bool,
     /// When the batch was received, on both clocks: one reading for all its packets.
     now_ms: u64,
     now_ns: u64,
@@ -197,6 +198,8 @@ struct Answer {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum By {
     Datapath,
+    /// It has, as soon as they were known.
+    DatapathAtOnce,
     /// No datapath can.
     Userspace,
     /// There are none.
@@ -217,6 +220,7 @@ impl<'a> Desk<'a> {
             puts: Vec::new(),
             actions: Arc::default(),
             spare: Vec::new(),
+            alone: false,
             now_ms: 0,
             now_ns: 0,
             ops: Vec::new(),
@@ -227,7 +231,7 @@ impl<'a> Desk<'a> {
     fn answer(&mut self, upcalls: &[Upcall], now_ns: u64, timer: &mut Timer) -> u64 {
         self.answers.clear();
         self.puts.clear();
-        (self.now_ms, self.now_ns) = (now_ns / NS_PER_MS, now_ns);
+        (self.now_ms, self.now_ns, self.alone) = (now_ns / NS_PER_MS, now_ns, upcalls.len() == 1);
         for (index, upcall) in upcalls.iter().enumerate() {
             if let Some((actions, by, installs)) = self.decide(upcall, timer) {
                 self.answers.push(Answer { upcall: index, installs, actions, by });
@@ -249,7 +253,9 @@ impl<'a> Desk<'a> {
                 ops.push(DpifOp::Execute { execute, result: Err(DpifError::NoSuchFlow) });
             }
         }
-        self.backer.dpif.operate(&mut ops);
+        if !ops.is_empty() {
+            self.backer.dpif.operate(&mut ops);
+        }
         timer.lap(|split| &mut split.operate);
         let now_ns = self.backer.clock.now_ns();
         self.recent.done(now_ns);
@@ -410,6 +416,16 @@ impl<'a> Desk<'a> {
         let actions = self.shared(&xlate.odp_actions);
         self.spare = xlate.odp_actions;
         self.spare.clear();
+        let by = match (actions.is_empty(), slow) {
+            (true, _) => By::Nobody,
+            (false, true) => By::Userspace,
+            (false, false) if self.alone && missed => {
+                execute_at_once(backer, self.stats, upcall, &actions);
+                timer.lap(|split| &mut split.operate);
+                By::DatapathAtOnce
+            }
+            (false, false) => By::Datapath,
+        };
         let mut installs = false;
         if missed && fitness == Fitness::Perfect {
             let flow_actions = sends_up.unwrap_or_else(|| Arc::clone(&actions));
@@ -427,11 +443,6 @@ impl<'a> Desk<'a> {
                 installs = self.install(upcall, &mask, &sends_up, xlate.effects, generation, now);
             }
         }
-        let by = match (actions.is_empty(), slow) {
-            (true, _) => By::Nobody,
-            (false, true) => By::Userspace,
-            (false, false) => By::Datapath,
-        };
         (actions, by, installs)
     }
 
@@ -482,6 +493,17 @@ fn recycle<'a>(mut ops: Vec<DpifOp<'_>>) -> Vec<DpifOp<'a>> {
     ops.into_iter().map(|_| unreachable!("there are none")).collect()
 }
 
+/// Executes the only packet of a batch.
+fn execute_at_once(backer: &Backer, stats: &HandlerStats, upcall: &Upcall, actions: &[Action]) {
+    let execute = Execute { packet: &upcall.packet, key: &upcall.key, actions };
+    let mut ops = [DpifOp::Execute { execute, result: Err(DpifError::NoSuchFlow) }];
+    backer.dpif.operate(&mut ops);
+    if let [DpifOp::Execute { result, .. }] = &ops {
+        executed(backer, stats, result);
+    }
+    stats.latency.add(backer.clock.now_ns().saturating_sub(upcall.arrival_ns));
+}
+
 /// What came of the batch, with which the datapath was done at `now_ns`.
 fn finish(
     backer: &Backer,
@@ -503,25 +525,35 @@ fn finish(
         }
         let Some(upcall) = upcalls.get(answer.upcall) else { continue };
         match answer.by {
-            By::Datapath => match results.next() {
-                Some(DpifOp::Execute { result: Err(error), .. }) => {
-                    coverage::inc!("upcall_execute_failed");
-                    count(&stats.counters.execute_failed);
-                    failed(backer, format_args!("executing a packet: {error}"));
+            By::Datapath => {
+                if let Some(DpifOp::Execute { result, .. }) = results.next() {
+                    executed(backer, stats, result);
                 }
-                _ => count(&stats.counters.executed),
-            },
+            }
+            By::DatapathAtOnce => continue,
             By::Userspace => {
-                slow::execute(backer, &upcall.packet, &upcall.key, &answer.actions);
-                count(&stats.counters.executed);
+                let result = slow::execute(backer, &upcall.packet, &upcall.key, &answer.actions);
+                executed(backer, stats, &result);
             }
             By::Nobody => count(&stats.counters.dropped),
         }
         let ended_ns = match answer.by {
             By::Userspace => backer.clock.now_ns(),
-            By::Datapath | By::Nobody => now_ns,
+            _ => now_ns,
         };
         stats.latency.add(ended_ns.saturating_sub(upcall.arrival_ns));
+    }
+}
+
+/// A packet was executed, or not.
+fn executed<E: std::fmt::Display>(backer: &Backer, stats: &HandlerStats, result: &Result<(), E>) {
+    match result {
+        Ok(()) => count(&stats.counters.executed),
+        Err(error) => {
+            coverage::inc!("upcall_execute_failed");
+            count(&stats.counters.execute_failed);
+            failed(backer, format_args!("executing a packet: {error}"));
+        }
     }
 }
 

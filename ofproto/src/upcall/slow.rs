@@ -9,20 +9,20 @@ use dpif::odp::{Cookie, CookieKind, SlowPath};
 use dpif::offload::complete_checksum;
 use dpif::{Action, Execute, Packet, SetAction, UserspaceAction};
 
-use super::handler::failed;
 use crate::backer::Backer;
 use crate::protocol::Received;
 use crate::xlate::Taken;
 
 /// Runs `actions` on a packet with the datapath's key `key`.
-pub(super) fn execute(backer: &Backer, packet: &Packet, key: &FlowKey, actions: &[Action]) {
+///
+/// # Errors
+/// What stood in the way, after which nothing more was done.
+pub(super) fn execute(backer: &Backer, packet: &Packet, key: &FlowKey, actions: &[Action]) -> Result<(), String> {
     coverage::inc!("upcall_slow_path");
     let result = pieces(packet, key, actions, &mut |packet, key, output| {
         backer.dpif.execute(Execute { packet, key, actions: &[output] }).map_err(|error| error.to_string())
     });
-    if let Err(error) = result {
-        failed(backer, format_args!("executing a packet in userspace: {error}"));
-    }
+    result.map_err(|error| format!("in userspace: {error}"))
 }
 
 /// Whether actions send packets up.
@@ -148,7 +148,13 @@ impl Work {
             copy.bytes.truncate(len);
         }
         let gso_size = if cut { 0 } else { self.gso_size };
-        Packet { data: copy.bytes, gso_size, partial_checksum: copy.partial_checksum, mru: self.mru }
+        Packet {
+            data: copy.bytes,
+            gso_size,
+            partial_checksum: copy.partial_checksum,
+            mru: self.mru,
+            ..Packet::default()
+        }
     }
 }
 

@@ -9,8 +9,6 @@ macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         #[derive(Default)]
         pub(super) struct Counters {
-            /// Upcalls of the batch that is being answered.
-            pub(super) in_hand: AtomicU64,
             $(pub(super) $name: AtomicU64,)*
         }
 

@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle, available_parallelism};
 use std::time::{Duration, Instant};
 
+use dpif::Features;
+
 use super::handler::Handler;
 use super::latch::{Latch, Until};
 use super::revalidator::{self, revalidate};
@@ -17,6 +19,9 @@ use crate::switch::SwitchError;
 const JOIN: Duration = Duration::from_secs(5);
 /// Handlers are given so long to get through their loop, or to the end of their ring.
 const SYNCHRONIZE: Duration = Duration::from_secs(2);
+
+/// Between a revalidator's panic and its next attempt.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Numbers of threads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,10 +35,11 @@ pub(crate) struct ThreadCounts {
 }
 
 impl ThreadCounts {
-    /// The numbers for what was asked for (0: choose) on this machine. `required`: the number of handlers that the datapath
-    /// insists on.
-    pub(crate) fn choose(required: Option<u32>, handlers: u32, revalidators: u32) -> Self {
-        Self::of_cpus(required, handlers, revalidators, available_parallelism().map_or(1, |n| n.get() as u32))
+    /// The numbers for what was asked for (0: choose) on this machine, within what the datapath insists on or serves at most.
+    pub(crate) fn choose(features: &Features, handlers: u32, revalidators: u32) -> Self {
+        let cpus = available_parallelism().map_or(1, |n| n.get() as u32);
+        let counts = Self::of_cpus(features.required_handlers, handlers, revalidators, cpus);
+        Self { handlers: counts.handlers.min(features.max_handlers.unwrap_or(u32::MAX)), ..counts }
     }
 
     fn of_cpus(required: Option<u32>, handlers: u32, revalidators: u32, cpus: u32) -> Self {
@@ -113,8 +119,8 @@ impl Engine {
         backer.revalidation.hire(self.counts.revalidators.saturating_sub(1));
         for id in 0..self.counts.revalidators {
             let backer = Arc::clone(backer);
-            let run = move || if id == 0 { revalidator::lead(&backer) } else { revalidator::follow(&backer) };
-            self.revalidators.push(thread::Builder::new().name(format!("revalidator{id}")).spawn(run)?);
+            self.revalidators
+                .push(thread::Builder::new().name(format!("revalidator{id}")).spawn(move || tend(&backer, id))?);
         }
         Ok(())
     }
@@ -124,8 +130,8 @@ impl Engine {
         self.counts
     }
 
-    /// Ends the threads and pushes the statistics of all flows a last time. The flows stay. A handler that doesn't end in time
-    /// is named and left to itself.
+    /// Ends the threads and pushes the statistics of all flows a last time. The flows stay. A thread that doesn't end in time is
+    /// named and left to itself.
     pub(crate) fn stop(self, backer: &Backer) {
         self.handlers.iter().for_each(|handler| handler.latch.exit());
         backer.stop_revalidator(true);
@@ -140,15 +146,22 @@ impl Engine {
             }
             backer.retired.lock().add(&handler.stats.report(id as u32));
         }
+        let mut at_rest = true;
         for (id, thread) in self.revalidators.into_iter().enumerate() {
-            if thread.join().is_err() {
+            if !ends_by(&thread, deadline) {
+                tracing::error!("revalidator{id} has not ended after {} s; it is left behind", JOIN.as_secs());
+                at_rest = false;
+            } else if thread.join().is_err() {
                 tracing::error!("revalidator{id} had panicked");
             }
         }
         if let Err(error) = backer.dpif.handlers_set(0) {
             tracing::warn!("datapath {} keeps its handlers: {error}", backer.dpif.name());
         }
-        revalidate(backer);
+        // A round that hangs would not let another begin.
+        if at_rest {
+            revalidate(backer);
+        }
     }
 
     /// Waits until each handler has passed its loop once: whatever it does from now on, it does with what was published
@@ -187,6 +200,17 @@ impl Engine {
     }
 }
 
+/// Whether a thread that was told to end does so in time. One that has nothing to do ends at once.
+fn ends_by(thread: &JoinHandle<()>, deadline: Instant) -> bool {
+    while !thread.is_finished() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
 /// A handler's thread. One packet must not end it: after a panic it begins anew with the next batch.
 fn supervise(backer: &Backer, id: u32, latch: &Latch, stats: &HandlerStats) {
     while !latch.exits() {
@@ -197,9 +221,24 @@ fn supervise(backer: &Backer, id: u32, latch: &Latch, stats: &HandlerStats) {
         }
         coverage::inc!("handler_restart");
         count(&stats.counters.restarts);
-        let lost = stats.counters.in_hand.swap(0, Ordering::Relaxed);
+        // What was received and has no outcome yet.
+        let report = stats.report(id);
+        let settled: u64 = report.outcomes().iter().map(|(_, n)| n).sum();
+        let lost = report.received.saturating_sub(settled);
         stats.counters.lost_in_panic.fetch_add(lost, Ordering::Relaxed);
         tracing::error!("handler{id} panicked with {lost} upcalls in hand, which are lost; it goes on with the next");
+    }
+}
+
+/// A revalidator's thread. One flow must not end it: after a panic it begins anew, and what it had in hand is for the next round.
+fn tend(backer: &Backer, id: u32) {
+    let work = || if id == 0 { revalidator::lead(backer) } else { revalidator::follow(backer) };
+    while catch_unwind(AssertUnwindSafe(work)).is_err() {
+        coverage::inc!("revalidator_restart");
+        tracing::error!("revalidator{id} panicked; it begins anew");
+        // What panics each time should not do so without a pause.
+        thread::sleep(PAUSE);
+        backer.wake_revalidator();
     }
 }
 
@@ -229,5 +268,16 @@ mod tests {
             assert_eq!((counts.handlers, counts.revalidators), expected, "{cpus} {required:?} {asked:?}");
             assert_eq!(counts.forced, required.is_some());
         }
+    }
+
+    #[test]
+    fn a_datapath_gets_no_more_handlers_than_it_serves() {
+        let features = |required_handlers| Features { required_handlers, max_handlers: Some(3), ..Features::default() };
+        for (required, asked, handlers) in
+            [(None, 2, 2), (None, 4, 3), (None, 1000, 3), (Some(2), 9, 2), (Some(5), 0, 3)]
+        {
+            assert_eq!(ThreadCounts::choose(&features(required), asked, 1).handlers, handlers, "{required:?} {asked}");
+        }
+        assert!(ThreadCounts::choose(&features(None), 0, 0).handlers <= 3);
     }
 }

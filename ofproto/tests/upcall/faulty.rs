@@ -19,14 +19,22 @@ pub(crate) struct Faulty {
     pub(crate) del_error: Error,
     /// What `recv` fails with.
     pub(crate) recv_error: Error,
+    /// What `handlers_set` fails with, of a number that is not 0.
+    pub(crate) handlers_error: Error,
     /// The next `flow_put` panics.
     pub(crate) panics: AtomicBool,
+    /// The next dump of statistics panics.
+    pub(crate) dump_panics: AtomicBool,
+    /// The next `flow_del` panics.
+    pub(crate) del_panics: AtomicBool,
     /// Received beside what the datapath has.
     pub(crate) inject: Mutex<Vec<Upcall>>,
     /// Records that can't be read, likewise.
     pub(crate) bad_records: AtomicU64,
     /// Held: nobody receives.
     pub(crate) gate: RwLock<()>,
+    /// What was called, of `flow_put` and `execute`.
+    pub(crate) calls: Mutex<Vec<&'static str>>,
     /// Calls of `recv`.
     pub(crate) receives: AtomicU64,
     pub(crate) required_handlers: Option<u32>,
@@ -40,10 +48,14 @@ impl Faulty {
             execute_error: Mutex::default(),
             del_error: Mutex::default(),
             recv_error: Mutex::default(),
+            handlers_error: Mutex::default(),
             panics: AtomicBool::new(false),
+            dump_panics: AtomicBool::new(false),
+            del_panics: AtomicBool::new(false),
             inject: Mutex::default(),
             bad_records: AtomicU64::new(0),
             gate: RwLock::default(),
+            calls: Mutex::default(),
             receives: AtomicU64::new(0),
             required_handlers: None,
         }
@@ -60,6 +72,7 @@ impl Layer for Faulty {
     }
 
     fn flow_put(&self, put: &FlowPut) -> Result<()> {
+        self.calls.lock().push("put");
         if self.panics.swap(false, Ordering::SeqCst) {
             panic!("as the test asked for");
         }
@@ -70,6 +83,9 @@ impl Layer for Faulty {
     }
 
     fn flow_del(&self, ufid: Ufid) -> Result<FlowStats> {
+        if self.del_panics.swap(false, Ordering::SeqCst) {
+            panic!("as the test asked for");
+        }
         match *self.del_error.lock() {
             Some(error) => Err(error()),
             None => self.inner.flow_del(ufid),
@@ -77,9 +93,24 @@ impl Layer for Faulty {
     }
 
     fn execute(&self, execute: Execute<'_>) -> Result<()> {
+        self.calls.lock().push("execute");
         match *self.execute_error.lock() {
             Some(error) => Err(error()),
             None => self.inner.execute(execute),
+        }
+    }
+
+    fn flow_dump_stats_part(&self, part: usize, flows: &mut Vec<(Ufid, FlowStats)>) -> Result<()> {
+        if self.dump_panics.swap(false, Ordering::SeqCst) {
+            panic!("as the test asked for");
+        }
+        self.inner.flow_dump_stats_part(part, flows)
+    }
+
+    fn handlers_set(&self, n_handlers: u32) -> Result<()> {
+        match *self.handlers_error.lock() {
+            Some(error) if n_handlers != 0 => Err(error()),
+            _ => self.inner.handlers_set(n_handlers),
         }
     }
 

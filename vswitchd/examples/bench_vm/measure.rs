@@ -33,7 +33,7 @@ struct Size {
 }
 
 const WHOLE: Size =
-    Size { rounds: 5, set_up: 3200, warm: 640, forward: 40_000, flows: 60_000, pause: Duration::from_millis(6) };
+    Size { rounds: 7, set_up: 3200, warm: 640, forward: 40_000, flows: 60_000, pause: Duration::from_millis(6) };
 const SMALL: Size =
     Size { rounds: 1, set_up: 640, warm: 640, forward: 20_000, flows: 0, pause: Duration::from_millis(25) };
 
@@ -43,6 +43,8 @@ const MASKS_OF_MODULE: f64 = 700.0 / 1400.0;
 const XDP_OF_MODULE: f64 = 400.0 / 1400.0;
 /// Packets that the devices may send of their own in a measurement; none of the switches makes any.
 const OWN_WORDS: u64 = 10;
+/// How many bridges of the kernel's are measured, one after the other.
+const BRIDGES: usize = 3;
 /// How late the last packet of a measurement may be.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -198,9 +200,11 @@ impl Bench {
             let redirected = self.forwarded(Packets::Forward)?;
             drop(redirects);
             results.row("forward-bare-redirect", "insns", [redirected - bring.forward]);
-            let bridge = Bridge::new(netns)?;
-            let bridged = self.forwarded(Packets::Forward)?;
-            drop(bridge);
+            // Each has a seed of its own, by which its few addresses may fall together.
+            let bridged = median((0..BRIDGES).map(|_| {
+                let _bridge = Bridge::new(netns)?;
+                self.forwarded(Packets::Forward)
+            }))?;
             results.row("forward-bridge", "insns", [bridged - bring.forward]);
         }
         if self.only.part(XDP_PART) {
@@ -306,11 +310,15 @@ impl Bench {
         expect("flows", flows, size.flows.into())?;
         expect("masks", masks, MASKS.into())?;
         switch.settle()?;
-        let before = self.wires.sent_out()?;
+        let (before, program) = (self.wires.sent_out()?, switch.program()?);
         let measured = self.generated(Packets::Masks { flows: size.flows }, size.flows.into())?;
         // And once before it is measured.
         let sent = (1 + size.rounds as u64) * u64::from(size.flows);
         expect("packets out", self.wires.sent_out()? - before, sent)?;
+        // Another program would have other figures.
+        if switch.program()? != program {
+            return Err(Error::other(format!("{program:?} has become {:?}", switch.program()?)));
+        }
         switch.flush()?;
         Ok(measured)
     }
@@ -329,9 +337,7 @@ impl Bench {
 
     /// The median of all rounds.
     fn rounds(&self, mut round: impl FnMut() -> Result<f64>) -> Result<f64> {
-        let mut counts = (0..self.size.rounds).map(|_| round()).collect::<Result<Vec<f64>>>()?;
-        counts.sort_by(f64::total_cmp);
-        counts.get(counts.len() / 2).copied().ok_or_else(|| Error::other("no rounds"))
+        median((0..self.size.rounds).map(|_| round()))
     }
 
     /// Instructions per packet of the kernel's generator, once it has sent as many unmeasured.
@@ -352,6 +358,12 @@ impl Bench {
         let (instructions, sent) = self.meter.count(|| pktgen::send(&self.wires, packets, count));
         sent.map(|()| instructions / f64::from(count))
     }
+}
+
+fn median(counts: impl Iterator<Item = Result<f64>>) -> Result<f64> {
+    let mut counts = counts.collect::<Result<Vec<f64>>>()?;
+    counts.sort_by(f64::total_cmp);
+    counts.get(counts.len() / 2).copied().ok_or_else(|| Error::other("no rounds"))
 }
 
 /// What is not so would make the figures those of something else.

@@ -121,21 +121,23 @@ impl Switch {
         self.ask(&["dpctl/set-if", datapath, &format!("{IN},xdp={mode}")]).map(drop)
     }
 
+    /// Which program runs, and why, where the datapath says so.
+    pub(crate) fn program(&self) -> Result<Option<String>> {
+        let show = self.ask(&["dpctl/show"])?;
+        Ok(show.lines().find_map(|line| line.trim().strip_prefix("program: ")).map(str::to_owned))
+    }
+
     /// Waits until the program is the one that the flows need, where the datapath makes one.
     pub(crate) fn settle(&self) -> Result<()> {
-        let program = || -> Result<Option<String>> {
-            let show = self.ask(&["dpctl/show"])?;
-            Ok(show.lines().find_map(|line| line.trim().strip_prefix("program: ")).map(str::to_owned))
-        };
-        let is_settled = || match program() {
+        let is_settled = || match self.program() {
             Ok(Some(line)) => line.contains("flows need)") || line.contains("flows fits"),
             Ok(None) => true,
             Err(_) => false,
         };
         if !wait_until(TIMEOUT, is_settled) {
-            return Err(Error::other(format!("the program stays another: {:?}", program()?)));
+            return Err(Error::other(format!("the program stays another: {:?}", self.program()?)));
         }
-        if let Some(line) = program()? {
+        if let Some(line) = self.program()? {
             eprintln!("    program: {line}");
         }
         Ok(())

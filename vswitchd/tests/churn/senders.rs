@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 use testkit::raw::GsoKind;
 use testkit::{Gso, Offload, RawSocket};
 
@@ -65,6 +65,11 @@ impl Senders {
         let Wire { open, sent, .. } = &self.wires[wire];
         *open.write() = false;
         sent.swap(0, Ordering::Relaxed)
+    }
+
+    /// No frame is sent on any wire as long as what this returns is kept.
+    pub(crate) fn pause(&self) -> Vec<RwLockWriteGuard<'_, bool>> {
+        self.wires.iter().map(|wire| wire.open.write()).collect()
     }
 
     pub(crate) fn sent(&self) -> u64 {

@@ -119,6 +119,10 @@ impl Side {
         while self.dpif.recv(0, &mut batch).unwrap() != 0 {
             upcalls.extend_from_slice(batch.upcalls());
         }
+        for upcall in &mut upcalls {
+            // The module alone has a hash of its own, and sockets.
+            (upcall.packet.hash, upcall.packet.upcall_pid) = (0, 0);
+        }
         let in_xdp = self.handed_over.as_ref().is_some_and(|tap| {
             let seen = std::iter::repeat_with(|| tap.recv(SOON).unwrap().expect("no marker").bytes);
             // The hook always hands the marker over.

@@ -38,8 +38,10 @@ pub(super) fn adopt_one(backer: &Backer, ufid: Ufid) -> Option<Arc<Ukey>> {
     let flow = match backer.dpif.flow_get(ufid) {
         Ok(flow) => flow,
         Err(DpifError::NoSuchFlow) => return None,
+        // What nobody can read nobody can keep.
         Err(error) => {
-            failed(backer, format_args!("looking at the unexpected flow {ufid}: {error}"));
+            failed(backer, format_args!("looking at the unexpected flow {ufid}, which goes: {error}"));
+            delete(backer, ufid);
             return None;
         }
     };

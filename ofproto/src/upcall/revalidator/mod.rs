@@ -167,6 +167,7 @@ pub(crate) fn revalidate(backer: &Backer) {
     }
     super::probes::sweep_done(backer, flows, round.limits.max_idle_ms.min(round.limits.max_revalidator_ms));
     expire::expire(backer);
+    backer.config().recirc.expire(backer.clock.now_ms());
     *shared.ended.lock() += 1;
     shared.has_ended.notify_all();
 }

@@ -38,6 +38,12 @@ impl<'a> Ops<'a> {
         }
     }
 
+    /// A flow whose deletion failed is to be deleted again.
+    pub(super) fn delete_again(&mut self, ukey: &Arc<Ukey>, state: &mut State) {
+        state.deletion_failed = false;
+        self.waiting.push((Arc::clone(ukey), What::Delete));
+    }
+
     /// An operational flow is to do something else with its packets, which then change something else.
     pub(super) fn modify(&mut self, ukey: &Arc<Ukey>, actions: Arc<[Action]>, effects: Box<[Effect]>) {
         self.waiting.push((Arc::clone(ukey), What::Modify(actions, effects)));
@@ -52,7 +58,8 @@ impl<'a> Ops<'a> {
 
     /// Carries them out. The ukeys of deleted flows stay in the table, evicted.
     pub(super) fn run(&mut self) {
-        let waiting = std::mem::take(&mut self.waiting);
+        // They wait until all of it is done.
+        let waiting = &self.waiting;
         let puts: Vec<_> = waiting.iter().map(|(ukey, what)| modification(ukey, what)).collect();
         let mut ops = Vec::with_capacity(waiting.len());
         for ((ukey, _), put) in waiting.iter().zip(&puts) {
@@ -74,6 +81,7 @@ impl<'a> Ops<'a> {
                 _ => {}
             }
         }
+        self.waiting.clear();
     }
 
     fn modified(&self, ukey: &Ukey, actions: &Arc<[Action]>, effects: &[Effect], result: dpif::Result<()>) {
@@ -98,9 +106,28 @@ impl<'a> Ops<'a> {
         match result {
             Ok(stats) => push(self.backer, ukey, &mut state, &stats),
             Err(DpifError::NoSuchFlow) => {}
-            Err(error) => failed(self.backer, format_args!("deleting {}: {error}", ukey.ufid())),
+            // What the flow holds, such as a recirculation id, it holds as long as it may be there: the next sweep deletes it.
+            Err(error) => {
+                state.deletion_failed = true;
+                return failed(self.backer, format_args!("deleting {}: {error}", ukey.ufid()));
+            }
         }
         state.is_evicted();
+    }
+}
+
+/// What was not carried out, because of a panic, the next sweep does.
+impl Drop for Ops<'_> {
+    fn drop(&mut self) {
+        for (ukey, what) in self.waiting.drain(..) {
+            let mut state = ukey.state.lock();
+            match what {
+                What::Delete => state.deletion_failed = true,
+                What::Modify(..) => {
+                    state.becomes_inconsistent();
+                }
+            }
+        }
     }
 }
 

@@ -51,6 +51,10 @@ impl Sweep {
                         }
                         carry_out(ops, ukey, &mut state, verdict);
                     }
+                    Phase::Evicting if state.deletion_failed => {
+                        ops.delete_again(ukey, &mut state);
+                        self.gone.push(Arc::clone(ukey));
+                    }
                     // Deleted in the dump, by an operation that has run or waits to.
                     Phase::Evicting | Phase::Evicted => self.gone.push(Arc::clone(ukey)),
                     _ => {}

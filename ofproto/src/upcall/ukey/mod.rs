@@ -73,6 +73,8 @@ const _: () = assert!(align_of::<Ukey>() <= 8, "the allocator's short way");
 pub(crate) struct State {
     phase: Phase,
     reason: Option<DelReason>,
+    /// The datapath refused to delete its flow: that is to be tried again.
+    pub(crate) deletion_failed: bool,
     /// Passes since the last that saw the flow in the datapath.
     pub(crate) missed: u32,
     /// The last pass that saw it there.
@@ -100,6 +102,7 @@ impl Ukey {
         let state = State {
             phase: Phase::Created,
             reason: None,
+            deletion_failed: false,
             missed: 0,
             seen_in_pass: 0,
             generation,
