@@ -93,7 +93,7 @@ pub struct Layers {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Malformed;
 
-const FIRST_6: u64 = 0x0000_ffff_ffff_ffff;
+pub(crate) const FIRST_6: u64 = 0x0000_ffff_ffff_ffff;
 
 /// Clears what [`extract`] fills, keeping the metadata: for a packet that is extracted again.
 #[inline(always)]
@@ -211,53 +211,45 @@ struct Plain {
 }
 
 /// Where the network header of a plain packet is.
-const PLAIN_L3: u32 = 14;
+pub(crate) const PLAIN_L3: u32 = 14;
 /// Where the transport header is.
-const PLAIN_L4: u32 = 34;
+pub(crate) const PLAIN_L4: u32 = 34;
 
 /// As [`extract_into`] for what most packets are: IPv4 without options behind an Ethernet header without tags. False, and
 /// nothing done, for any other. Where everything lies is known here, so loads from the first [`HEAD`] bytes can be cheap.
 #[inline(always)]
 pub fn extract_plain_ipv4<P: PacketRead>(head: &P, key: &mut FlowKey, layers: &mut Layers) -> bool {
-    let Some(plain) = plain_ipv4(head, true, true) else { return false };
+    let Some(plain) = plain_ipv4(head) else { return false };
     let words = key.words_mut();
     words[word::ETH_DST] = plain.words[word::ETH_DST];
     words[word::ETH_SRC] = plain.words[word::ETH_SRC];
     words[word::IP] = plain.words[word::IP];
     words[word::IPV4] = plain.words[word::IPV4];
-    volatile_set(layers, Layers { l3: PLAIN_L3, l4: if plain.l4 { PLAIN_L4 } else { 0 }, ..Layers::default() });
+    volatile_set(&mut layers.l3, PLAIN_L3);
+    volatile_set(&mut layers.l4, if plain.l4 { PLAIN_L4 } else { 0 });
+    volatile_set(&mut layers.routing, 0);
+    volatile_set(&mut layers.walk, 0);
     true
 }
 
-/// The hot words of the key of a packet as for [`extract_plain_ipv4`] that is no fragment; of word 0, which is the engine's,
-/// nothing. `None` for any other. Without `ports` the ports are 0 (the TCP flags are there all the same).
 #[inline(always)]
-pub fn whole_ipv4<P: PacketRead>(head: &P, ports: bool) -> Option<[u64; HOT_WORDS]> {
-    Some(plain_ipv4(head, false, ports)?.words)
-}
-
-/// Where an IPv4 header, whose first eight bytes were loaded as they are, says that the packet is a fragment.
-const FRAGMENT: u64 = 0xff3f << 48;
-
-#[inline(always)]
-fn plain_ipv4<P: PacketRead>(head: &P, fragments: bool, ports: bool) -> Option<Plain> {
+fn plain_ipv4<P: PacketRead>(head: &P) -> Option<Plain> {
     let (src, first) = (head.u64_or_zero(6), head.u64_or_zero(PLAIN_L3));
     let untagged = !head.has_accelerated_vlan() && (src >> 48) as u16 == eth_type::IPV4.to_be();
-    if !untagged || first & 0xf != 5 || (!fragments && (first & FRAGMENT != 0 || head.is_ufo())) {
+    if !untagged || first & 0xf != 5 {
         return None;
     }
     let mut words = [0; HOT_WORDS];
     words[word::ETH_DST] = (head.u64_or_zero(0) & FIRST_6) | (u64::from(eth_type::IPV4.to_be()) << 48);
     words[word::ETH_SRC] = src & FIRST_6;
-    let header =
-        if fragments { ipv4_header(head, PLAIN_L3, first) } else { ipv4_fields(head, PLAIN_L3, first, FRAG_NONE) };
+    let header = ipv4_header(head, PLAIN_L3, first);
     words[word::IPV4] = header.addresses;
     words[word::IP] = header.ip.into();
     let l4 = !header.is_later();
     if l4 {
-        let transport = transport_header(head, header.proto(), PLAIN_L4, ip_proto::ICMP, ports);
+        let transport = transport_header(head, header.proto(), PLAIN_L4, ip_proto::ICMP, true);
         words[word::IP] |= u64::from(transport.ports) << 32;
-        words[word::ETH_SRC] |= u64::from(transport.tcp_flags) << 48;
+        words[word::ETH_SRC] |= transport.flags_in_word();
     }
     Some(Plain { words, l4 })
 }
@@ -309,12 +301,6 @@ fn ipv4_header<P: PacketRead>(packet: &P, l3: u32, first: u64) -> Ipv4 {
     } else {
         FRAG_NONE
     };
-    ipv4_fields(packet, l3, first, kind)
-}
-
-/// As above, of a packet of this fragment type.
-#[inline(always)]
-fn ipv4_fields<P: PacketRead>(packet: &P, l3: u32, first: u64, kind: u8) -> Ipv4 {
     // Bytes 0–7: version and header length, TOS, total length, id, fragment; 8–11: TTL, protocol, checksum; then addresses.
     let second = packet.u32_or_zero(l3 + 8);
     let (proto, tos, ttl) = ((second >> 8) as u8, (first >> 8) as u8, second as u8);
@@ -329,20 +315,29 @@ fn ipv4_fields<P: PacketRead>(packet: &P, l3: u32, first: u64, kind: u8) -> Ipv4
 fn transport<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32, icmp: u8) {
     let transport = transport_header(packet, key.ip_proto, l4, icmp, true);
     key.words_mut()[word::IP] |= u64::from(transport.ports) << 32;
-    key.words_mut()[word::ETH_SRC] |= u64::from(transport.tcp_flags) << 48;
+    key.words_mut()[word::ETH_SRC] |= transport.flags_in_word();
 }
 
-/// What a transport header says, in memory order.
+/// What a transport header says.
 #[derive(Default)]
-struct Transport {
-    /// Source and destination port, the source in the low half.
-    ports: u32,
-    tcp_flags: u16,
+pub(crate) struct Transport {
+    /// Source and destination port in memory order, the source in the low half.
+    pub(crate) ports: u32,
+    /// In host order.
+    pub(crate) tcp_flags: u16,
+}
+
+impl Transport {
+    /// The TCP flags where word [`word::ETH_SRC`] has them.
+    #[inline(always)]
+    fn flags_in_word(&self) -> u64 {
+        u64::from(self.tcp_flags.to_be()) << 48
+    }
 }
 
 /// Reads a transport header, of other protocols than TCP only if `ports` are wanted.
 #[inline(always)]
-fn transport_header<P: PacketRead>(packet: &P, proto: u8, l4: u32, icmp: u8, ports: bool) -> Transport {
+pub(crate) fn transport_header<P: PacketRead>(packet: &P, proto: u8, l4: u32, icmp: u8, ports: bool) -> Transport {
     let len = packet.len();
     let none = Transport::default();
     if proto == ip_proto::TCP {
@@ -355,7 +350,7 @@ fn transport_header<P: PacketRead>(packet: &P, proto: u8, l4: u32, icmp: u8, por
             return none;
         }
         let ports = if ports { packet.u32_or_zero(l4) } else { 0 };
-        return Transport { ports, tcp_flags: (offset_flags & 0x0fff).to_be() };
+        return Transport { ports, tcp_flags: offset_flags & 0x0fff };
     }
     if !ports {
         return none;

@@ -25,6 +25,7 @@ pub mod mask;
 pub mod needs;
 pub mod op;
 pub mod packet;
+pub mod seen;
 pub mod slot;
 pub mod straight;
 pub mod table;

@@ -4,7 +4,7 @@ use crate::op::DROP_REASONS;
 
 /// Version of everything in this crate that both sides read. It names the folder of the pins, so that a daemon never adopts a
 /// datapath whose memory it would misread. A test fails when a shared type changes and this does not.
-pub const LAYOUT_VERSION: u32 = 9;
+pub const LAYOUT_VERSION: u32 = 10;
 
 /// Datapath ports, 0 included.
 pub const MAX_PORTS: usize = 4096;
@@ -36,7 +36,7 @@ pub const PORT_CREDIT_BYTES: u64 = (RING_BYTES / 4) as u64;
 pub const MAX_LOOKUPS: u32 = 6;
 /// How deep the program may run inside itself on one CPU.
 pub const MAX_NESTING: u32 = 6;
-/// Places of a lane's flow cache, eight bytes each: 1 MiB, at most 16 MiB for all lanes. What is not used is not touched, so
+/// Places of a lane's flow cache, eight bytes each: 1 MiB, at most 17 MiB for all lanes. What is not used is not touched, so
 /// few flows take few cache lines of the CPU.
 pub const FLOW_CACHE_PLACES: usize = 131_072;
 /// Places of one cache line, any of which a packet's flow may be in.
@@ -50,10 +50,8 @@ pub mod name {
     pub const SEEDS: &str = "SEEDS";
     /// [`super::PortEntry`] by datapath port.
     pub const PORTS: &str = "PORTS";
-    /// [`super::PortStats`] by `lane * MAX_PORTS + port`, memory-mapped. Behind the CPUs' lanes is one of userspace's.
-    pub const PORT_STATS: &str = "PORT_STATS";
-    /// [`super::DpStats`] by lane, memory-mapped. Behind the CPUs' lanes is one of userspace's.
-    pub const DP_STATS: &str = "DP_STATS";
+    /// [`super::Lane`] by number, memory-mapped. Behind the CPUs' lanes is one of userspace's.
+    pub const LANE: &str = "LANE";
     /// [`crate::MaskEntry`] by `buffer * MAX_MASKS + index`, memory-mapped.
     pub const MASKS: &str = "MASKS";
     /// [`crate::MaskList`] by `buffer * MASK_LISTS + list`, memory-mapped.
@@ -74,8 +72,6 @@ pub mod name {
     pub const CREDITS: &str = "CREDITS";
     /// Working memory of a CPU by nesting level.
     pub const SCRATCH: &str = "SCRATCH";
-    /// Flow cache by lane.
-    pub const FLOW_CACHE: &str = "FLOW_CACHE";
     /// Program slots that the port entries tail-call.
     pub const PROGRAMS: &str = "PROGRAMS";
     /// Devices that take frames from the XDP hook, by datapath port.
@@ -84,7 +80,7 @@ pub mod name {
     pub const GROUP_PORTS: &str = "GROUP_PORTS";
     /// Device map by group.
     pub const GROUPS: &str = "GROUPS";
-    /// [`super::XdpFrame`] by CPU: what the port entry tells the datapath's program.
+    /// [`super::XdpFrame`] by CPU: what the port entry tells the datapath's program, where CPUs share lanes.
     pub const XDP_PORT: &str = "XDP_PORT";
     /// Program slots that the port entries of the XDP hook tail-call.
     pub const XDP_PROGRAMS: &str = "XDP_PROGRAMS";
@@ -103,6 +99,9 @@ pub const PROGRAM_TC_GENERAL: u32 = 2;
 pub const PROGRAM_XDP: u32 = 0;
 /// Index into `XDP_PROGRAMS` of the general XDP program.
 pub const PROGRAM_XDP_GENERAL: u32 = 1;
+
+/// Bytes of an Ethernet header without a tag.
+const ETHERNET_HEADER: u32 = 14;
 
 /// `PortEntry::flags`: the device sends frames that the XDP hook redirects to it.
 pub const PORT_TAKES_XDP: u32 = 1;
@@ -139,8 +138,16 @@ pub struct PortEntry {
     pub mtu: u32,
     /// [`PORT_TAKES_XDP`].
     pub flags: u32,
-    /// Unused, zero.
-    pub reserved: u32,
+    /// The longest frame, in bytes, that the XDP hook may redirect to the device; 0 = none. It says once more what the others say.
+    pub xdp_len: u32,
+}
+
+impl PortEntry {
+    /// The entry of a device that is there.
+    pub fn new(ifindex: u32, mtu: u32, flags: u32) -> Self {
+        let takes_xdp = ifindex != 0 && flags & PORT_TAKES_XDP != 0;
+        Self { ifindex, mtu, flags, xdp_len: if takes_xdp { mtu.saturating_add(ETHERNET_HEADER) } else { 0 } }
+    }
 }
 
 /// Ports that get the same frame.
@@ -267,6 +274,23 @@ pub struct DpStats {
     pub dropped: [u64; DROP_REASONS],
 }
 
+/// What a CPU writes of its own while packets pass, in one piece of memory: a program finds it once for each packet. CPUs beyond
+/// [`MAX_LANES`] share lanes.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+pub struct Lane {
+    /// Statistics of the datapath.
+    pub stats: DpStats,
+    /// The frame that is in the XDP hook, unless CPUs share lanes.
+    pub frame: XdpFrame,
+    /// Unused, zero: what follows begins with a cache line.
+    pub reserved: [u64; 4],
+    /// The flows found last, by packet hash.
+    pub cache: [u64; FLOW_CACHE_PLACES],
+    /// Statistics of the ports.
+    pub ports: [PortStats; MAX_PORTS],
+}
+
 /// Credit of a port in a ring. The datapath counts what it produces, the handler what it has consumed.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -285,7 +309,7 @@ pub struct Credit {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Control, Credit, DpStats, Group, PortEntry, PortRecord, PortStats};
+    use super::{Control, Credit, DpStats, Group, Lane, PortEntry, PortRecord, PortStats};
     use crate::{Bucket, Digest, DigestSeeds, FlowStats, HotSlot, MaskEntry, MaskList, Slot, SlotRef};
 
     macro_rules! pod {
@@ -300,6 +324,7 @@ mod pod {
         Credit,
         DpStats,
         Group,
+        Lane,
         PortEntry,
         PortRecord,
         PortStats,
@@ -359,6 +384,10 @@ mod tests {
             size_of::<PortRecord>(),
             size_of::<PortStats>(),
             size_of::<DpStats>(),
+            offset_of!(Lane, frame),
+            offset_of!(Lane, cache),
+            offset_of!(Lane, ports),
+            size_of::<Lane>(),
             size_of::<Credit>(),
             MAX_PORTS,
             MAX_MASKS,
@@ -369,12 +398,13 @@ mod tests {
             MAX_HANDLERS,
             OpKind::Psample as usize,
         ];
-        assert_eq!(LAYOUT_VERSION, 9);
+        assert_eq!(LAYOUT_VERSION, 10);
         assert_eq!(
             layout,
             [
                 304, 14, 22, 35, 72, 168, 192, 240, 301, 344, 264, 8, 24, 624, 24, 1280, 64, 408, 476, 480, 128, 64, 8,
-                64, 32, 488, 56, 56, 8, 16, 72, 64, 64, 216, 40, 4096, 256, 4097, 64, 64, 131_072, 16, 27
+                64, 32, 488, 56, 56, 8, 16, 72, 64, 64, 216, 216, 256, 1_048_832, 1_310_976, 40, 4096, 256, 4097, 64,
+                64, 131_072, 16, 27
             ]
         );
     }

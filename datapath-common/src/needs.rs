@@ -6,7 +6,7 @@
 //! finds a flow which needs more than it serves hands the packet over, whatever userspace is doing.
 
 use crate::extract::eth_type;
-use crate::key::{FRAG_LATER, FlowKey, HOT_WORDS, word};
+use crate::key::{FRAG_LATER, FlowKey};
 use crate::mask::MaskEntry;
 use crate::straight::{self, Straight};
 
@@ -29,6 +29,57 @@ pub const DROP: u16 = 1 << 6;
 /// Everything that a specialised program can serve.
 pub const ALL: u16 = (1 << 7) - 1;
 
+/// What a program serves. Each question is put where its answer is used: a program that is loaded for it has the answer in its code.
+pub trait Served: Copy {
+    /// Whether it serves this one need.
+    fn has(self, need: u16) -> bool;
+}
+
+/// As bits.
+impl Served for u16 {
+    #[inline(always)]
+    fn has(self, need: u16) -> bool {
+        self & need != 0
+    }
+}
+
+/// What a specialised program has in the place of what it serves, until it is loaded: where it asks for need `1 << i`, an instruction
+/// that takes this plus `i` into a register.
+pub const ASKS: u32 = 0x5e4e_ed00;
+/// Where it asks for the bits that a flow's needs must not have, and [`FITS`].
+pub const ASKS_UNSERVED: u32 = ASKS + 0x40;
+/// Where it asks for all that it serves, and [`FITS`].
+pub const ASKS_SERVED: u32 = ASKS + 0x41;
+
+/// The bits of which a flow's needs have [`FITS`] alone, if a program that serves this can run it.
+pub const fn unserved(serves: u16) -> u16 {
+    FITS | (ALL & !serves)
+}
+
+/// Answers the questions of the specialised programs in an object file, and says how many there were.
+#[cfg(any(test, feature = "user"))]
+pub fn answer(object: &mut [u8], serves: u16) -> usize {
+    // `BPF_ALU | BPF_MOV | BPF_K` with 32 and with 64 bits (`linux/bpf.h`): eight bytes, of which the last four are the value.
+    const MOVES: [u8; 2] = [0xb4, 0xb7];
+    let mut answered = 0;
+    for insn in object.as_chunks_mut::<8>().0 {
+        let [code, _, off @ .., v0, v1, v2, v3] = insn;
+        let value = u32::from_le_bytes([*v0, *v1, *v2, *v3]);
+        if !MOVES.contains(code) || off[..] != [0, 0] {
+            continue;
+        }
+        let answer = match value {
+            ASKS_UNSERVED => unserved(serves),
+            ASKS_SERVED => FITS | serves,
+            _ if value.wrapping_sub(ASKS) < NAMES.len() as u32 => serves >> (value - ASKS) & 1,
+            _ => continue,
+        };
+        [*v0, *v1, *v2, *v3] = u32::from(answer).to_le_bytes();
+        answered += 1;
+    }
+    answered
+}
+
 /// All needs with their names.
 pub const NAMES: [(u16, &str); 7] = [
     (ETH_SRC, "eth_src"),
@@ -40,11 +91,11 @@ pub const NAMES: [(u16, &str); 7] = [
     (DROP, "drop"),
 ];
 
-/// Bits of word [`word::ETH_SRC`] that are the address; above them are the TCP flags.
+/// Bits of word [`word::ETH_SRC`](crate::key::word) that are the address; above them are the TCP flags.
 const ADDRESS: u64 = 0x0000_ffff_ffff_ffff;
-/// Bits of word [`word::IP`] that are protocol, TOS and TTL.
+/// Bits of word [`word::IP`](crate::key::word) that are protocol, TOS and TTL.
 const IP_BITS: u64 = 0x00ff_ffff;
-/// Bits of word [`word::IP`] that are the ports.
+/// Those that are the ports.
 const PORT_BITS: u64 = 0xffff_ffff << 32;
 
 /// What the flow with this masked key needs; 0 if no specialised program can run it. `program`: the straight form of its program.
@@ -76,56 +127,7 @@ pub fn of(key: &FlowKey, mask: &MaskEntry, program: &Straight) -> u16 {
 /// Whether a specialised program that serves this can run a flow that needs this.
 #[inline(always)]
 pub const fn are_served(needs: u16, serves: u16) -> bool {
-    needs & (FITS | (ALL & !serves)) == FITS
-}
-
-/// Factor of the word of `in_port` and `recirc_id` in hashes for the flow cache.
-pub const PORT_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// The hash by which a specialised program finds its place in the flow cache: of what some flow reads alone, so packets that
-/// differ in nothing else share a place. Whoever makes it collide loses time, not packets. Its upper bits are the best ones.
-#[inline(always)]
-pub fn hash(words: &[u64; HOT_WORDS], serves: u16) -> u64 {
-    let mut h = words[word::IN_PORT].wrapping_mul(PORT_FACTOR);
-    h = h.wrapping_add(words[word::ETH_DST].wrapping_mul(0xc2b2_ae3d_27d4_eb4f));
-    if serves & ETH_SRC != 0 {
-        h = h.wrapping_add((words[word::ETH_SRC] << 16).wrapping_mul(0x1656_67b1_9e37_79f9));
-    }
-    if serves & L4 != 0 {
-        h = h.wrapping_add((words[word::IP] >> 32).wrapping_mul(0xff51_afd7_ed55_8ccd));
-    }
-    if serves & IP != 0 {
-        h = h.wrapping_add((words[word::IP] & IP_BITS).wrapping_mul(0x27d4_eb2f_1656_67c5));
-    }
-    if serves & IPV4 != 0 {
-        h = h.wrapping_add(words[word::IPV4].wrapping_mul(0xc4ce_b9fe_1a85_ec53));
-    }
-    h
-}
-
-/// What is added to [`hash`], and to that of the general program, where nothing of the key but the recirculation id changes.
-#[inline(always)]
-pub fn rehash(in_port_word: u64, recirc_id: u32) -> u64 {
-    u64::from(recirc_id).wrapping_sub(in_port_word >> 32).wrapping_mul(PORT_FACTOR << 32)
-}
-
-/// Whether a packet is the one of a flow that has needs: `key` are the first words of the slot's key, `mask` those of its mask
-/// but the first. Words that the program doesn't serve are not compared: the caller knows that no mask reads them.
-#[inline(always)]
-pub fn matches(words: &[u64; HOT_WORDS], key: &[u64; HOT_WORDS], mask: &[u64; HOT_WORDS - 1], serves: u16) -> bool {
-    let differs = |i: usize| (words[i] & mask[i - 1]) ^ key[i];
-    // Neither the packet has a tag nor the flow.
-    let mut diff = words[word::IN_PORT] ^ key[word::IN_PORT];
-    diff |= differs(word::ETH_DST);
-    // The fragment type is in this word, and every flow may read it.
-    diff |= differs(word::IP);
-    if serves & (ETH_SRC | L4) != 0 {
-        diff |= differs(word::ETH_SRC);
-    }
-    if serves & IPV4 != 0 {
-        diff |= differs(word::IPV4);
-    }
-    diff == 0
+    needs & unserved(serves) == FITS
 }
 
 #[cfg(test)]

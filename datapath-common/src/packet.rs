@@ -30,6 +30,11 @@ pub trait PacketRead {
     fn u32(&self, offset: u32) -> Option<u32>;
     /// Eight bytes, memory order.
     fn u64(&self, offset: u32) -> Option<u64>;
+    /// One byte; 0 beyond the end.
+    #[inline(always)]
+    fn u8_or_zero(&self, offset: u32) -> u8 {
+        self.u8(offset).unwrap_or(0)
+    }
     /// Two bytes, memory order; 0 beyond the end. For whoever has compared with the length already.
     #[inline(always)]
     fn u16_or_zero(&self, offset: u32) -> u16 {

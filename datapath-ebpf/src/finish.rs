@@ -9,22 +9,22 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::bpf_redirect_map;
 use datapath_common::extract;
 use datapath_common::key::word;
-use datapath_common::maps::{MAX_LOOKUPS, MAX_PORTS, PORT_TAKES_XDP};
+use datapath_common::maps::{Lane, MAX_LOOKUPS, MAX_PORTS};
 use datapath_common::op::DropReason;
 use datapath_common::packet::PacketRead;
-use datapath_common::{needs, straight};
+use datapath_common::{HotSlot, seen, straight};
 
 use crate::flood;
 use crate::lookup::{in_cache, is_asked_for, search, tell};
-use crate::maps::{DEVICES, HOT_SLOTS, PORTS, SLOTS, Scratch, XDP_PORT, XDP_SCRATCH, XdpCpu};
+use crate::maps::{DEVICES, HOT_SLOTS, LANE, PORTS, SLOTS, Scratch, XDP_SCRATCH, XdpCpu, arrived};
 use crate::stats;
 use crate::xdp::Xdp;
 
-/// What a lookup says: the frame is not to be finished here,
+/// What comes behind a lookup: the frame is not to be finished here,
 const NOT_HERE: i32 = 0;
 /// it is to be looked up again,
 const AGAIN: i32 = 1;
-/// or its last flow has slot `s.slot`.
+/// or that was the last, and its flow has slot `s.slot`.
 const LAST: i32 = 2;
 
 /// What the program is to return where no device takes the frame.
@@ -33,38 +33,47 @@ const PASS: u64 = xdp_action::XDP_PASS as u64;
 /// Shorter frames go on: of those the kernel drops some (a tag that is cut off) before the TC hook.
 const SHORTEST: u32 = 20;
 
-/// A frame that arrived at the port that [`XDP_PORT`] names.
+/// A frame that [`arrived`].
 #[inline(always)]
 pub fn receive(xdp: *mut xdp_md) -> u32 {
-    let (Some(x), Some(port)) = (XDP_SCRATCH.get_ptr_mut(0), XDP_PORT.get_ptr(0)) else {
-        return xdp_action::XDP_PASS;
-    };
-    // SAFETY: elements of this CPU alone.
-    let (x, arrived) = unsafe { (&mut *x, *port) };
-    x.s.serves = arrived.serves;
-    if is_finishable(xdp, x, arrived.port) { finish(xdp, x) } else { xdp_action::XDP_PASS }
+    receive_here(xdp).unwrap_or(xdp_action::XDP_PASS)
 }
 
-/// Walks the lookups of a frame, to the end in slot `s.slot`.
+/// `None`: it is not to be finished here.
 #[inline(always)]
-fn is_finishable(xdp: *mut xdp_md, x: &mut XdpCpu, in_port: u32) -> bool {
-    x.s.begin(in_port, 0, 0);
+fn receive_here(xdp: *mut xdp_md) -> Option<u32> {
+    let number = stats::lane();
+    let (lane, x) = (LANE.get_ptr_mut(number)?, XDP_SCRATCH.get_ptr_mut(0)?);
+    // SAFETY: elements of this CPU alone.
+    let (x, arrived) = unsafe { (&mut *x, *arrived(lane)?) };
+    x.s.serves = arrived.serves;
+    x.s.begin(number, arrived.port, 0, 0);
+    let slot = last(xdp, x, lane, arrived.port)?;
+    finish(xdp, x, lane, slot)
+}
+
+/// Walks the lookups of a frame, to its last flow. The flow's slot, whose number is `s.slot`; `None`: not to be finished here.
+#[inline(always)]
+fn last(xdp: *mut xdp_md, x: &mut XdpCpu, lane: *mut Lane, in_port: u32) -> Option<&'static HotSlot> {
     (x.cached, x.scanned) = (0, 0);
     if Xdp(xdp).len() < SHORTEST || in_port >= MAX_PORTS as u32 || extract(xdp, &mut x.s) != 0 {
-        return false;
+        return None;
     }
-    x.s.extracted();
-    let mut found = look(x);
+    let slot = found(x, lane)?;
+    let mut next = note(x, slot);
+    if next == LAST {
+        return Some(slot);
+    }
     let mut left = MAX_LOOKUPS - 1;
-    while found == AGAIN {
+    while next == AGAIN {
         if left == 0 {
-            return false;
+            return None;
         }
         left -= 1;
         // SAFETY: the working memory is ours.
-        found = unsafe { look_again(x) };
+        next = unsafe { look_again(x) };
     }
-    found == LAST
+    if next == LAST { HOT_SLOTS.get(x.s.slot) } else { None }
 }
 
 #[inline(always)]
@@ -74,10 +83,13 @@ fn extract(xdp: *mut xdp_md, s: &mut Scratch) -> i32 {
     if let Some(head) = Xdp(xdp).head()
         && extract::extract_plain_ipv4(&head, s.key(), layers)
     {
+        s.extracted_plain();
         return 0;
     }
     // SAFETY: the working memory is ours.
-    unsafe { extract_any_xdp(xdp, s) }
+    let failed = unsafe { extract_any_xdp(xdp, s) };
+    s.extracted();
+    failed
 }
 
 /// As [`extract`], for any frame. A global function: the verifier looks at it once.
@@ -102,31 +114,37 @@ pub unsafe extern "C" fn extract_any_xdp(xdp: *mut xdp_md, s: *mut Scratch) -> i
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub unsafe extern "C" fn look_again(x: *mut XdpCpu) -> i32 {
+    if x.is_null() {
+        return NOT_HERE;
+    }
     // SAFETY: the caller's working memory.
-    if x.is_null() { NOT_HERE } else { look(unsafe { &mut *x }) }
+    let x = unsafe { &mut *x };
+    match LANE.get_ptr_mut(x.s.lane).and_then(|lane| found(x, lane)) {
+        Some(slot) => note(x, slot),
+        None => NOT_HERE,
+    }
 }
 
-/// Looks a frame up, and notes the flow that is to be counted.
+/// The flow of a frame.
 #[inline(always)]
-fn look(x: &mut XdpCpu) -> i32 {
-    let slot = match in_cache(&mut x.s) {
-        Some(slot) => {
-            x.cached += 1;
-            if is_asked_for(&x.s, slot) {
-                tell(&x.s);
-            }
-            slot
+fn found(x: &mut XdpCpu, lane: *mut Lane) -> Option<&'static HotSlot> {
+    // SAFETY: the lane of this CPU.
+    if let Some(slot) = unsafe { in_cache(&mut x.s, lane) } {
+        x.cached += 1;
+        if is_asked_for(&x.s, slot) {
+            tell(&x.s);
         }
-        None => {
-            let scanned = search(&mut x.s) as u32;
-            x.scanned = x.scanned.wrapping_add(scanned);
-            x.cached += u32::from(scanned == 0);
-            match HOT_SLOTS.get(x.s.slot) {
-                Some(slot) if x.s.found != 0 => slot,
-                _ => return NOT_HERE,
-            }
-        }
-    };
+        return Some(slot);
+    }
+    let scanned = search(&mut x.s) as u32;
+    x.scanned = x.scanned.wrapping_add(scanned);
+    x.cached += u32::from(scanned == 0);
+    if x.s.found != 0 { HOT_SLOTS.get(x.s.slot) } else { None }
+}
+
+/// Notes a flow that is to be counted, and says what is next.
+#[inline(always)]
+fn note(x: &mut XdpCpu, slot: &HotSlot) -> i32 {
     let at = crate::opaque(x.s.lookups) as usize;
     if at >= MAX_LOOKUPS as usize {
         return NOT_HERE;
@@ -135,7 +153,7 @@ fn look(x: &mut XdpCpu) -> i32 {
     x.s.lookups = at as u32 + 1;
     match u32::from(slot.straight) {
         straight::RECIRC => {
-            x.s.hash = x.s.hash.wrapping_add(needs::rehash(x.s.words[word::IN_PORT], slot.arg));
+            x.s.hash = x.s.hash.wrapping_add(seen::rehash(x.s.words[word::IN_PORT], slot.arg));
             x.s.key().recirc_id = slot.arg;
             AGAIN
         }
@@ -149,47 +167,36 @@ fn look(x: &mut XdpCpu) -> i32 {
 
 /// Does what the flow in slot `s.slot` says, unless the output stands in the way.
 #[inline(always)]
-fn finish(xdp: *mut xdp_md, x: &mut XdpCpu) -> u32 {
-    let Some(slot) = HOT_SLOTS.get(x.s.slot) else { return xdp_action::XDP_PASS };
+fn finish(xdp: *mut xdp_md, x: &mut XdpCpu, lane: *mut Lane, slot: &HotSlot) -> Option<u32> {
     let frame = Xdp(xdp);
     // As the TC hook counts: there the outer tag is beside the bytes.
     let len = frame.len() - if x.s.key().vlan.tpid.is_zero() { 0 } else { 4 };
     let flags = u32::from(slot.straight);
     if flags == straight::DROP {
-        count(x, len);
+        count(x, lane, len, None);
         stats::drop(&x.s, DropReason::Flow);
-        return xdp_action::XDP_DROP;
+        return Some(xdp_action::XDP_DROP);
     }
     if flags == 0 {
         if !flood::is_flooded(slot.group, len) {
-            return xdp_action::XDP_PASS;
+            return None;
         }
-        count(x, len);
+        count(x, lane, len, None);
         flood::count(&x.s, slot.group, len);
-        return xdp_action::XDP_REDIRECT;
+        return Some(xdp_action::XDP_REDIRECT);
     }
     if !is_sent(slot.arg, len) || (flags & straight::REWRITE != 0 && !rewrite(frame, &mut x.s)) {
-        return xdp_action::XDP_PASS;
+        return None;
     }
-    count(x, len);
-    if let Some(stats) = stats::port(&x.s, slot.arg) {
-        // SAFETY: the map's element.
-        unsafe {
-            stats::add(&raw mut (*stats).tx_packets, 1);
-            stats::add(&raw mut (*stats).tx_bytes, len.into());
-        }
-    }
-    xdp_action::XDP_REDIRECT
+    count(x, lane, len, Some(slot.arg));
+    Some(xdp_action::XDP_REDIRECT)
 }
 
 /// Whether a frame will be sent to a port if the program returns `XDP_REDIRECT`.
 #[inline(always)]
 pub fn is_sent(port: u32, len: u32) -> bool {
-    if port >= MAX_PORTS as u32 {
-        return false;
-    }
     let Some(entry) = PORTS.get(port) else { return false };
-    if entry.ifindex == 0 || entry.flags & PORT_TAKES_XDP == 0 || len > entry.mtu.saturating_add(14) {
+    if len > entry.xdp_len {
         return false;
     }
     // SAFETY: a helper call on a map.
@@ -206,28 +213,28 @@ fn rewrite(frame: Xdp, s: &mut Scratch) -> bool {
     straight::rewrite(&mut head, s.hot_words(), layers, &slot.rewrite) != straight::UNFIT
 }
 
-/// Counts the frame for its port, the datapath and the flows that it has met.
+/// Counts the frame for its port, the datapath and the flows that it has met; for `out`, if it is sent to that port alone.
 #[inline(always)]
-fn count(x: &mut XdpCpu, len: u32) {
+fn count(x: &mut XdpCpu, lane: *mut Lane, len: u32, out: Option<u32>) {
     let s = &x.s;
-    if let Some(port) = stats::port(s, s.in_port) {
-        // SAFETY: the map's element.
-        unsafe {
-            stats::add(&raw mut (*port).rx_packets, 1);
-            stats::add(&raw mut (*port).rx_bytes, len.into());
+    // SAFETY: the map's element.
+    unsafe {
+        let port = stats::port_of(lane, s.in_port);
+        stats::add(&raw mut (*port).rx_packets, 1);
+        stats::add(&raw mut (*port).rx_bytes, len.into());
+        if let Some(out) = out {
+            let port = stats::port_of(lane, out);
+            stats::add(&raw mut (*port).tx_packets, 1);
+            stats::add(&raw mut (*port).tx_bytes, len.into());
         }
-    }
-    if let Some(stats) = stats::datapath(s) {
-        // SAFETY: the map's element.
-        unsafe {
-            stats::add(&raw mut (*stats).cache_hit, x.cached.into());
-            if x.scanned != 0 {
-                stats::add(&raw mut (*stats).hit, s.lookups.wrapping_sub(x.cached).into());
-                stats::add(&raw mut (*stats).mask_hit, x.scanned.into());
-            }
-            if s.lookups > 1 {
-                stats::add(&raw mut (*stats).recirculated, s.lookups.wrapping_sub(1).into());
-            }
+        let stats = &raw mut (*lane).stats;
+        stats::add(&raw mut (*stats).cache_hit, x.cached.into());
+        if x.scanned != 0 {
+            stats::add(&raw mut (*stats).hit, s.lookups.wrapping_sub(x.cached).into());
+            stats::add(&raw mut (*stats).mask_hit, x.scanned.into());
+        }
+        if s.lookups > 1 {
+            stats::add(&raw mut (*stats).recirculated, s.lookups.wrapping_sub(1).into());
         }
     }
     // Extraction put them there, and nothing has changed them.

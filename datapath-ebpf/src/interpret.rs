@@ -13,7 +13,7 @@ use datapath_common::op::{DropReason, MAX_PROGRAM_OPS, SLOT_OPS, kind};
 use datapath_common::packet::{PacketEdit, PacketRead};
 use datapath_common::slot::SlotUse;
 use datapath_common::upcall::UpcallKind;
-use datapath_common::{Be16, Op, needs, straight};
+use datapath_common::{Be16, Op, seen, straight};
 
 use crate::lookup::{cache_hash, lookup};
 use crate::maps::{Cpu, PORTS, SCRATCH, SEEDS, SLOTS, Scratch};
@@ -44,7 +44,7 @@ pub fn receive(skb: *mut __sk_buff) -> i32 {
             stats::drop(s, DropReason::UnknownInPort);
             return;
         }
-        if extract(skb, s) != 0 {
+        if extract_and_hash(skb, s) != 0 {
             if let Some(port) = stats::port(s, in_port) {
                 // SAFETY: the map's element.
                 unsafe { stats::add(&raw mut (*port).rx_dropped, 1) };
@@ -52,7 +52,6 @@ pub fn receive(skb: *mut __sk_buff) -> i32 {
             stats::drop(s, DropReason::Malformed);
             return;
         }
-        s.extracted();
         pass(skb, cpu, s, false);
         recirculate(skb, cpu, s);
     })
@@ -120,7 +119,7 @@ fn nested(f: impl FnOnce(*mut Cpu, &mut Scratch)) -> i32 {
 fn begin(skb: *mut __sk_buff, s: &mut Scratch, in_port: u32) {
     // SAFETY: the context is the kernel's.
     let (priority, mark) = unsafe { ((*skb).priority, (*skb).mark) };
-    s.begin(in_port, priority, mark);
+    s.begin(stats::lane(), in_port, priority, mark);
     s.pc = 0;
     s.trunc = 0;
     s.stale = 0;
@@ -128,18 +127,32 @@ fn begin(skb: *mut __sk_buff, s: &mut Scratch, in_port: u32) {
     s.again = 0;
 }
 
-/// Fills the key from the packet. 0 = done.
+/// Fills the key and its hash from a packet that has just arrived. 0 = done.
 #[inline(always)]
-fn extract(skb: *mut __sk_buff, s: &mut Scratch) -> i32 {
-    // SAFETY: the key and the layers are different fields of the working memory.
-    let layers = unsafe { &mut *(&raw mut s.layers) };
-    if let Some(head) = Skb(skb).head()
-        && extract::extract_plain_ipv4(&head, s.key(), layers)
-    {
+fn extract_and_hash(skb: *mut __sk_buff, s: &mut Scratch) -> i32 {
+    if extract_plain(skb, s) {
+        s.extracted_plain();
         return 0;
     }
     // SAFETY: the working memory is ours.
-    unsafe { extract_any(skb, s) }
+    let failed = unsafe { extract_any(skb, s) };
+    s.extracted();
+    failed
+}
+
+/// Fills the key from the packet. 0 = done.
+#[inline(always)]
+fn extract(skb: *mut __sk_buff, s: &mut Scratch) -> i32 {
+    // SAFETY: the working memory is ours.
+    if extract_plain(skb, s) { 0 } else { unsafe { extract_any(skb, s) } }
+}
+
+/// As [`extract`], of what is IPv4 and has no tag. False, and nothing done, for any other packet.
+#[inline(always)]
+fn extract_plain(skb: *mut __sk_buff, s: &mut Scratch) -> bool {
+    // SAFETY: the key and the layers are different fields of the working memory.
+    let layers = unsafe { &mut *(&raw mut s.layers) };
+    Skb(skb).head().is_some_and(|head| extract::extract_plain_ipv4(&head, s.key(), layers))
 }
 
 /// As [`extract`], for any packet. A global function: the verifier looks at it once, not once for each caller.
@@ -224,7 +237,7 @@ fn run_program(skb: *mut __sk_buff, s: &mut Scratch, flags: u16, arg: u32) {
     }
     if flags & straight::RECIRC != 0 {
         if flags & straight::REWRITE == 0 {
-            s.hash = s.hash.wrapping_add(needs::rehash(s.words[word::IN_PORT], arg));
+            s.hash = s.hash.wrapping_add(seen::rehash(s.words[word::IN_PORT], arg));
             s.key().recirc_id = arg;
         } else {
             s.key().recirc_id = arg;

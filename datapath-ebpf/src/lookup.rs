@@ -8,7 +8,7 @@
 //! in the hash's own place, where it is found at once; the one that it drives out moves to another place of the row that was
 //! never used, or to one chosen by chance. Only who is not in its own place looks through the row, where 16 bits of the hash tell
 //! the places apart. So as long as no more than eight flows in use share a row, all of them end up in it, whatever lies there from
-//! before. Specialised programs have a hash of their own ([`needs::hash`]); what they can run is remembered by that one.
+//! before. Specialised programs have a hash of their own ([`seen::hash`]); what they can run is remembered by that one.
 
 use core::ffi::c_void;
 use core::sync::atomic::{Ordering, compiler_fence};
@@ -16,11 +16,12 @@ use core::sync::atomic::{Ordering, compiler_fence};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
 use datapath_common::digest::mix;
 use datapath_common::key::{COLD_WORDS, HOT_WORDS, KEY_WORDS, word};
-use datapath_common::maps::{ANY_PORT, FLOW_CACHE_PLACES, FLOW_CACHE_WAYS, MASK_LISTS as LISTS, MAX_MASKS};
+use datapath_common::maps::{ANY_PORT, FLOW_CACHE_PLACES, FLOW_CACHE_WAYS, Lane, MASK_LISTS as LISTS, MAX_MASKS};
 use datapath_common::mask::list_of_packets;
-use datapath_common::{Digest, DigestSeeds, HotSlot, MaskEntry, Slot, needs, table};
+use datapath_common::needs::FITS;
+use datapath_common::{Digest, DigestSeeds, HotSlot, MaskEntry, Slot, needs, seen, table};
 
-use crate::maps::{CONTROL, FLOW_CACHE, FLOWS, HOT_SLOTS, MASK_LISTS, MASK_USES, MASKS, SEEDS, SLOTS, Scratch};
+use crate::maps::{CONTROL, FLOWS, HOT_SLOTS, LANE, MASK_LISTS, MASK_USES, MASKS, SEEDS, SLOTS, Scratch};
 use crate::stats;
 
 /// Where a cached word has the index of the mask; below it is the slot.
@@ -41,17 +42,18 @@ struct Scan {
 /// `s.slot` then.
 #[inline(always)]
 pub fn lookup(s: &mut Scratch, again: bool) -> Option<&'static HotSlot> {
-    if let Some(slot) = in_cache(s) {
+    let lane = LANE.get_ptr_mut(s.lane)?;
+    // SAFETY: the map's element.
+    if let Some(slot) = unsafe { in_cache(s, lane) } {
         if is_asked_for(s, slot) {
             tell(s);
         }
-        if let Some(stats) = stats::datapath(s) {
-            // SAFETY: the map's element.
-            unsafe {
-                stats::add(&raw mut (*stats).cache_hit, 1);
-                if again {
-                    stats::add(&raw mut (*stats).recirculated, 1);
-                }
+        // SAFETY: as above.
+        unsafe {
+            let stats = &raw mut (*lane).stats;
+            stats::add(&raw mut (*stats).cache_hit, 1);
+            if again {
+                stats::add(&raw mut (*stats).recirculated, 1);
             }
         }
         return Some(slot);
@@ -68,16 +70,31 @@ fn hot_words(s: &Scratch) -> &[u64; HOT_WORDS] {
 }
 
 /// The flow that the cache has for the key. If it has none, `s` is ready for a [`search`].
+///
+/// # Safety
+/// `lane` points to the lane of this CPU.
 #[inline(always)]
-pub fn in_cache(s: &mut Scratch) -> Option<&'static HotSlot> {
+pub unsafe fn in_cache(s: &mut Scratch, lane: *mut Lane) -> Option<&'static HotSlot> {
     s.mask_count = 0;
     s.mask_index = 0;
-    let (Some(control), Some(place)) = (CONTROL.get_ptr(0), place(s.lane, s.hash)) else { return None };
-    // SAFETY: the maps' elements; words that are read and written whole, so that CPUs may share them.
-    let (masks, cached) =
-        unsafe { (core::ptr::read_volatile(&raw const (*control).masks), core::ptr::read_volatile(place)) };
+    // SAFETY: the caller's promise.
+    let cached = unsafe { cached_in(lane, s.hash) };
+    if let Some(slot) = cached_slot_here(cached)
+        && slot.needs & FITS != 0
+        && fits(&s.words, slot)
+    {
+        s.slot = cached_number(cached);
+        if s.serves != 0 {
+            s.mask_index = (cached >> CACHED_MASK) as u32 % MAX_MASKS as u32;
+        }
+        return Some(slot);
+    }
+    let control = CONTROL.get_ptr(0)?;
+    // SAFETY: the map's element; a word that is read and written whole, so that CPUs may share it.
+    let masks = unsafe { core::ptr::read_volatile(&raw const (*control).masks) };
     if let Some(slot) = cached_flow(s, masks, cached) {
         s.slot = cached_number(cached);
+        s.mask_index = (cached >> CACHED_MASK) as u32 % MAX_MASKS as u32;
         return Some(slot);
     }
     s.mask_base = if masks >> 32 == 0 { 0 } else { MAX_MASKS as u32 };
@@ -89,7 +106,7 @@ pub fn in_cache(s: &mut Scratch) -> Option<&'static HotSlot> {
 
 /// The place of packets with this hash in a lane's cache.
 #[inline(always)]
-pub fn place(lane: u32, hash: u64) -> Option<*mut u64> {
+fn place(lane: u32, hash: u64) -> Option<*mut u64> {
     place_at(lane, own_place(hash))
 }
 
@@ -101,9 +118,28 @@ fn own_place(hash: u64) -> u32 {
 /// A place of a lane's cache by its number, of which the bits that are too high don't count.
 #[inline(always)]
 fn place_at(lane: u32, number: u32) -> Option<*mut u64> {
-    let cache = FLOW_CACHE.get_ptr_mut(lane)?;
-    // SAFETY: the place is below the length of the cache.
-    Some(unsafe { cache.cast::<u64>().add(crate::opaque(number) as usize % FLOW_CACHE_PLACES) })
+    // SAFETY: the map's element.
+    LANE.get_ptr_mut(lane).map(|lane| unsafe { place_in(lane, number) })
+}
+
+/// As [`place_at`], of the lane that this points to.
+///
+/// # Safety
+/// `lane` points to a lane.
+#[inline(always)]
+unsafe fn place_in(lane: *mut Lane, number: u32) -> *mut u64 {
+    // SAFETY: the caller's promise; the place is below the length of the cache.
+    unsafe { (&raw mut (*lane).cache).cast::<u64>().add(crate::opaque(number) as usize % FLOW_CACHE_PLACES) }
+}
+
+/// What is in the place of packets with this hash, in the lane that this points to.
+///
+/// # Safety
+/// `lane` points to a lane.
+#[inline(always)]
+pub unsafe fn cached_in(lane: *mut Lane, hash: u64) -> u64 {
+    // SAFETY: the caller's promise; a word that is read whole.
+    unsafe { core::ptr::read_volatile(place_in(lane, own_place(hash))) }
 }
 
 /// The tag of packets with this hash, where a cached word has it.
@@ -138,11 +174,23 @@ pub fn cached_number(cached: u64) -> u32 {
 
 /// What lookups read of the slot that a cached word names, if that still holds the flow that it held then.
 #[inline(always)]
-pub fn cached_slot(cached: u64) -> Option<&'static HotSlot> {
+fn cached_slot(cached: u64) -> Option<&'static HotSlot> {
     let generation = (cached >> CACHED_GENERATION) as u16;
     let slot = HOT_SLOTS.get(cached_number(cached))?;
     // That of an empty place is even.
     if !generation.is_multiple_of(2) && slot.generation as u16 == generation { Some(slot) } else { None }
+}
+
+/// As [`cached_slot`], shorter. (In the loop over a row it would have the verifier look at twice as much.)
+#[inline(always)]
+pub fn cached_slot_here(cached: u64) -> Option<&'static HotSlot> {
+    // An empty place names the first slot, which holds no flow.
+    if cached == 0 {
+        return None;
+    }
+    let slot = HOT_SLOTS.get(cached_number(cached))?;
+    // Cached generations are odd, as those of flows; a flow that is gone has left an even one.
+    if slot.generation as u16 == (cached >> CACHED_GENERATION) as u16 { Some(slot) } else { None }
 }
 
 /// What [`in_row`] returns when it has found the flow; else it is a way of the row.
@@ -212,7 +260,7 @@ pub fn tell(s: &Scratch) -> i64 {
     if generation.is_multiple_of(2) || !needs::are_served(slot.needs, serves) {
         return 0;
     }
-    let hash = needs::hash(hot_words(s), serves);
+    let hash = seen::hash(hot_words(s), serves);
     let (mut way, mut free) = (1, 0);
     while way < FLOW_CACHE_WAYS as u32 {
         let Some(place) = place_at(s.lane, own_place(hash) ^ way) else { return 0 };
@@ -344,18 +392,36 @@ fn cached_flow(s: &Scratch, masks: u64, cached: u64) -> Option<&'static HotSlot>
     None
 }
 
+/// Whether the key is one of a flow that has needs: its mask is in the slot too, and has nothing behind these words.
+#[inline(always)]
+fn fits(words: &[u64; 64], slot: &HotSlot) -> bool {
+    let mut diff = words[word::IN_PORT] ^ slot.key[word::IN_PORT];
+    let mut i = 1;
+    while i < HOT_WORDS {
+        diff |= (words[i] & slot.hot_mask[i - 1]) ^ slot.key[i];
+        i += 1;
+    }
+    diff == 0
+}
+
 /// A hash of what tells connections apart, for the cache alone: whoever makes it collide loses time, not packets. TCP flags
 /// change within a connection and are left out. Its upper bits are the best ones.
 #[inline(always)]
 pub fn cache_hash(words: &[u64; 64]) -> u64 {
-    let mut h = words[word::IN_PORT].wrapping_mul(needs::PORT_FACTOR);
-    h = h.wrapping_add(words[word::ETH_DST].wrapping_mul(0xc2b2_ae3d_27d4_eb4f));
-    h = h.wrapping_add((words[word::ETH_SRC] << 16).wrapping_mul(0x1656_67b1_9e37_79f9));
+    let mut h = plain_hash(words);
     h = h.wrapping_add(words[word::VLAN].wrapping_mul(0x27d4_eb2f_1656_67c5));
-    h = h.wrapping_add(words[word::IP].wrapping_mul(0xff51_afd7_ed55_8ccd));
-    h = h.wrapping_add(words[word::IPV4].wrapping_mul(0xc4ce_b9fe_1a85_ec53));
     h = h.wrapping_add(words[word::IPV6_SRC + 1].wrapping_mul(0x8764_6ab0_9d3f_2c5b));
     h.wrapping_add(words[word::IPV6_DST + 1].wrapping_mul(0xb492_b66f_be98_f273))
+}
+
+/// As [`cache_hash`], for what is IPv4 and has no tag.
+#[inline(always)]
+pub fn plain_hash(words: &[u64; 64]) -> u64 {
+    let mut h = words[word::IN_PORT].wrapping_mul(seen::PORT_FACTOR);
+    h = h.wrapping_add(words[word::ETH_DST].wrapping_mul(0xc2b2_ae3d_27d4_eb4f));
+    h = h.wrapping_add((words[word::ETH_SRC] << 16).wrapping_mul(0x1656_67b1_9e37_79f9));
+    h = h.wrapping_add(words[word::IP].wrapping_mul(0xff51_afd7_ed55_8ccd));
+    h.wrapping_add(words[word::IPV4].wrapping_mul(0xc4ce_b9fe_1a85_ec53))
 }
 
 /// Masks that one call of the scan's callback tries: a return costs about as much as half a mask.

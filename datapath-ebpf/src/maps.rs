@@ -5,13 +5,13 @@ use aya_ebpf::macros::btf_map;
 use datapath_common::extract::eth_type;
 use datapath_common::key::{HOT_WORDS, KEY_WORDS, word};
 use datapath_common::maps::{
-    Control, Credit, DEFAULT_SLOTS, DpStats, FLOW_CACHE_PLACES, Group, MASK_LISTS as LISTS, MAX_GROUPS, MAX_HANDLERS,
-    MAX_LANES, MAX_MASKS, MAX_NESTING, MAX_PORTS, PortEntry, PortStats, RING_BYTES, XdpFrame,
+    Control, Credit, DEFAULT_SLOTS, Group, Lane, MASK_LISTS as LISTS, MAX_GROUPS, MAX_HANDLERS, MAX_LANES, MAX_MASKS,
+    MAX_NESTING, MAX_PORTS, PortEntry, RING_BYTES, XdpFrame,
 };
 use datapath_common::table::bucket_count;
 use datapath_common::{Bucket, DigestSeeds, FlowKey, FlowStats, HotSlot, Layers, MaskEntry, MaskList, Slot};
 
-use crate::lookup::cache_hash;
+use crate::lookup::{cache_hash, plain_hash};
 use crate::stats;
 
 /// `BPF_F_MMAPABLE`.
@@ -26,12 +26,9 @@ pub static SEEDS: Array<DigestSeeds, 1> = Array::new();
 /// Datapath ports.
 #[btf_map]
 pub static PORTS: Array<PortEntry, MAX_PORTS> = Array::new();
-/// Statistics of ports, by lane and port.
+/// What CPUs write of their own.
 #[btf_map]
-pub static PORT_STATS: Array<PortStats, { MAX_PORTS * MAX_LANES }, MMAPABLE> = Array::new();
-/// Statistics of the datapath, by lane.
-#[btf_map]
-pub static DP_STATS: Array<DpStats, MAX_LANES, MMAPABLE> = Array::new();
+pub static LANE: Array<Lane, MAX_LANES, MMAPABLE> = Array::new();
 /// Two buffers of masks.
 #[btf_map]
 pub static MASKS: Array<MaskEntry, { MAX_MASKS * 2 }, MMAPABLE> = Array::new();
@@ -53,9 +50,6 @@ pub static FLOW_STATS: Array<FlowStats, { DEFAULT_SLOTS * MAX_LANES }, MMAPABLE>
 /// From digest to slot.
 #[btf_map]
 pub static FLOWS: Array<Bucket, { bucket_count(DEFAULT_SLOTS) }, MMAPABLE> = Array::new();
-/// The flows found last, by packet hash, for each lane.
-#[btf_map]
-pub static FLOW_CACHE: Array<[u64; FLOW_CACHE_PLACES], MAX_LANES> = Array::new();
 /// Rings of the handlers.
 #[btf_map]
 pub static RINGS: ArrayOfMaps<RingBuf<u8, RING_BYTES>, MAX_HANDLERS> = ArrayOfMaps::new();
@@ -71,7 +65,7 @@ pub static GROUP_PORTS: Array<Group, MAX_GROUPS, MMAPABLE> = Array::new();
 /// Devices by group.
 #[btf_map]
 pub static GROUPS: ArrayOfMaps<DevMap<1>, MAX_GROUPS> = ArrayOfMaps::new();
-/// The frame that is in the XDP hook.
+/// The frame that is in the XDP hook, where CPUs share lanes.
 #[btf_map]
 pub static XDP_PORT: PerCpuArray<XdpFrame, 1> = PerCpuArray::new();
 /// Working memory of the XDP hook on each CPU: it never runs inside itself.
@@ -84,6 +78,19 @@ pub static SCRATCH: PerCpuArray<Cpu, 1> = PerCpuArray::new();
 /// The clock of each CPU, for the specialised programs.
 #[btf_map]
 pub static CLOCK: PerCpuArray<Clock, 1> = PerCpuArray::new();
+
+/// The frame that is in the XDP hook on this CPU.
+///
+/// # Safety
+/// `lane` points to the lane of this CPU.
+#[inline(always)]
+pub unsafe fn arrived(lane: *mut Lane) -> Option<*mut XdpFrame> {
+    if stats::is_shared() {
+        return XDP_PORT.get_ptr_mut(0);
+    }
+    // SAFETY: the caller's promise.
+    Some(unsafe { &raw mut (*lane).frame })
+}
 
 /// Working memory of a CPU.
 #[repr(C, align(8))]
@@ -181,7 +188,7 @@ pub struct Scratch {
 impl Scratch {
     /// The key of a packet that has not been looked at: all but its metadata is zero.
     #[inline(always)]
-    pub fn begin(&mut self, in_port: u32, priority: u32, mark: u32) {
+    pub fn begin(&mut self, lane: u32, in_port: u32, priority: u32, mark: u32) {
         // Most packets write only the words in front: the others are cleared where the packet before has used them.
         if self.cold_used != 0 {
             // SAFETY: the words of a key.
@@ -199,7 +206,7 @@ impl Scratch {
         }
         self.in_port = in_port;
         self.lookups = 0;
-        self.lane = stats::lane();
+        self.lane = lane;
     }
 
     /// To be called when the key is filled.
@@ -210,6 +217,13 @@ impl Scratch {
             self.cold_used = 0;
         }
         self.hash = cache_hash(&self.words);
+    }
+
+    /// As [`Self::extracted`], of what is IPv4 and has no tag.
+    #[inline(always)]
+    pub fn extracted_plain(&mut self) {
+        self.cold_used = 0;
+        self.hash = plain_hash(&self.words);
     }
 
     /// The first words of the key.

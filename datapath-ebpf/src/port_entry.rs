@@ -7,10 +7,11 @@
 #![allow(missing_docs)]
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, xdp_action};
-use aya_ebpf::btf_maps::{PerCpuArray, ProgramArray};
+use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use datapath_common::maps::{PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_XDP, XdpFrame};
+use datapath_common::maps::{Lane, MAX_LANES, PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_XDP, XdpFrame};
 
 /// The programs of the moment.
 #[btf_map]
@@ -20,13 +21,22 @@ static PROGRAMS: ProgramArray<8> = ProgramArray::new();
 #[btf_map]
 static XDP_PROGRAMS: ProgramArray<2> = ProgramArray::new();
 
-/// Where the XDP program finds the port: its context has no room for it.
+/// Where the XDP program finds the port, for its context has no room for it: in what the CPU writes of its own,
+#[btf_map]
+static LANE: Array<Lane, MAX_LANES, MMAPABLE> = Array::new();
+/// or, where CPUs share that, here.
 #[btf_map]
 static XDP_PORT: PerCpuArray<XdpFrame, 1> = PerCpuArray::new();
+
+/// `BPF_F_MMAPABLE`.
+const MMAPABLE: usize = 1 << 10;
 
 /// Datapath port, set at load.
 #[unsafe(no_mangle)]
 static PORT_NO: u32 = 0;
+/// 1: several CPUs share a lane, set at load.
+#[unsafe(no_mangle)]
+static SHARED_LANES: u32 = 0;
 
 /// Entry of a port.
 #[classifier]
@@ -43,14 +53,25 @@ pub(crate) fn sluice_port(ctx: TcContext) -> i32 {
 /// Entry of a port, in the XDP hook. Without a program behind it, everything goes on to the TC hook.
 #[xdp]
 pub(crate) fn sluice_xdp_port(ctx: XdpContext) -> u32 {
-    if let Some(port) = XDP_PORT.get_ptr_mut(0) {
-        // SAFETY: the element of this CPU; the global is read as the loader set it. A tail call that fails falls through.
+    if let Some(frame) = frame() {
+        // SAFETY: memory of this CPU; the global is read as the loader set it. A tail call that fails falls through.
         unsafe {
-            *port = XdpFrame { port: core::ptr::read_volatile(&raw const PORT_NO), serves: 0 };
+            *frame = XdpFrame { port: core::ptr::read_volatile(&raw const PORT_NO), serves: 0 };
             XDP_PROGRAMS.tail_call(&ctx, PROGRAM_XDP);
         }
     }
     xdp_action::XDP_PASS
+}
+
+/// Where the program finds the port.
+#[inline(always)]
+fn frame() -> Option<*mut XdpFrame> {
+    // SAFETY: the global is read as the loader set it.
+    if unsafe { core::ptr::read_volatile(&raw const SHARED_LANES) } != 0 {
+        return XDP_PORT.get_ptr_mut(0);
+    }
+    // SAFETY: a helper without arguments, and a field of the map's element.
+    unsafe { LANE.get_ptr_mut(bpf_get_smp_processor_id() as u32).map(|lane| &raw mut (*lane).frame) }
 }
 
 /// Entry of the execute device.

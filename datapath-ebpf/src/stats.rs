@@ -4,10 +4,10 @@
 //! between the load and the store, for both hooks run with bottom halves off. Where CPUs share lanes the additions are atomic.
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
-use datapath_common::maps::{DpStats, MAX_LANES, MAX_PORTS, PortStats};
+use datapath_common::maps::{DpStats, Lane, MAX_LANES, MAX_PORTS, PortStats};
 use datapath_common::op::{DROP_REASONS, DropReason};
 
-use crate::maps::{Clock, DP_STATS, FLOW_STATS, PORT_STATS, Scratch};
+use crate::maps::{Clock, FLOW_STATS, LANE, Scratch};
 
 /// Lanes in use, set at load.
 #[unsafe(no_mangle)]
@@ -86,7 +86,8 @@ pub unsafe fn atomic_add(counter: *mut u64, n: u64) {
 /// Counters of the datapath.
 #[inline(always)]
 pub fn datapath(s: &Scratch) -> Option<*mut DpStats> {
-    DP_STATS.get_ptr_mut(s.lane)
+    // SAFETY: a field of the map's element.
+    LANE.get_ptr_mut(s.lane).map(|lane| unsafe { &raw mut (*lane).stats })
 }
 
 /// Counters of a port.
@@ -97,11 +98,22 @@ pub fn port(s: &Scratch, port: u32) -> Option<*mut PortStats> {
 
 /// Counters of a port in a lane.
 #[inline(always)]
-pub fn port_in(lane: u32, port: u32) -> Option<*mut PortStats> {
+fn port_in(lane: u32, port: u32) -> Option<*mut PortStats> {
     if port >= MAX_PORTS as u32 {
         return None;
     }
-    PORT_STATS.get_ptr_mut(lane * MAX_PORTS as u32 + port)
+    // SAFETY: a map's element.
+    LANE.get_ptr_mut(lane).map(|lane| unsafe { port_of(lane, port) })
+}
+
+/// Counters of a port, in the lane that this points to. Of a number that is too high it is another port's.
+///
+/// # Safety
+/// `lane` points to a lane.
+#[inline(always)]
+pub unsafe fn port_of(lane: *mut Lane, port: u32) -> *mut PortStats {
+    // SAFETY: the caller's promise, and an index below the length.
+    unsafe { (&raw mut (*lane).ports).cast::<PortStats>().add(crate::opaque(port) as usize % MAX_PORTS) }
 }
 
 /// Counts a packet of the flow whose statistics have this number. `clock` gives this CPU's.

@@ -9,7 +9,6 @@ use aya_ebpf::btf_maps::ProgramArray;
 use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use datapath_common::maps::{PROGRAM_TC_GENERAL, PROGRAM_XDP_GENERAL};
-use datapath_ebpf::maps::XDP_PORT;
 use datapath_ebpf::{finish, interpret, special};
 
 /// The programs of the TC hook.
@@ -32,7 +31,7 @@ pub(crate) fn sluice_execute(ctx: TcContext) -> i32 {
     interpret::execute(ctx.skb.skb)
 }
 
-/// The datapath's XDP hook: a frame arrived at the port that `XDP_PORT` names.
+/// The datapath's XDP hook: a frame arrived.
 #[xdp]
 pub(crate) fn sluice_xdp(ctx: XdpContext) -> u32 {
     finish::receive(ctx.ctx)
@@ -52,14 +51,11 @@ pub(crate) fn sluice_tc_s(ctx: TcContext) -> i32 {
 /// The specialised program in front of `sluice_xdp`.
 #[xdp]
 pub(crate) fn sluice_xdp_s(ctx: XdpContext) -> u32 {
-    let Some(arrived) = XDP_PORT.get_ptr_mut(0) else { return xdp_action::XDP_PASS };
-    // SAFETY: the element of this CPU. A tail call that fails falls through.
-    unsafe {
-        if let Some(verdict) = special::xdp(ctx.ctx, &mut *arrived) {
-            return verdict;
-        }
-        XDP_PROGRAMS.tail_call(&ctx, PROGRAM_XDP_GENERAL);
+    if let Some(verdict) = special::xdp(ctx.ctx) {
+        return verdict;
     }
+    // SAFETY: the context is the kernel's. A tail call that fails falls through.
+    unsafe { XDP_PROGRAMS.tail_call(&ctx, PROGRAM_XDP_GENERAL) };
     xdp_action::XDP_PASS
 }
 

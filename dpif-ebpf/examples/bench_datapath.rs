@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use aya::programs::Program as AyaProgram;
 use aya::{EbpfLoader, VerifierLogLevel};
+use datapath_common::needs;
 use datapath_common::{Be16, Be32, FlowKey, Vlan};
 use dpif::{Action, Dpif as _, FlowPut, KeyAttr, OdpPort, PutMode, SetAction, Ufid, UpcallBatch};
 use keys::{key, usual_mask};
@@ -92,12 +93,15 @@ fn measure(rig: &mut Rig, results: &mut Results) {
     let only = only();
     let cases: Vec<Case> = cases().into_iter().filter(|case| case.id.contains(&only)).collect();
     assert!(!cases.is_empty(), "no measurement has {only} in its name");
-    let (empty, empty_xdp) = (EmptyProgram::load(Hook::Tc), EmptyProgram::load(Hook::Xdp));
+    let (empty, empty_xdp) = (BareProgram::empty(Hook::Tc), BareProgram::empty(Hook::Xdp));
+    let (bare, bare_xdp) = (BareProgram::redirect(Hook::Tc), BareProgram::redirect(Hook::Xdp));
     let mut samples: Vec<Vec<f64>> = cases.iter().map(|_| Vec::new()).collect();
     let (mut empties, mut empties_xdp) = (Vec::new(), Vec::new());
+    let (mut bares, mut bares_xdp) = (Vec::new(), Vec::new());
     for round in 0..=SAMPLES {
         eprintln!("round {round} of {SAMPLES}{}", if round == 0 { " (warming up)" } else { "" });
         let (base, base_xdp) = (empty.run(&cases[0].arrival), empty_xdp.run(&cases[0].arrival));
+        let (redirect, redirect_xdp) = (bare.run(&cases[0].arrival) - base, bare_xdp.run(&cases[0].arrival) - base_xdp);
         let mut taken = Vec::new();
         for case in &cases {
             rig.dpif.flow_flush().expect("to flush");
@@ -112,6 +116,8 @@ fn measure(rig: &mut Rig, results: &mut Results) {
         if round > 0 {
             empties.push(base);
             empties_xdp.push(base_xdp);
+            bares.push(redirect);
+            bares_xdp.push(redirect_xdp);
             samples.iter_mut().zip(taken).for_each(|(samples, sample)| samples.push(sample));
         }
     }
@@ -127,6 +133,8 @@ fn measure(rig: &mut Rig, results: &mut Results) {
     }
     let slope = slopes.0.iter().zip(&slopes.1).map(|(few, many)| (many - few) / (MANY_MASKS - FEW_MASKS) as f64);
     results.row("tc-one-more-mask", "ns", slope);
+    results.row("tc-bare", "ns", bares);
+    results.row("xdp-bare", "ns", bares_xdp);
     results.row("empty-program", "ns", empties);
     results.row("empty-xdp-program", "ns", empties_xdp);
     results.note(
@@ -139,6 +147,7 @@ fn measure(rig: &mut Rig, results: &mut Results) {
         "tc-one-more-mask: a packet that no flow matches over {FEW_MASKS} and {MANY_MASKS} masks, nobody taking upcalls"
     ));
     results.note(format!("tc-miss-upcall: in batches of {UPCALLS}, consumed in between; the consuming is not counted"));
+    results.note("tc-bare, xdp-bare: a program that redirects everything, unseen");
     results.note("special: with a program in front that is specialised in the flows; ipv6 and unfit are packets that it gives up");
     results.note("tc-nat: sets Ethernet addresses, IPv4 source, TTL and TCP source port, checksums included; two flows take turns");
 }
@@ -358,16 +367,14 @@ fn ipv4(proto: u8, segment: &[u8]) -> Vec<u8> {
 
 /// What the verifier makes of the programs.
 fn verifier(results: &mut Results) {
-    let object = std::fs::read(testkit::workspace_root().join("target/bpf/tc.o")).expect("the object");
+    let mut object = std::fs::read(testkit::workspace_root().join("target/bpf/tc.o")).expect("the object");
+    assert_ne!(needs::answer(&mut object, needs::ALL), 0);
     for program in ["sluice_tc", "sluice_execute", "sluice_xdp", "sluice_tc_s", "sluice_xdp_s"] {
         let (mut counts, mut times) = (Vec::new(), Vec::new());
         for _ in 0..5 {
             let mut loader = EbpfLoader::new();
-            let mut loaded = loader
-                .verifier_log_level(VerifierLogLevel::DISABLE)
-                .override_global("SERVES", &u32::from(datapath_common::needs::ALL), true)
-                .load(&object)
-                .expect("the object's maps");
+            let mut loaded =
+                loader.verifier_log_level(VerifierLogLevel::DISABLE).load(&object).expect("the object's maps");
             let start = Instant::now();
             let info = match loaded.program_mut(program).expect("the program") {
                 AyaProgram::SchedClassifier(classifier) => classifier.load().and_then(|()| classifier.info()),
@@ -399,23 +406,32 @@ fn calm_down() -> String {
     }
 }
 
-/// `return VERDICT`, what every measurement is compared with.
-struct EmptyProgram {
+/// A program that looks at nothing: `return VERDICT`, which every measurement is compared with, or a redirect, the least that one of
+/// the hook can do.
+struct BareProgram {
     hook: Hook,
     program: Program,
+    verdict: u32,
 }
 
-impl EmptyProgram {
-    fn load(hook: Hook) -> Self {
-        Self { hook, program: Program::verdict(hook, hook.drop_verdict()).expect("to load the empty program") }
+impl BareProgram {
+    fn empty(hook: Hook) -> Self {
+        let verdict = hook.drop_verdict();
+        Self { hook, program: Program::verdict(hook, verdict).expect("to load the empty program"), verdict }
+    }
+
+    /// To a device that a test run doesn't send to.
+    fn redirect(hook: Hook) -> Self {
+        let verdict = if hook == Hook::Tc { rig::REDIRECT } else { XDP_REDIRECT };
+        Self { hook, program: Program::redirect(hook, 1).expect("to load the redirect"), verdict }
     }
 
     /// Nanoseconds of a run.
     fn run(&self, arrival: &Arrival) -> f64 {
         // What an XDP program gets beside the frame the kernel makes up by itself.
         let context = if self.hook == Hook::Tc { rig::context(arrival).to_vec() } else { Vec::new() };
-        let ran = self.program.run(&arrival.bytes, &context, RUNS).expect("to run the empty program");
-        assert_eq!(ran.returned, self.hook.drop_verdict());
+        let ran = self.program.run(&arrival.bytes, &context, RUNS).expect("to run a bare program");
+        assert_eq!(ran.returned, self.verdict);
         ran.ns.into()
     }
 }

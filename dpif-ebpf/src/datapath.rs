@@ -155,7 +155,7 @@ impl Dpif for EbpfDpif {
     }
 
     fn features(&self) -> Features {
-        dpif::program::features()
+        Features { max_handlers: Some(MAX_HANDLERS as u32), ..dpif::program::features() }
     }
 
     fn stats(&self) -> Result<DpStats> {
@@ -169,7 +169,7 @@ impl Dpif for EbpfDpif {
         };
         let mut upcalls = UpcallStats { discarded: self.upcalls.discarded(), ..UpcallStats::default() };
         for lane in 0..=self.maps.lanes {
-            let Some(part) = self.maps.dp_stats.read(lane) else { continue };
+            let Some(part) = self.maps.counters.datapath(lane) else { continue };
             let cached = part.cache_hit + part.special_hit;
             stats.hit += part.hit + cached;
             stats.missed += part.missed;
@@ -272,6 +272,11 @@ impl Dpif for EbpfDpif {
         for ops in ops.chunks_mut(CHUNK) {
             let compiled = Compiled::of(ops);
             self.executor.execute_all(ops, &compiled);
+            for op in ops.iter() {
+                if let DpifOp::FlowPut { put, .. } = op {
+                    self.flows.prepare(put.ufid);
+                }
+            }
             for (index, op) in ops.iter_mut().enumerate() {
                 match op {
                     DpifOp::FlowPut { put, result } => {

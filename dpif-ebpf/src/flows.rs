@@ -29,6 +29,7 @@ use crate::grace::Grace;
 use crate::kernel::io_error;
 use crate::maps::Maps;
 use crate::masks::{Mask, Masks};
+use crate::prefetch::fetch;
 use crate::programs::InKernel;
 use crate::slots::{Chain, FlowHeader, Slots};
 use crate::special::Specialiser;
@@ -97,6 +98,11 @@ impl Flows {
         self.masks.in_use()
     }
 
+    /// A flow with this id is going to be put.
+    pub(crate) fn prepare(&self, ufid: Ufid) {
+        fetch(self.shard(ufid));
+    }
+
     /// Installs or modifies a flow whose actions have this program. Doesn't wait for a grace period unless slots or masks have
     /// run short.
     pub(crate) fn put(&self, put: &FlowPut, program: &Program) -> Result<()> {
@@ -136,6 +142,7 @@ impl Flows {
             Err(error) => return undo(chain, error),
         };
         let digest = digest(key, &mask.entry, &self.maps.seeds);
+        self.maps.flows.prepare(&digest);
         let group = self.maps.groups.acquire(key.in_port, put.mask.in_port, ops, &self.grace);
         let header = FlowHeader { stats_id, digest: &digest, ufid: put.ufid, key, mask: &mask.entry, group };
         let (reference, needs) = self.slots.write_flow(&chain, &header, ops);

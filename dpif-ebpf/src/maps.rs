@@ -13,8 +13,8 @@ use aya::maps::{Map, MapData, RingBuf};
 use aya::{Ebpf, Pod};
 use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_RINGBUF};
 use datapath_common::maps::{
-    Control, Credit, DpStats, EXECUTE_SLOTS, LAYOUT_VERSION, MASK_LISTS, MAX_GROUPS, MAX_HANDLERS, MAX_LANES,
-    MAX_MASKS, MAX_PORTS, PORT_CREDIT, PORT_CREDIT_BYTES, PortEntry, PortRecord, PortStats, RING_BYTES, name,
+    Control, Credit, EXECUTE_SLOTS, LAYOUT_VERSION, MASK_LISTS, MAX_GROUPS, MAX_HANDLERS, MAX_LANES, MAX_MASKS,
+    MAX_PORTS, PORT_CREDIT, PORT_CREDIT_BYTES, PortEntry, PortRecord, PortStats, RING_BYTES, name,
 };
 use datapath_common::op::DropReason;
 use datapath_common::table::bucket_count;
@@ -23,6 +23,7 @@ use dpif::{DpifError, Result};
 
 use crate::groups::Groups;
 use crate::kernel::{io_error, map_error};
+use crate::lanes::Lanes;
 use crate::mmap::Mapping;
 use crate::options::Options;
 use crate::pins::Pins;
@@ -35,12 +36,11 @@ use crate::table::LookupTable;
 const MMAPABLE: u32 = 1 << 10;
 
 /// Maps that the datapath's object defines and that are pinned. The working memory of the CPUs is not: it is the programs' own.
-pub(crate) const PINNED: [&str; 19] = [
+pub(crate) const PINNED: [&str; 17] = [
     name::CONTROL,
     name::SEEDS,
     name::PORTS,
-    name::PORT_STATS,
-    name::DP_STATS,
+    name::LANE,
     name::MASKS,
     name::MASK_LISTS,
     name::MASK_USES,
@@ -48,7 +48,6 @@ pub(crate) const PINNED: [&str; 19] = [
     name::HOT_SLOTS,
     name::FLOW_STATS,
     name::FLOWS,
-    name::FLOW_CACHE,
     name::RINGS,
     name::CREDITS,
     name::DEVICES,
@@ -75,10 +74,8 @@ pub(crate) struct Maps {
     pub(crate) mask_uses: Mapping<u64>,
     /// By lane and statistics number.
     pub(crate) flow_stats: Mapping<FlowStats>,
-    /// By lane and port; the last lane is userspace's.
-    pub(crate) port_stats: Mapping<PortStats>,
-    /// By lane; the last one is userspace's.
-    pub(crate) dp_stats: Mapping<DpStats>,
+    /// What CPUs count; the last lane is userspace's.
+    pub(crate) counters: Lanes,
     /// By handler and port.
     pub(crate) credits: Mapping<Credit>,
     /// By port.
@@ -143,8 +140,7 @@ impl Maps {
             mask_lists: mapping(pins, name::MASK_LISTS, MASK_LISTS * 2)?,
             mask_uses: mapping(pins, name::MASK_USES, shape.lanes * 2 * MAX_MASKS)?,
             flow_stats: mapping(pins, name::FLOW_STATS, shape.n_slots * shape.lanes)?,
-            port_stats: mapping(pins, name::PORT_STATS, MAX_PORTS * (shape.lanes + 1))?,
-            dp_stats: mapping(pins, name::DP_STATS, shape.lanes + 1)?,
+            counters: Lanes::new(mapping(pins, name::LANE, shape.lanes + 1)?),
             credits: mapping(pins, name::CREDITS, MAX_PORTS * MAX_HANDLERS)?,
             records: mapping(pins, name::PORT_RECORDS, MAX_PORTS)?,
             seeds,
@@ -227,7 +223,7 @@ impl Maps {
 
     /// Lookups that have found a flow.
     pub(crate) fn found(&self) -> Found {
-        let lanes = (0..self.lanes).filter_map(|lane| self.dp_stats.read(lane));
+        let lanes = (0..self.lanes).filter_map(|lane| self.counters.datapath(lane));
         lanes.fold(Found::default(), |found, lane| {
             let special = found.special.wrapping_add(lane.special_hit);
             let all = found.all.wrapping_add(lane.hit).wrapping_add(lane.cache_hit).wrapping_add(lane.special_hit);
@@ -246,15 +242,13 @@ impl Maps {
     /// Counts a frame that userspace could not send by a port.
     pub(crate) fn count_unsent(&self, port: u32, reason: DropReason) {
         self.add_to_port(port, offset_of!(PortStats, tx_dropped), 1);
-        let at = offset_of!(DpStats, dropped) / 8 + reason as usize;
-        if let Some(word) = self.dp_stats.word(self.lanes, at) {
+        if let Some(word) = self.counters.dropped(self.lanes, reason) {
             word.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn add_to_port(&self, port: u32, offset: usize, n: u64) {
-        let port = Some(port as usize).filter(|port| *port < MAX_PORTS);
-        if let Some(word) = port.and_then(|port| self.port_stats.word(self.lanes * MAX_PORTS + port, offset / 8)) {
+        if let Some(word) = self.counters.port_words(self.lanes, port).get(offset / 8) {
             word.fetch_add(n, Ordering::Relaxed);
         }
     }

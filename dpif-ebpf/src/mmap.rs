@@ -68,11 +68,17 @@ impl<T: Pod> Mapping<T> {
 
     /// A copy of an element, word by word: a concurrent store may be seen in part.
     pub(crate) fn read(&self, index: usize) -> Option<T> {
-        let words = self.words(index)?;
-        let mut value = std::mem::MaybeUninit::<T>::uninit();
+        self.part(index, 0)
+    }
+
+    /// A copy of what an element has at an offset in bytes, as [`Self::read`]. `None` beyond the end of the array or of the element.
+    pub(crate) fn part<U: Pod>(&self, index: usize, offset: usize) -> Option<U> {
+        const { assert!(size_of::<U>().is_multiple_of(8), "a part is whole words") };
+        let words = self.words(index)?.get(offset / 8..)?.get(..size_of::<U>() / 8)?;
+        let mut value = std::mem::MaybeUninit::<U>::uninit();
         let to = value.as_mut_ptr().cast::<u64>();
         for (i, word) in words.iter().enumerate() {
-            // SAFETY: `to` has room for the WORDS words of a `T`; a `T` may be less aligned than a word.
+            // SAFETY: `to` has room for the words of a `U`, which may be less aligned than a word.
             unsafe { to.add(i).write_unaligned(word.load(Ordering::Relaxed)) };
         }
         // SAFETY: all bytes are written, and every bit pattern is a value (`Pod`).

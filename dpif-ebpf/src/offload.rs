@@ -205,7 +205,8 @@ mod tests {
             let word = |at: usize| u16::from_ne_bytes([h[at], h[at + 1]]);
             (h[0], h[1], word(2), word(4), word(6), word(8))
         };
-        let packet = |data, gso_size, partial_checksum| Packet { data, gso_size, partial_checksum, mru: 0 };
+        let packet =
+            |data, gso_size, partial_checksum| Packet { data, gso_size, partial_checksum, ..Packet::default() };
         assert_eq!(header(packet(ipv4(6, 10, false), 0, false)), (0, 0, 0, 0, 0, 0));
         assert_eq!(header(packet(ipv4(6, 10, false), 0, true)), (1, 0, 0, 0, 34, 16));
         assert_eq!(header(packet(ipv4(6, 4000, true), 1400, true)), (1, GSO_TCPV4, 58, 1400, 38, 16));
@@ -237,7 +238,7 @@ mod tests {
             let whole = ipv4(proto, 10, false);
             let header = |len: usize| {
                 let data = whole[..len].to_vec();
-                vnet_header(&Packet { data, gso_size: 100, partial_checksum: true, mru: 0 })
+                vnet_header(&Packet { data, gso_size: 100, partial_checksum: true, ..Packet::default() })
             };
             (0..end).for_each(|len| assert_eq!(header(len), [0; VNET_HEADER], "{len} of {end}"));
             assert_ne!(header(end), [0; VNET_HEADER]);

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use aya::programs::{Program, ProgramError, ProgramFd};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use datapath_common::maps::{
-    MAX_LANES, MAX_PORTS, PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_TC_GENERAL, PROGRAM_XDP, PROGRAM_XDP_GENERAL, name,
+    MAX_LANES, PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_TC_GENERAL, PROGRAM_XDP, PROGRAM_XDP_GENERAL, name,
 };
+use datapath_common::needs;
 use datapath_common::table::bucket_count;
 use dpif::{DpifError, Result};
 
@@ -36,12 +37,17 @@ impl Loader {
 
     /// Loads the object, and makes the maps that aren't pinned yet. `serves`: what its specialised programs are to serve.
     pub(crate) fn object(&self, serves: u16) -> Result<Ebpf> {
-        let bytes = Object::Datapath.bytes(self.options.objects.as_deref())?;
+        let mut bytes = Object::Datapath.bytes(self.options.objects.as_deref())?;
+        if needs::answer(bytes.to_mut(), serves) == 0 {
+            return Err(DpifError::Kernel(
+                "the datapath's eBPF object has no specialised program of this layout".into(),
+            ));
+        }
         let (n_slots, lanes) = (self.n_slots, self.lanes);
         let shared = u32::from(possible_cpus() > lanes as usize);
         let debug = u32::from(self.options.debug);
         let buckets = bucket_count(n_slots as usize) as u32;
-        let (bucket_mask, serves) = (buckets - 1, u32::from(serves));
+        let bucket_mask = buckets - 1;
         let mut loader = EbpfLoader::new();
         loader
             .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
@@ -49,15 +55,12 @@ impl Loader {
             .override_global("SHARED_LANES", &shared, true)
             .override_global("N_SLOTS", &n_slots, true)
             .override_global("BUCKET_MASK", &bucket_mask, true)
-            .override_global("SERVES", &serves, true)
             .override_global("DEBUG", &debug, false)
             .map_max_entries(name::SLOTS, n_slots)
             .map_max_entries(name::HOT_SLOTS, n_slots)
             .map_max_entries(name::FLOWS, buckets)
             .map_max_entries(name::FLOW_STATS, n_slots * lanes)
-            .map_max_entries(name::PORT_STATS, MAX_PORTS as u32 * (lanes + 1))
-            .map_max_entries(name::FLOW_CACHE, lanes)
-            .map_max_entries(name::DP_STATS, lanes + 1);
+            .map_max_entries(name::LANE, lanes + 1);
         for map in PINNED.into_iter().chain(ENTRIES).filter(|map| *map != name::PORT_RECORDS) {
             loader.map_pin_path(map, self.pins.path(map));
         }

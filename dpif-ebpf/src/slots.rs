@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use crate::grace::{Grace, Ticket};
 use crate::kernel::io_error;
 use crate::maps::Maps;
+use crate::prefetch::fetch_all;
 
 const WORD_STATS: usize = offset_of!(Slot, stats_id) / 8;
 const WORD_DIGEST: usize = offset_of!(Slot, digest) / 8;
@@ -41,6 +42,8 @@ const HOT_WORD_MASK: usize = offset_of!(HotSlot, hot_mask) / 8;
 const HOT_WORD_KEY: usize = offset_of!(HotSlot, key) / 8;
 /// Words of an operation.
 const OP_WORDS: usize = size_of::<Op>() / 8;
+/// Words of a slot that most flows are written to.
+const USUAL_WORDS: usize = WORD_OPS + 2 * OP_WORDS;
 /// A slot that counts nothing.
 const NO_STATS: u32 = u32::MAX;
 
@@ -135,8 +138,23 @@ impl Slots {
             if state.free_stats.is_empty() {
                 return None;
             }
-            Some((state.take(n)?, state.free_stats.pop()?))
+            let taken = (state.take(n)?, state.free_stats.pop()?);
+            // Where many flows come, the one that the next flow takes.
+            if let Some(next) = state.free.last() {
+                self.prepare(*next);
+            }
+            Some(taken)
         })
+    }
+
+    /// A slot is going to be written.
+    fn prepare(&self, slot: u32) {
+        if let Some(words) = self.maps.slots.words(slot as usize) {
+            fetch_all(words.get(..USUAL_WORDS).unwrap_or_default());
+        }
+        if let Some(words) = self.maps.hot_slots.words(slot as usize) {
+            fetch_all(words);
+        }
     }
 
     /// Takes slots for a program of `ops`. Waits for a grace period only if all slots are taken but some are resting.

@@ -7,6 +7,7 @@ use datapath_common::{Bucket, Digest, SlotRef};
 use parking_lot::Mutex;
 
 use crate::mmap::Mapping;
+use crate::prefetch::fetch_all;
 
 /// How many flows are moved at most to make room for one.
 const MAX_MOVES: usize = 64;
@@ -55,6 +56,14 @@ impl LookupTable {
         };
         place.publish(table::tag(digest), slot);
         Ok(())
+    }
+
+    /// A flow with this digest is going to be inserted.
+    pub(crate) fn prepare(&self, digest: &Digest) {
+        let (first, second) = table::buckets(digest, self.mask);
+        for bucket in [first, second] {
+            fetch_all(self.buckets.words(bucket as usize).unwrap_or_default());
+        }
     }
 
     /// Replaces the reference of a flow in one store.

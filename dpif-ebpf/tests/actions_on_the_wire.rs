@@ -495,7 +495,7 @@ fn jumbo_frames_and_super_packets_are_forwarded_and_executed() {
 
         let (data, left) = frame.handed_over(mode);
         let gso_size = left.gso.map_or(0, |gso| gso.size);
-        let packet = Packet { data, gso_size, partial_checksum: left.checksum.is_some(), mru: 0 };
+        let packet = Packet { data, gso_size, partial_checksum: left.checksum.is_some(), ..Packet::default() };
         wires.dpif.execute(Execute { packet: &packet, key: &key, actions: &actions }).unwrap();
         check("executed");
     }

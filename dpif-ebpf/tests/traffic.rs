@@ -154,7 +154,8 @@ fn a_packet_is_executed_whatever_its_size_and_its_actions() {
     assert!(dpif.stats().unwrap().drops.contains(&("mtu", 1)));
 
     for len in [3000, 65535] {
-        let packet = Packet { data: tcp_super_packet(len), gso_size: 1400, partial_checksum: true, mru: 0 };
+        let packet =
+            Packet { data: tcp_super_packet(len), gso_size: 1400, partial_checksum: true, ..Packet::default() };
         run(&packet, &[output(P2)]).unwrap();
         let frame = right.socket.recv(SOON).unwrap().unwrap();
         assert!(frame.bytes == packet.data, "{len}");

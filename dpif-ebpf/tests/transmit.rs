@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use datapath_common::{Be16, Vlan};
-use dpif::{Action, Dpif, DpifOp, Execute, FlowKey, OdpPort, Packet};
+use dpif::{Action, Dpif, DpifError, DpifOp, Execute, FlowKey, OdpPort, Packet};
 use testkit::{Offload, raw::GsoKind};
 
 const P1: OdpPort = OdpPort(1);
@@ -16,7 +16,10 @@ fn packet(data: Vec<u8>) -> Packet {
 
 /// Executes each packet with its actions, as one batch.
 fn execute(dpif: &impl Dpif, packets: &[(Packet, Vec<Action>)], key: &FlowKey) {
-    let op = |(packet, actions)| DpifOp::Execute { execute: Execute { packet, key, actions }, result: Ok(()) };
+    let op = |(packet, actions)| DpifOp::Execute {
+        execute: Execute { packet, key, actions },
+        result: Err(DpifError::NoSuchFlow),
+    };
     let mut ops: Vec<_> = packets.iter().map(|(packet, actions)| op((packet, actions))).collect();
     dpif.operate(&mut ops);
     for op in ops {

@@ -122,6 +122,7 @@ fn output(port: u32) -> Action {
 #[test]
 fn the_hook_finishes_what_needs_little_and_passes_the_rest_on() {
     testkit::require_root_and_bpf!("the_hook_finishes_what_needs_little_and_passes_the_rest_on");
+    testkit::require!("the_hook_finishes_what_needs_little_and_passes_the_rest_on"; testkit::Need::XdpToVeth);
     let address = |attr, change: fn(&mut FlowKey)| {
         let (mut value, mut mask) = (FlowKey::ZERO, FlowKey::ZERO);
         change(&mut value);

@@ -1,10 +1,13 @@
 //! A specialised program finds what the general one finds, or nothing.
 
 use super::*;
-use crate::extract::{Layers, extract_plain_ipv4, whole_ipv4};
+use crate::extract::{Layers, extract_plain_ipv4};
+use crate::key::{HOT_WORDS, word};
 use crate::packet::SlicePacket;
+use crate::seen::{self, Seen};
 use crate::{Be16, Be32};
 use proptest::prelude::*;
+use std::vec::Vec;
 
 /// Frames of which most are plain, and alike enough to match each other's flows.
 fn frame() -> impl Strategy<Value = [u8; 64]> {
@@ -17,12 +20,6 @@ fn frame() -> impl Strategy<Value = [u8; 64]> {
             frame
         },
     )
-}
-
-fn words(frame: &[u8], ports: bool) -> Option<[u64; HOT_WORDS]> {
-    let mut words = whole_ipv4(&SlicePacket::new(frame), ports)?;
-    words[word::IN_PORT] = 1;
-    Some(words)
 }
 
 fn program(flags: u32) -> Straight {
@@ -65,17 +62,23 @@ proptest! {
         for packet in [own, other] {
             // A fragment is handed over.
             let is_fragment = packet[20] & 0x3f != 0 || packet[21] != 0;
-            let Some(whole) = words(&packet, true) else {
+            let Some(seen) = Seen::read(&SlicePacket::new(packet), 1, serves) else {
                 prop_assert!(is_fragment);
                 continue;
             };
             prop_assert!(!is_fragment);
-            let seen = words(&packet, serves & L4 != 0).expect("a plain frame");
-            let mut packet = FlowKey::ZERO;
-            packet.words_mut()[..HOT_WORDS].copy_from_slice(&whole);
-            prop_assert_eq!(matches(&seen, key.hot_words(), hot_mask, serves), key.matches(&mask, &packet));
+            let (mut whole, mut layers) = (FlowKey { in_port: 1, ..FlowKey::ZERO }, Layers::default());
+            prop_assert!(extract_plain_ipv4(&SlicePacket::new(packet), &mut whole, &mut layers));
+            prop_assert_eq!(seen.matches(key.hot_words(), hot_mask, serves), key.matches(&mask, &whole));
+            prop_assert_eq!(seen.tcp_flags, whole.tcp_flags.get());
             // Where its own packets find it, as far as they differ in nothing that some flow may read.
-            prop_assert_eq!(hash(&seen, serves), hash(&whole, serves));
+            prop_assert_eq!(seen.hash(serves), seen::hash(whole.hot_words(), serves));
+            let (mut words, mut ports) = (seen.words(), u64::MAX << 32);
+            if serves & L4 != 0 {
+                ports = 0;
+            }
+            words[word::IP] |= whole.hot_words()[word::IP] & ports;
+            prop_assert!(serves & REWRITE == 0 || words == *whole.hot_words());
         }
     }
 }
@@ -126,4 +129,25 @@ fn what_a_specialised_program_can_not_run_has_no_needs() {
     for key in [ipv6, tagged] {
         assert_eq!(needs(&key, &exact, straight::OUTPUT), 0, "{key:?}");
     }
+}
+
+#[test]
+fn questions_in_an_object_are_answered_and_nothing_else_is_touched() {
+    let insn = |code: u8, off: u8, value: u32| {
+        let [a, b, c, d] = value.to_le_bytes();
+        [code, 3, off, 0, a, b, c, d]
+    };
+    let questions =
+        [(ASKS + 1, 1), (ASKS + 5, 0), (ASKS_UNSERVED, FITS | (ALL & !(IP | DROP))), (ASKS_SERVED, FITS | IP | DROP)];
+    for code in [0xb4, 0xb7] {
+        let mut object: Vec<u8> = questions.iter().flat_map(|(ask, _)| insn(code, 0, *ask)).collect();
+        assert_eq!(answer(&mut object, IP | DROP), questions.len());
+        let answered: Vec<u8> = questions.iter().flat_map(|(_, is)| insn(code, 0, u32::from(*is))).collect();
+        assert_eq!(object, answered);
+    }
+    // Another instruction, another value, no whole instruction.
+    let others = [insn(0x18, 0, ASKS), insn(0xb7, 1, ASKS), insn(0xb7, 0, ASKS + 7), insn(0xb4, 0, ASKS - 1)].concat();
+    let mut object = [&others[..], &insn(0xb7, 0, ASKS)[..7]].concat();
+    let before = object.clone();
+    assert_eq!((answer(&mut object, ALL), object), (0, before));
 }

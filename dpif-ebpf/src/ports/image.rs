@@ -12,10 +12,12 @@ use std::path::Path;
 use aya::maps::MapData;
 use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
 use aya_obj::{EbpfSectionKind, Object, ProgramSection};
+use datapath_common::maps::MAX_LANES;
 use dpif::{DpifError, Result};
 
 use crate::kernel::{io_error, map_error, refused};
 use crate::pins::Pins;
+use crate::programs::possible_cpus;
 use crate::sys::bpf;
 
 /// Loads a program of the object of the port entries, as the entry of port `port`.
@@ -24,8 +26,9 @@ pub(super) fn load(pins: &Pins, objects: Option<&Path>, program: &str, port: u32
     let wrong = |error: &dyn std::error::Error| DpifError::Kernel(format!("{}: {error}", what()));
     let bytes = crate::object::Object::PortEntry.bytes(objects)?;
     let mut object = Object::parse(&bytes).map_err(|error| wrong(&error))?;
-    let number = port.to_ne_bytes();
-    object.patch_map_data(HashMap::from([("PORT_NO", (&number[..], true))])).map_err(|error| wrong(&error))?;
+    let (number, shared) = (port.to_ne_bytes(), u32::from(possible_cpus() > MAX_LANES).to_ne_bytes());
+    let globals = HashMap::from([("PORT_NO", (&number[..], true)), ("SHARED_LANES", (&shared[..], true))]);
+    object.patch_map_data(globals).map_err(|error| wrong(&error))?;
 
     let maps = std::mem::take(&mut object.maps);
     let mut fds = Vec::with_capacity(maps.len());

@@ -279,7 +279,7 @@ impl Ports {
     fn detach(&self, number: u32, record: &mut PortRecord) -> Result<()> {
         record.state = PortState::Removing as u32;
         self.write_record(number, record);
-        self.pins.remove_link(number, Hook::Xdp)?;
+        self.remove_xdp(number, record)?;
         self.pins.remove_link(number, Hook::Tcx)?;
         if record.attach == Attached::Clsact as u16
             && self.is_here(record)
@@ -327,7 +327,7 @@ impl Ports {
         }
         let mut sum = PortStats::default();
         for lane in 0..=self.maps.lanes {
-            let Some(part) = self.maps.port_stats.read(lane * MAX_PORTS + number.0 as usize) else { continue };
+            let Some(part) = self.maps.counters.port(lane, number.0) else { continue };
             sum.rx_packets += part.rx_packets;
             sum.rx_bytes += part.rx_bytes;
             sum.tx_packets += part.tx_packets;
@@ -342,8 +342,7 @@ impl Ports {
 
     fn clear_stats(&self, number: u32) {
         for lane in 0..=self.maps.lanes {
-            let words = self.maps.port_stats.words(lane * MAX_PORTS + number as usize).unwrap_or_default();
-            words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+            self.maps.counters.port_words(lane, number).iter().for_each(|word| word.store(0, Ordering::Relaxed));
         }
     }
 
@@ -352,7 +351,7 @@ impl Ports {
         // The device first: a frame that goes there must find it.
         let takes = self.takes_xdp(number, ifindex, port);
         let flags = if takes { PORT_TAKES_XDP } else { 0 };
-        self.maps.set_port(number, &PortEntry { ifindex, mtu: port.mtu, flags, ..PortEntry::default() })
+        self.maps.set_port(number, &PortEntry::new(ifindex, port.mtu, flags))
     }
 
     fn new_record(&self, kind: u32, name: &str) -> PortRecord {

@@ -24,6 +24,8 @@ use crate::xdp_features;
 /// `PortRecord::xdp`.
 const NATIVE: u16 = 1;
 const GENERIC: u16 = 2;
+/// At which no driver refuses a program.
+const SMALL_MTU: u32 = 1500;
 
 impl Ports {
     /// Chooses the mode of a port. Whatever it had before it has no more.
@@ -140,9 +142,30 @@ impl Ports {
         Ok(())
     }
 
+    /// Takes a port's program off the hook.
+    ///
+    /// Before Linux 6.3 `virtio_net` refuses even that at an MTU that it would refuse a program for. The kernel, which counts on drivers
+    /// to let programs go, believes it gone then, while it runs on and drops long frames. So the MTU is small for that moment.
+    pub(super) fn remove_xdp(&self, number: u32, record: &PortRecord) -> Result<()> {
+        let set_mtu = |mtu| {
+            if let Err(error) = rtnl::set_mtu(record.ifindex, mtu) {
+                tracing::warn!("{}: can't set the MTU of {} to {mtu}: {error}", self.datapath, text(&record.name));
+            }
+        };
+        let large = if record.xdp == NATIVE && self.is_here(record) { large_mtu(record.ifindex) } else { None };
+        if large.is_some() {
+            set_mtu(SMALL_MTU);
+        }
+        let removed = self.pins.remove_link(number, Hook::Xdp);
+        if let Some(mtu) = large {
+            set_mtu(mtu);
+        }
+        removed
+    }
+
     /// Takes a port's entry off the hook; the device gets its offload back.
     fn leave_xdp(&self, number: u32, port: &mut Port) -> Result<()> {
-        self.pins.remove_link(number, Hook::Xdp)?;
+        self.remove_xdp(number, &port.record)?;
         if port.record.saved & SAVED_RXVLAN != 0 {
             if let Err(error) = device::set_flag(&port.name, device::FLAG_RXVLAN, true) {
                 tracing::warn!("{}: can't switch receive VLAN offload on again: {error}", port.name);
@@ -195,6 +218,13 @@ impl Ports {
             .map_err(|error| io_error(format!("can't ask for device {}", text(&record.name)), error))?;
         Ok(record.kind == SYSTEM && link.is_some_and(|link| link.kind.is_empty()))
     }
+}
+
+/// The MTU of a device that might not let a program go as it is.
+fn large_mtu(ifindex: u32) -> Option<u32> {
+    let is_old = xdp_features::sends(ifindex).is_err_and(|error| error.kind() == io::ErrorKind::Unsupported);
+    let mtu = || rtnl::by_index(ifindex).ok().flatten().map(|link| link.mtu);
+    if is_old { mtu().filter(|mtu| *mtu > SMALL_MTU) } else { None }
 }
 
 /// What the kernel's refusal of a program means.

@@ -2,6 +2,9 @@
 //!
 //! A packet that it hands over costs about half as much again as it would have without it; one that it finishes costs about a third less.
 //! Where it finishes few, it is taken away for a while and then tried again, each time that was in vain for longer.
+//!
+//! The first packet of a flow is always handed over. So that many new flows at once are no reason, few have to be finished in two
+//! windows in a row.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +14,8 @@ const WINDOW: Duration = Duration::from_secs(1);
 const ENOUGH: u64 = 20_000;
 /// It finishes at least one in so many.
 const LEAST: u64 = 3;
+/// In so many windows in a row it has to finish fewer.
+const BAD_WINDOWS: u32 = 2;
 /// For how long it is taken away at first, and at most.
 const REST: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(64)];
 
@@ -38,6 +43,8 @@ pub(super) enum Change {
 pub(super) struct Share {
     /// Since when what is counted, once what a new program has to learn is over.
     window: Option<(Instant, Option<Found>)>,
+    /// Windows in a row in which it has finished few.
+    bad: u32,
     rest: Duration,
     /// Until when there is no specialised program, and why.
     resting: Option<(Instant, Found)>,
@@ -46,7 +53,7 @@ pub(super) struct Share {
 impl Share {
     /// Nothing is known.
     pub(super) fn new() -> Self {
-        Self { window: None, rest: REST[0], resting: None }
+        Self { window: None, bad: 0, rest: REST[0], resting: None }
     }
 
     /// Whether a specialised program has been taken away; then what it was that it found.
@@ -56,7 +63,7 @@ impl Share {
 
     /// Another program runs: what was counted says nothing of it.
     pub(super) fn changed(&mut self) {
-        self.window = None;
+        (self.window, self.bad) = (None, 0);
     }
 
     /// Judges by what has been found until now. `special`: a specialised program runs.
@@ -65,11 +72,12 @@ impl Share {
             if now < until {
                 return Change::Stay;
             }
-            (self.resting, self.window) = (None, None);
+            self.resting = None;
+            self.changed();
             return Change::Return;
         }
         if !special {
-            self.window = None;
+            self.changed();
             return Change::Stay;
         }
         match self.window {
@@ -82,13 +90,18 @@ impl Share {
                     special: found.special.saturating_sub(before.special),
                     all: found.all.saturating_sub(before.all),
                 };
-                if since.all >= ENOUGH {
-                    if since.special.saturating_mul(LEAST) < since.all {
-                        self.resting = Some((now + self.rest, since));
-                        self.rest = (self.rest * 2).min(REST[1]);
-                        return Change::Leave;
-                    }
-                    self.rest = REST[0];
+                if since.all < ENOUGH {
+                    return Change::Stay;
+                }
+                if since.special.saturating_mul(LEAST) >= since.all {
+                    (self.bad, self.rest) = (0, REST[0]);
+                    return Change::Stay;
+                }
+                self.bad += 1;
+                if self.bad >= BAD_WINDOWS {
+                    self.resting = Some((now + self.rest, since));
+                    self.rest = (self.rest * 2).min(REST[1]);
+                    return Change::Leave;
                 }
             }
         }
@@ -136,8 +149,8 @@ mod tests {
         let mut rests = Vec::new();
         for _ in 0..6 {
             let (change, after) = traffic.run(MINUTE, 20, true);
-            // A second in which it learns what the flows are, and one that counts.
-            assert!(change == Change::Leave && (2000..2100).contains(&after), "{change:?} {after}");
+            // A second in which it learns what the flows are, and two that count.
+            assert!(change == Change::Leave && (3000..3100).contains(&after), "{change:?} {after}");
             assert_eq!(traffic.share.resting().map(|found| (found.special, found.all)), Some((20_000, 100_000)));
             let (change, after) = traffic.run(2 * MINUTE, 0, false);
             assert_eq!((change, traffic.share.resting()), (Change::Return, None));
@@ -155,10 +168,15 @@ mod tests {
         let mut traffic = Traffic::new();
         assert_eq!(traffic.run(MINUTE, 34, true).0, Change::Stay);
         assert_eq!(traffic.run(MINUTE, 0, false).0, Change::Stay);
+        // Many new flows at once.
+        for _ in 0..50 {
+            assert_eq!(traffic.run(WINDOW, 0, true).0, Change::Stay);
+            assert_eq!(traffic.run(WINDOW * 2, 100, true).0, Change::Stay);
+        }
         // A change of the program begins anew.
         for _ in 0..50 {
-            assert_eq!(traffic.run(WINDOW * 19 / 10, 0, true).0, Change::Stay);
             traffic.share.changed();
+            assert_eq!(traffic.run(WINDOW * 29 / 10, 0, true).0, Change::Stay);
         }
         let (mut share, start) = (Share::new(), Instant::now());
         for second in 0..60 {

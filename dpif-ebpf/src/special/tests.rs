@@ -109,7 +109,7 @@ fn a_program_that_finishes_few_packets_is_taken_away_and_tried_again() {
     };
     // As long as it finishes enough, nothing happens.
     assert_eq!(go_on(50, &|| running(&fake) != Some(IPV4)), 10);
-    assert_eq!(go_on(10, &|| running(&fake).is_none()), 1);
+    assert_eq!(go_on(10, &|| running(&fake).is_none()), 2);
     let why = || special.describe(1).why;
     assert_eq!(why(), "a specialised one finished 10 of 100 packets; it is tried again later");
     // Flows that come meanwhile don't bring it back.

@@ -164,7 +164,8 @@ impl Rig {
         }
         let start = std::time::Instant::now();
         while !["as ", "none ", "switched off"].iter().any(|why| state().why.starts_with(why)) {
-            assert!(start.elapsed() < Duration::from_secs(20), "{:?}", state());
+            // In an emulated machine a change takes seconds, and each that comes to nothing makes the next wait longer.
+            assert!(start.elapsed() < Duration::from_secs(240), "{:?}", state());
             std::thread::sleep(Duration::from_millis(5));
         }
         state().serves.unwrap_or_default()

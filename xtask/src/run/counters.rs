@@ -1,9 +1,13 @@
 //! What happened, by the daemon's word and by the kernel's.
 
-use std::{mem::offset_of, process::Command, time::Duration};
+use std::{
+    mem::{offset_of, size_of},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use datapath_common::maps::{DpStats, name};
+use datapath_common::maps::{DpStats, Lane, name};
 use testkit::{process::run_ok, tools};
 
 use super::{
@@ -61,7 +65,7 @@ pub(super) fn with_bpftool(daemon: &Daemon, place: &Place, report: &mut Report) 
     report.check("bpftool", || {
         let datapaths = place.datapaths();
         let [datapath] = datapaths.as_slice() else { bail!("expected the pins of one datapath: {datapaths:?}") };
-        let map = datapath.join(name::DP_STATS);
+        let map = datapath.join(name::LANE);
         let bpftool = tools::find("bpftool").context("bpftool is not installed")?;
         let mut last = None;
         for _ in 0..ATTEMPTS {
@@ -73,7 +77,7 @@ pub(super) fn with_bpftool(daemon: &Daemon, place: &Place, report: &mut Report) 
             if first == second {
                 ensure!(dump == first, "bpftool sees {dump:?}, dpctl/show says {first:?}");
                 let Stats { hit, missed, lost } = dump;
-                return Ok(format!("{} has hit:{hit} missed:{missed} lost:{lost}, as dpctl/show", name::DP_STATS));
+                return Ok(format!("{} has hit:{hit} missed:{missed} lost:{lost}, as dpctl/show", name::LANE));
             }
             last = Some((first, second));
             interrupt::sleep(Duration::from_millis(100))?;
@@ -82,15 +86,14 @@ pub(super) fn with_bpftool(daemon: &Daemon, place: &Place, report: &mut Report) 
     })
 }
 
-/// Adds up the lanes of a dump of `DP_STATS`.
+/// Adds up the lanes of a dump of `LANE`. Each has its counters in front of a megabyte of other things, so it is read as text.
 fn sum(json: &str) -> Result<Stats> {
-    let dump: serde_json::Value = serde_json::from_str(json).context("bpftool printed no JSON")?;
-    let lanes = dump.as_array().context("bpftool printed no list")?;
-    let mut sum = Stats::default();
-    for lane in lanes {
-        let bytes = lane["value"].as_array().context("bpftool printed an entry without a value")?;
-        let bytes: Vec<u8> =
-            bytes.iter().filter_map(|byte| u8::from_str_radix(byte.as_str()?.strip_prefix("0x")?, 16).ok()).collect();
+    let (mut sum, mut lanes) = (Stats::default(), 0);
+    for lane in json.split("\"value\":[").skip(1) {
+        lanes += 1;
+        let bytes = lane.split(',').take(offset_of!(Lane, stats) + size_of::<DpStats>());
+        let digits = |byte: &str| u8::from_str_radix(byte.split_once("0x")?.1.get(..2)?, 16).ok();
+        let bytes: Vec<u8> = bytes.filter_map(digits).skip(offset_of!(Lane, stats)).collect();
         let word = |offset: usize| {
             let word = bytes.get(offset..).and_then(|rest| rest.first_chunk());
             word.map(|word| u64::from_ne_bytes(*word)).context("bpftool printed a short value")
@@ -103,6 +106,7 @@ fn sum(json: &str) -> Result<Stats> {
         sum.missed += word(offset_of!(DpStats, missed))?;
         sum.lost += word(offset_of!(DpStats, lost))?;
     }
+    ensure!(lanes > 0, "bpftool printed no lanes");
     Ok(sum)
 }
 
