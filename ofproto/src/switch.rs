@@ -537,10 +537,9 @@ impl Switch {
         totals
     }
 
-    /// Upcalls of each port, and their rates over the last second or longer.
+    /// Upcalls of each port until now, and their rates over the last second or longer.
     pub fn port_upcalls(&self) -> Vec<PortUpcalls> {
-        self.backer.losses.look(&self.backer);
-        self.backer.losses.ports()
+        self.backer.losses.ports(&self.backer)
     }
 
     /// Deletes all flows of the datapath, with the threads at rest. Their statistics are pushed to the rules before.

@@ -481,6 +481,24 @@ fn a_storm_of_one_port_does_not_take_anothers_upcalls() {
 }
 
 #[test]
+fn what_is_shown_of_ports_is_counted_now_and_rated_by_the_second() {
+    let clock = ManualClock::new(1_000_000);
+    let world = World::with(&PER_SOURCE, |options, _| options.clock = Arc::new(clock.clone()));
+    let shown = || {
+        let shown = world.switch.port_upcalls().into_iter().find(|port| port.name == "p1").unwrap();
+        (shown.upcalls, shown.lost, shown.rate, shown.lost_rate)
+    };
+    world.send(0);
+    assert_eq!((world.out(), shown()), (1, (1, 0, 0, 0)), "when what came before the first look came is not known");
+    (1..=6).for_each(|tag| world.send(tag));
+    assert_eq!((world.out(), shown()), (6, (7, 0, 0, 0)), "no second has passed since the first look");
+    clock.advance_ms(2_000);
+    assert_eq!(shown(), (7, 0, 3, 0));
+    clock.advance_ms(2_000);
+    assert_eq!(shown(), (7, 0, 0, 0));
+}
+
+#[test]
 fn a_handler_lets_others_finish_while_many_packets_come_one_by_one() {
     static TOLD: parking_lot::Mutex<Vec<bool>> = parking_lot::Mutex::new(Vec::new());
     let clock = ManualClock::new(1_000_000);

@@ -42,49 +42,54 @@ struct State {
 }
 
 impl LossWatch {
-    /// Looks at all ports if it is time to, and reports new losses.
-    pub(crate) fn look(&self, backer: &Backer) {
+    /// The ports, by number: their counts as they are now, their rates as last looked at (none before the second look).
+    pub(crate) fn ports(&self, backer: &Backer) -> Vec<PortUpcalls> {
         look(backer, backer.clock.now_ms());
-    }
-
-    /// The ports, by number.
-    pub(crate) fn ports(&self) -> Vec<PortUpcalls> {
-        let mut ports: Vec<_> = self.state.lock().ports.values().cloned().collect();
+        let mut ports: Vec<_> = counted(backer).collect();
+        let state = self.state.lock();
+        for port in &mut ports {
+            if let Some(seen) = state.ports.get(&OdpPort(port.port)) {
+                (port.rate, port.lost_rate) = (seen.rate, seen.lost_rate);
+            }
+        }
         ports.sort_by_key(|port| port.port);
         ports
     }
 }
 
+/// What the datapath counts of the bridges' ports, without rates.
+fn counted(backer: &Backer) -> impl Iterator<Item = PortUpcalls> {
+    let config = backer.config();
+    let ports: Vec<_> =
+        config.bridges.values().flat_map(|bridge| bridge.ports.values()).map(|port| (port.odp, port.name.clone())).collect();
+    ports.into_iter().filter_map(|(odp, name)| {
+        let odp = odp?;
+        let stats = backer.dpif.port_stats(odp).ok()?;
+        let (upcalls, lost) = (stats.upcalls, stats.upcall_lost);
+        Some(PortUpcalls { name, port: odp.0, upcalls, lost, rate: 0, lost_rate: 0 })
+    })
+}
+
 /// Looks at all ports if it is time to, and reports new losses.
-pub(super) fn look(backer: &Backer, now: u64) {
+pub(super) fn look(backer: &Backer, now_ms: u64) {
     // Who comes while another looks has nothing to look at.
     let Some(mut state) = backer.losses.state.try_lock() else { return };
-    let elapsed = now.saturating_sub(state.looked_ms);
+    let elapsed = now_ms.saturating_sub(state.looked_ms);
     if elapsed < INTERVAL_MS {
         return;
     }
     let first = state.looked_ms == 0;
-    state.looked_ms = now;
-    let config = backer.config();
+    state.looked_ms = now_ms;
     let mut ports = HashMap::new();
-    for port in config.bridges.values().flat_map(|bridge| bridge.ports.values()) {
-        let Some(odp) = port.odp else { continue };
-        let Ok(stats) = backer.dpif.port_stats(odp) else { continue };
-        let before = state.ports.get(&odp).map_or((0, 0), |before| (before.upcalls, before.lost));
-        let per_second = |now: u64, before: u64| now.saturating_sub(before) * 1000 / elapsed;
-        let mut seen = PortUpcalls {
-            name: port.name.clone(),
-            port: odp.0,
-            upcalls: stats.upcalls,
-            lost: stats.upcall_lost,
-            rate: per_second(stats.upcalls, before.0),
-            lost_rate: per_second(stats.upcall_lost, before.1),
-        };
-        if first {
-            // What came before is of no known time.
-            (seen.rate, seen.lost_rate) = (0, 0);
+    for mut port in counted(backer) {
+        let odp = OdpPort(port.port);
+        // What came before the first look is of no known time.
+        if !first {
+            let before = state.ports.get(&odp).map_or((0, 0), |before| (before.upcalls, before.lost));
+            let per_second = |now: u64, before: u64| now.saturating_sub(before) * 1000 / elapsed;
+            (port.rate, port.lost_rate) = (per_second(port.upcalls, before.0), per_second(port.lost, before.1));
         }
-        ports.insert(odp, seen);
+        ports.insert(odp, port);
     }
     state.ports = ports;
     let mut lost = Vec::new();
@@ -96,7 +101,7 @@ pub(super) fn look(backer: &Backer, now: u64) {
     }
     for (odp, handler, n) in lost {
         coverage::add!("upcall_lost", n);
-        let Some(before) = backer.warnings.lost.allow(now) else { continue };
+        let Some(before) = backer.warnings.lost.allow(now_ms) else { continue };
         let (datapath, name) = (backer.dpif.name(), state.ports.get(&odp).map_or("?", |port| &port.name));
         tracing::warn!(
             "{datapath}: lost {n} packets of port {name} ({odp}) on handler {handler} ({before} more reports before)"
