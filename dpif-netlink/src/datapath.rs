@@ -545,14 +545,15 @@ impl Dpif for NetlinkDpif {
     }
 }
 
-/// A packet whose checksum or segments a device was to make: the module's interface has no word for that. Tunnel options are not
-/// part of a key here, so a packet that came with some would go on without.
+/// A packet whose checksum or segments a device was to make: the module's interface has no word for that. One whose key says that
+/// its tunnel brought options would go on without them where they are not here.
 pub(crate) fn refuse_unsayable(execute: &Execute<'_>) -> Result<()> {
     if execute.packet.gso_size != 0 || execute.packet.partial_checksum {
         return Err(DpifError::Unsupported("executing a packet that a device was to finish".into(), ENGINE.into()));
     }
-    if execute.key.tun_opts_len != 0 {
-        return Err(DpifError::Unsupported("executing a packet with tunnel options".into(), ENGINE.into()));
+    let (said, there) = (usize::from(execute.key.tun_opts_len), execute.packet.tunnel_options.len());
+    if said != there {
+        return Err(DpifError::Invalid(format!("a packet whose key says {said} bytes of tunnel options has {there}")));
     }
     Ok(())
 }

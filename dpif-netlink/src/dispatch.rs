@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use dpif::{DpifError, OdpPort, Result, UpcallBatch};
 use nix::errno::Errno;
@@ -36,6 +37,8 @@ const READ_TRIES: usize = 50;
 const EVENTS: usize = 64;
 /// What stands for a handler's own socket where others are ports'.
 const OWN: u64 = u64::MAX;
+/// Between two reports that a socket overflowed.
+const BETWEEN_REPORTS: Duration = Duration::from_secs(1);
 /// A socket that nobody has: what is sent to it counts as lost.
 pub(crate) const NOBODY: u32 = u32::MAX;
 
@@ -59,6 +62,15 @@ pub struct Overflow {
     pub port: Option<OdpPort>,
 }
 
+/// How often a socket overflowed.
+#[derive(Default)]
+struct Overflowed {
+    times: u64,
+    /// When that was last reported, and how often it had been then.
+    told: Option<Instant>,
+    told_times: u64,
+}
+
 /// A port's sockets: one per handler, or one for all.
 pub(crate) type PortSockets = Box<[Arc<Socket>]>;
 
@@ -72,7 +84,7 @@ pub(crate) struct Dispatch {
     ports: RwLock<Vec<Option<PortSockets>>>,
     /// Ports' sockets that are no more, and that flows may name.
     gone: Mutex<BTreeSet<u32>>,
-    overflows: Mutex<BTreeMap<Overflow, u64>>,
+    overflows: Mutex<BTreeMap<Overflow, Overflowed>>,
     /// Datagrams that are no upcalls that can be read.
     unreadable: AtomicU64,
     /// Datagrams that nobody reads: their handler or their port is gone.
@@ -156,7 +168,7 @@ impl Dispatch {
     }
 
     pub(crate) fn overflows(&self) -> Vec<(Overflow, u64)> {
-        self.overflows.lock().iter().map(|(overflow, count)| (*overflow, *count)).collect()
+        self.overflows.lock().iter().map(|(overflow, seen)| (*overflow, seen.times)).collect()
     }
 
     pub(crate) fn unreadable(&self) -> u64 {
@@ -397,11 +409,17 @@ impl Dispatch {
 
     fn overflowed(&self, handler: u32, data: u64) {
         let port = u32::try_from(data).ok().map(OdpPort);
-        *self.overflows.lock().entry(Overflow { handler, port }).or_default() += 1;
-        match port {
-            Some(port) => tracing::warn!("handler {handler}: lost upcalls of port {port}"),
-            None => tracing::warn!("handler {handler}: lost upcalls"),
+        let mut overflows = self.overflows.lock();
+        let seen = overflows.entry(Overflow { handler, port }).or_default();
+        seen.times += 1;
+        // A storm overflows a socket as often as it is read.
+        if seen.told.is_some_and(|told| told.elapsed() < BETWEEN_REPORTS) {
+            return;
         }
+        let times = seen.times - seen.told_times;
+        (seen.told, seen.told_times) = (Some(Instant::now()), seen.times);
+        let of = port.map_or_else(String::new, |port| format!(" of port {port}"));
+        tracing::warn!("handler {handler}: its socket{of} overflowed, upcalls are lost (times: {times})");
     }
 }
 

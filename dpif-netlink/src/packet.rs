@@ -123,6 +123,8 @@ pub(crate) fn receive(message: &Message<'_>, from: Origin, arrival_ns: u64, to: 
     // What can't be read is missing; the packet is an upcall all the same.
     to.egress_tunnel = upcall.egress_tunnel().and_then(Result::ok).map(|(key, _)| Box::new(key));
     to.actions = upcall.actions.and_then(|bytes| codec::decode_actions(bytes).ok()).map(Into::into);
+    to.packet.tunnel_options.clear();
+    to.packet.tunnel_options.extend_from_slice(options.as_bytes());
     (to.hash, to.packet.hash) = (upcall.hash as u32, upcall.hash);
     to.packet.upcall_pid = from.pid;
     to.arrival_ns = arrival_ns;
@@ -133,7 +135,9 @@ pub(crate) fn receive(message: &Message<'_>, from: Origin, arrival_ns: u64, to: 
 pub(crate) fn write_execute(execute: &Execute<'_>, pid: u32, to: &mut Writer) -> codec::Result<()> {
     to.put(packet::PACKET, &execute.packet.data);
     let nest = to.begin_nest(packet::KEY);
-    codec::encode_metadata(execute.key, to);
+    let options = &execute.packet.tunnel_options;
+    let options = TunnelOptions::new(options).ok_or(codec::CodecError::Length("tunnel options", options.len()))?;
+    codec::encode_metadata(execute.key, &options, to);
     to.end(nest);
     let nest = to.begin_nest(packet::ACTIONS);
     codec::encode_actions_for(execute.actions, pid, to)?;

@@ -1,6 +1,6 @@
 //! Vports: what a datapath's ports are called in the module.
 
-use dpif::{DpifError, OdpPort, PortKind, PortStats, Result};
+use dpif::{DpifError, OdpPort, PortKind, PortStats, Result, Tunnel};
 use nix::errno::Errno;
 
 use crate::attr::{Attrs, Writer, str_of, u16_of, u32_of, u64_of};
@@ -17,20 +17,8 @@ pub enum VportType {
     Netdev,
     /// A device that the module makes, through which the host itself is reached.
     Internal,
-    /// A GRE tunnel whose packets bring their key along.
-    Gre,
-    /// A VXLAN tunnel.
-    Vxlan {
-        /// UDP port.
-        dst_port: u16,
-        /// Whether packets carry a group policy.
-        gbp: bool,
-    },
-    /// A Geneve tunnel.
-    Geneve {
-        /// UDP port.
-        dst_port: u16,
-    },
+    /// A tunnel whose packets bring their key along.
+    Tunnel(Tunnel),
     /// A type that isn't known here, by its number.
     Other(u32),
 }
@@ -59,18 +47,20 @@ impl VportType {
         match self {
             Self::Netdev => vport_type::NETDEV,
             Self::Internal => vport_type::INTERNAL,
-            Self::Gre => vport_type::GRE,
-            Self::Vxlan { .. } => vport_type::VXLAN,
-            Self::Geneve { .. } => vport_type::GENEVE,
+            Self::Tunnel(Tunnel::Gre) => vport_type::GRE,
+            Self::Tunnel(Tunnel::Vxlan { .. }) => vport_type::VXLAN,
+            Self::Tunnel(Tunnel::Geneve { .. }) => vport_type::GENEVE,
             Self::Other(number) => number,
         }
     }
 
     fn put_options(self, to: &mut Writer) {
-        let (Self::Vxlan { dst_port, .. } | Self::Geneve { dst_port }) = self else { return };
+        let Self::Tunnel(tunnel @ (Tunnel::Vxlan { dst_port, .. } | Tunnel::Geneve { dst_port })) = self else {
+            return;
+        };
         let nest = to.begin_nest(vport::OPTIONS);
         to.put_u16(vport_option::DST_PORT, dst_port);
-        if matches!(self, Self::Vxlan { gbp: true, .. }) {
+        if matches!(tunnel, Tunnel::Vxlan { gbp: true, .. }) {
             let extension = to.begin_nest(vport_option::EXTENSION);
             to.put_flag(vport_option::VXLAN_GBP);
             to.end(extension);
@@ -84,19 +74,24 @@ impl VportType {
         match number {
             vport_type::NETDEV => Self::Netdev,
             vport_type::INTERNAL => Self::Internal,
-            vport_type::GRE => Self::Gre,
+            vport_type::GRE => Self::Tunnel(Tunnel::Gre),
             vport_type::VXLAN => {
                 let extension = options.find(vport_option::EXTENSION).unwrap_or_default();
-                Self::Vxlan { dst_port, gbp: Attrs::new(extension).find(vport_option::VXLAN_GBP).is_some() }
+                let gbp = Attrs::new(extension).find(vport_option::VXLAN_GBP).is_some();
+                Self::Tunnel(Tunnel::Vxlan { dst_port, gbp })
             }
-            vport_type::GENEVE => Self::Geneve { dst_port },
+            vport_type::GENEVE => Self::Tunnel(Tunnel::Geneve { dst_port }),
             other => Self::Other(other),
         }
     }
 
-    /// As the datapath interface names it; tunnels are devices too.
+    /// As the datapath interface names it, where what it has no name for is a device like any other.
     pub(crate) fn kind(self) -> PortKind {
-        if self == Self::Internal { PortKind::Internal } else { PortKind::System }
+        match self {
+            Self::Internal => PortKind::Internal,
+            Self::Tunnel(tunnel) => PortKind::Tunnel(tunnel),
+            Self::Netdev | Self::Other(_) => PortKind::System,
+        }
     }
 }
 
@@ -105,6 +100,7 @@ impl From<PortKind> for VportType {
         match kind {
             PortKind::System => Self::Netdev,
             PortKind::Internal => Self::Internal,
+            PortKind::Tunnel(tunnel) => Self::Tunnel(tunnel),
         }
     }
 }

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use datapath_common::{Be16, FlowKey};
 use dpif::{
-    Action, Dpif, DpifError, DpifOp, Execute, FlowPut, OdpPort, Packet, PortEvent, PortKind, PortSpec, PutMode, Ufid,
-    UpcallBatch, UpcallKind, UserspaceAction,
+    Action, Dpif, DpifError, DpifOp, Execute, FlowPut, OdpPort, Packet, PortEvent, PortKind, PortSpec, PutMode, Tunnel,
+    Ufid, UpcallBatch, UpcallKind, UserspaceAction,
 };
 use dpif_netlink::codec::normalize;
 use dpif_netlink::{DispatchMode, VportType};
@@ -63,10 +63,10 @@ fn ports_of_every_type_come_back_with_their_options() {
         let wanted = [
             ("a0", VportType::Netdev, Some(OdpPort(7))),
             ("int0", VportType::Internal, None),
-            ("gre_sys", VportType::Gre, None),
-            ("vxlan_sys", VportType::Vxlan { dst_port: 4790, gbp: true }, None),
-            ("vxlan_too", VportType::Vxlan { dst_port: 4789, gbp: false }, None),
-            ("gen_sys", VportType::Geneve { dst_port: 6081 }, Some(OdpPort(1000))),
+            ("gre_sys", VportType::Tunnel(Tunnel::Gre), None),
+            ("vxlan_sys", VportType::Tunnel(Tunnel::Vxlan { dst_port: 4790, gbp: true }), None),
+            ("vxlan_too", VportType::Tunnel(Tunnel::Vxlan { dst_port: 4789, gbp: false }), None),
+            ("gen_sys", VportType::Tunnel(Tunnel::Geneve { dst_port: 6081 }), Some(OdpPort(1000))),
         ];
         for (name, kind, request) in wanted {
             let made = dpif.vport_add(name, kind, request).unwrap_or_else(|error| panic!("{name}: {error}"));

@@ -37,7 +37,7 @@ pub use interface::{DpStats, Dpif, DpifOp, Execute, ProgramState, SlotStats, Upc
 pub use meter::{BandStats, MeterBand, MeterConfig, MeterFeatures, MeterStats, MeterUnit};
 pub use observed::Observed;
 pub use packet::Packet;
-pub use port::{OdpPort, PortEvent, PortInfo, PortKind, PortSpec, PortStats, XdpMode, XdpState};
+pub use port::{OdpPort, PortEvent, PortInfo, PortKind, PortSpec, PortStats, Tunnel, XdpMode, XdpState};
 pub use upcall::{Upcall, UpcallBatch, UpcallKind};
 
 /// The result of a datapath operation.

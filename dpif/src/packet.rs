@@ -18,6 +18,8 @@ pub struct Packet {
     /// The netlink socket that it came up to, where what comes up of its execution is to go too; else 0. Backends with rings
     /// don't use it.
     pub upcall_pid: u32,
+    /// Options that a tunnel brought with it: Geneve's, or others that the key's `tun_flags` name; `tun_opts_len` bytes of them.
+    pub tunnel_options: Vec<u8>,
 }
 
 impl Packet {

@@ -24,6 +24,45 @@ pub enum PortKind {
     System,
     /// A device made by the datapath, through which the host itself is reached.
     Internal,
+    /// A device made by the datapath that wraps and unwraps packets; each says in its tunnel fields where it goes to or comes from.
+    Tunnel(Tunnel),
+}
+
+/// A kind of tunnel, and what all of its packets have in common.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Tunnel {
+    /// GRE (RFC 2784, RFC 2890).
+    Gre,
+    /// VXLAN (RFC 7348).
+    Vxlan {
+        /// UDP port.
+        dst_port: u16,
+        /// Whether packets carry a group policy.
+        gbp: bool,
+    },
+    /// Geneve (RFC 8926).
+    Geneve {
+        /// UDP port.
+        dst_port: u16,
+    },
+}
+
+impl Tunnel {
+    /// UDP port of VXLAN that nobody has to ask for.
+    pub const VXLAN_PORT: u16 = 4789;
+    /// UDP port of Geneve, likewise.
+    pub const GENEVE_PORT: u16 = 6081;
+
+    /// What differs from a tunnel of its type that was asked for without options: `dst_port=4790`, `exts=gbp`.
+    pub fn options(self) -> Vec<String> {
+        let port = |port: u16, usual: u16| (port != usual).then(|| format!("dst_port={port}"));
+        let options = match self {
+            Self::Gre => [None, None],
+            Self::Vxlan { dst_port, gbp } => [port(dst_port, Self::VXLAN_PORT), gbp.then(|| "exts=gbp".to_owned())],
+            Self::Geneve { dst_port } => [port(dst_port, Self::GENEVE_PORT), None],
+        };
+        options.into_iter().flatten().collect()
+    }
 }
 
 impl fmt::Display for PortKind {
@@ -31,6 +70,9 @@ impl fmt::Display for PortKind {
         f.write_str(match self {
             Self::System => "system",
             Self::Internal => "internal",
+            Self::Tunnel(Tunnel::Gre) => "gre",
+            Self::Tunnel(Tunnel::Vxlan { .. }) => "vxlan",
+            Self::Tunnel(Tunnel::Geneve { .. }) => "geneve",
         })
     }
 }

@@ -111,6 +111,37 @@ fn pings_and_tcp_pass_in_every_dispatch_mode_and_the_fields_tool_agrees_about_th
 }
 
 #[test]
+fn tunnels_are_made_by_hand_and_the_fields_tool_sees_them() {
+    const NAME: &str = "tunnels_are_made_by_hand_and_the_fields_tool_sees_them";
+    if !have(NAME, &["ovs-dpctl"]) {
+        return;
+    }
+    let network = Network::new(2);
+    let daemon = network.start("--datapath netlink --bridge br0 --port br0:v1");
+    let tunnels = "g0,type=gre,remote_ip=flow x0,type=vxlan,port_no=9 x1,type=vxlan,dst_port=4790,exts=gbp n0,type=geneve,key=flow";
+    let call = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        daemon.call(words[0], &words[1..])
+    };
+    assert_eq!(call(&format!("dpctl/add-if ovs-system {tunnels}")), Ok(String::new()));
+    let ports = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| line.contains("port ")).map(|line| line.trim().to_owned()).collect()
+    };
+    let (ours, theirs) = (ports(&call("dpctl/show").unwrap()), ports(&dpctl(&network, "show")));
+    assert!(ours.contains(&"port 9: x0 (vxlan: packet_type=ptap)".to_owned()), "{ours:?}");
+    // The tool doesn't ask the kernel for options.
+    let ours: Vec<_> = ours.iter().map(|line| line.replace("dst_port=4790, exts=gbp, ", "")).collect();
+    assert_eq!(ours, theirs);
+    let refused = call("dpctl/add-if ovs-system x2,type=vxlan").unwrap_err();
+    assert!(refused.starts_with("adding x2 to ovs-system failed ("), "{refused}");
+    assert_eq!(call("dpctl/del-if ovs-system g0 x0 x1 n0"), Ok(String::new()));
+    assert!(!dpctl(&network, "show").contains("x0"));
+    daemon.ask("exit --cleanup");
+    assert_eq!(daemon.ended(), Some(0));
+    assert_eq!(network.left(), [""; 0]);
+}
+
+#[test]
 fn a_thousand_ports_are_made_forward_and_go() {
     const NAME: &str = "a_thousand_ports_are_made_forward_and_go";
     if !have(NAME, &[]) {

@@ -164,6 +164,9 @@ impl Ports {
             let mut port = match spec.kind {
                 PortKind::System => self.add_system(number, &spec.name, state)?,
                 PortKind::Internal => self.add_internal(number, &spec.name)?,
+                PortKind::Tunnel(_) => {
+                    return Err(DpifError::Unsupported(format!("a port of type {}", spec.kind), "ebpf".into()));
+                }
             };
             match self.choose_xdp(number, &mut port, XdpMode::Auto) {
                 Ok(chosen) => port.xdp = chosen,

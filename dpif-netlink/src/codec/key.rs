@@ -332,11 +332,11 @@ pub(super) fn put_key(
     }
 }
 
-/// Writes what a packet's bytes don't say: the metadata of a packet that is to be executed.
-pub fn encode_metadata(key: &FlowKey, to: &mut Writer) {
+/// Writes what a packet's bytes don't say: the metadata of a packet that is to be executed, and its tunnel's options.
+pub fn encode_metadata(key: &FlowKey, options: &TunnelOptions, to: &mut Writer) {
     put_metadata(to, key, Some(key), key.in_port != NO_PORT);
     if key.tun_proto != 0 {
-        tunnel::put(to, key, key.tun_proto, &TunnelOptions::NONE);
+        tunnel::put(to, key, key.tun_proto, options);
     }
     if shape::has_ct_tuple(key) {
         put(to, tuple(key), key);

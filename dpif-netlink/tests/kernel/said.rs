@@ -5,7 +5,9 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use datapath_common::{Be16, FlowKey};
 use dpif::odp::{format_actions, parse_actions};
-use dpif::{Action, Dpif, Execute, FlowPut, OdpPort, Packet, PortKind, PutMode, Ufid, Upcall, UpcallKind};
+use dpif::{
+    Action, Dpif, DpifError, Execute, FlowPut, OdpPort, Packet, PortKind, PutMode, Tunnel, Ufid, Upcall, UpcallKind,
+};
 use dpif_netlink::attr::{Attrs, u16_of, u32_of};
 use dpif_netlink::codec::normalize;
 use dpif_netlink::{NetlinkDpif, VportType};
@@ -38,16 +40,21 @@ fn actions(text: &str) -> Vec<Action> {
     parse_actions(text, None).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
+/// Sets the checksum of an IPv4 header.
+fn checksum(header: &mut [u8]) {
+    header[10..12].fill(0);
+    let sum: u32 = header.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
 /// Two fragments of one UDP packet, of 220 and 120 bytes of IP.
 fn fragments() -> [Vec<u8>; 2] {
     [(0x2000u16, 200usize, 0u8), (200 / 8, 100, 200)].map(|(place, len, first)| {
         let mut frame = frames::udp(7)[..34].to_vec();
         frame[16..18].copy_from_slice(&(20 + len as u16).to_be_bytes());
         frame[20..22].copy_from_slice(&place.to_be_bytes());
-        frame[24..26].fill(0);
-        let sum: u32 = frame[14..34].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        checksum(&mut frame[14..34]);
         frame.extend((0..len).map(|at| first.wrapping_add(at as u8)));
         if first == 0 {
             frame[34..42].copy_from_slice(&[0, 7, 0, 9, 1, 44, 0, 0]);
@@ -109,7 +116,7 @@ fn an_upcall_says_its_flows_actions_and_the_tunnel_that_the_packet_would_take() 
     require!(NAME; Need::OvsModule, Need::Namespaces);
     let rig = Rig::new("egress");
     rig.run(|| {
-        let (dpif, a, tunnel) = with_tunnel(&rig, VportType::Vxlan { dst_port: 4790, gbp: false });
+        let (dpif, a, tunnel) = with_tunnel(&rig, VportType::Tunnel(Tunnel::Vxlan { dst_port: 4790, gbp: false }));
         let frame = frames::udp(5);
         let set = "set(tunnel(tun_id=0x7b,dst=172.31.1.2,ttl=9,flags(df|key)))";
         let wire = RawSocket::open(&rig.ns, "a1").unwrap();
@@ -152,9 +159,9 @@ fn a_packet_leaves_through_the_tunnel_that_was_set() {
     let geneve = [0, 0, 0x65, 0x58, 0, 0, 0x7b, 0];
     let gre = [0x20, 0, 0x65, 0x58, 0, 0, 0, 0x7b];
     for (kind, proto, port, header) in [
-        (VportType::Vxlan { dst_port: 4790, gbp: false }, 17, 4790u16, vxlan),
-        (VportType::Geneve { dst_port: 6082 }, 17, 6082, geneve),
-        (VportType::Gre, 47, 0, gre),
+        (VportType::Tunnel(Tunnel::Vxlan { dst_port: 4790, gbp: false }), 17, 4790u16, vxlan),
+        (VportType::Tunnel(Tunnel::Geneve { dst_port: 6082 }), 17, 6082, geneve),
+        (VportType::Tunnel(Tunnel::Gre), 47, 0, gre),
     ] {
         let rig = Rig::new("tunnel");
         rig.run(|| {
@@ -188,8 +195,47 @@ fn a_packet_leaves_through_the_tunnel_that_was_set() {
             assert_eq!((upcall.key.in_port, &upcall.packet.data), (tunnel.0, &inner), "{kind:?}");
             assert_eq!((upcall.key.tun_id.get(), upcall.key.tun_proto), (0x7b, 2), "{kind:?}");
             assert_eq!(upcall.key.tun_ipv4_src.get(), u32::from_be_bytes(THERE), "{kind:?}");
+            assert_eq!((upcall.key.tun_opts_len, upcall.packet.tunnel_options.len()), (0, 0), "{kind:?}");
+            comes_again(&dpif, &upcall);
+            if matches!(kind, VportType::Tunnel(Tunnel::Geneve { .. })) {
+                let option = [0x01, 0x02, 0x80, 1, 9, 8, 7, 6];
+                outside.send(&with_geneve_option(&back, option)).unwrap();
+                let upcall = rig::receive(&dpif, 1, 1, SOON).remove(0);
+                assert_eq!((upcall.key.in_port, &upcall.packet.data), (tunnel.0, &inner));
+                assert_eq!((upcall.key.tun_opts_len, &upcall.packet.tunnel_options[..]), (8, &option[..]));
+                comes_again(&dpif, &upcall);
+                let without = Packet { tunnel_options: Vec::new(), ..upcall.packet };
+                let refused = dpif.execute(Execute { packet: &without, key: &upcall.key, actions: &[] });
+                assert!(matches!(refused, Err(DpifError::Invalid(_))), "{refused:?}");
+            }
         });
     }
+}
+
+/// A packet that is executed as it came up comes up again by the same tunnel, with the same options.
+fn comes_again(dpif: &NetlinkDpif, upcall: &Upcall) {
+    let up = actions("userspace(pid=0,userdata(05))");
+    dpif.execute(Execute { packet: &upcall.packet, key: &upcall.key, actions: &up }).unwrap();
+    let again = rig::receive(dpif, 1, 1, SOON).remove(0);
+    assert_eq!((again.kind, &again.key), (UpcallKind::Action, &upcall.key));
+    assert_eq!(
+        (&again.packet.data, &again.packet.tunnel_options),
+        (&upcall.packet.data, &upcall.packet.tunnel_options)
+    );
+}
+
+/// The frame, with an option behind its Geneve header.
+fn with_geneve_option(frame: &[u8], option: [u8; 8]) -> Vec<u8> {
+    let (ip, udp, geneve) = (14, 34, 42);
+    let mut frame = [&frame[..geneve + 8], &option, &frame[geneve + 8..]].concat();
+    // In words of four bytes.
+    frame[geneve] = 2;
+    for at in [ip + 2, udp + 4] {
+        let len = u16::from_be_bytes([frame[at], frame[at + 1]]) + 8;
+        frame[at..at + 2].copy_from_slice(&len.to_be_bytes());
+    }
+    checksum(&mut frame[ip..udp]);
+    frame
 }
 
 /// `PSAMPLE_ATTR_*` (`linux/psample.h`).

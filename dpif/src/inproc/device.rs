@@ -54,6 +54,9 @@ impl DeviceWire {
             .map_err(|e| DpifError::Io("making an eventfd".into(), e.into()))?;
         let link = match kind {
             PortKind::System => None,
+            PortKind::Tunnel(_) => {
+                return Err(DpifError::Unsupported(format!("a port of type {kind}"), "userspace".into()));
+            }
             PortKind::Internal => Some(Link::Tap(Tap::create(name).map_err(|error| match error.kind() {
                 io::ErrorKind::AlreadyExists => DpifError::Exists(format!(
                     "a network device {name} exists already: delete or rename it, or choose another name"

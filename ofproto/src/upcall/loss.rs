@@ -37,8 +37,27 @@ pub(crate) struct LossWatch {
 struct State {
     looked_ms: u64,
     ports: HashMap<OdpPort, PortUpcalls>,
-    /// Lost by port and handler, as far as the datapath knows.
-    lost: HashMap<(OdpPort, u32), u64>,
+    /// Lost by port and handler; no handler for those of which the datapath doesn't know whose they would have been.
+    lost: HashMap<(OdpPort, Option<u32>), u64>,
+}
+
+impl State {
+    /// What was lost since the last time, from what the ports count now and what was known of handlers a little later.
+    fn grown(&mut self, by_handler: Vec<(OdpPort, u32, u64)>) -> Vec<(OdpPort, Option<u32>, u64)> {
+        let mut unexplained: HashMap<_, _> = self.ports.iter().map(|(odp, port)| (*odp, port.lost)).collect();
+        for (odp, _, n) in &by_handler {
+            unexplained.entry(*odp).and_modify(|left| *left = left.saturating_sub(*n));
+        }
+        let known = by_handler.into_iter().map(|(odp, handler, n)| (odp, Some(handler), n));
+        let all = known.chain(unexplained.into_iter().map(|(odp, n)| (odp, None, n)));
+        let more = all.filter_map(|(odp, handler, n)| {
+            let before = self.lost.entry((odp, handler)).or_default();
+            let more = n.saturating_sub(*before);
+            *before = n.max(*before);
+            (more > 0).then_some((odp, handler, more))
+        });
+        more.collect()
+    }
 }
 
 impl LossWatch {
@@ -60,8 +79,12 @@ impl LossWatch {
 /// What the datapath counts of the bridges' ports, without rates.
 fn counted(backer: &Backer) -> impl Iterator<Item = PortUpcalls> {
     let config = backer.config();
-    let ports: Vec<_> =
-        config.bridges.values().flat_map(|bridge| bridge.ports.values()).map(|port| (port.odp, port.name.clone())).collect();
+    let ports: Vec<_> = config
+        .bridges
+        .values()
+        .flat_map(|bridge| bridge.ports.values())
+        .map(|port| (port.odp, port.name.clone()))
+        .collect();
     ports.into_iter().filter_map(|(odp, name)| {
         let odp = odp?;
         let stats = backer.dpif.port_stats(odp).ok()?;
@@ -92,19 +115,39 @@ pub(super) fn look(backer: &Backer, now_ms: u64) {
         ports.insert(odp, port);
     }
     state.ports = ports;
-    let mut lost = Vec::new();
-    for (odp, handler, n) in backer.dpif.upcalls_lost() {
-        let before = state.lost.insert((odp, handler), n).unwrap_or(0);
-        if n > before && !first {
-            lost.push((odp, handler, n - before));
-        }
+    let mut lost = state.grown(backer.dpif.upcalls_lost());
+    if first {
+        lost.clear();
     }
     for (odp, handler, n) in lost {
         coverage::add!("upcall_lost", n);
         let Some(before) = backer.warnings.lost.allow(now_ms) else { continue };
         let (datapath, name) = (backer.dpif.name(), state.ports.get(&odp).map_or("?", |port| &port.name));
-        tracing::warn!(
-            "{datapath}: lost {n} packets of port {name} ({odp}) on handler {handler} ({before} more reports before)"
-        );
+        let whose = handler.map_or_else(String::new, |handler| format!(" on handler {handler}"));
+        tracing::warn!("{datapath}: lost {n} packets of port {name} ({odp}){whose} ({before} more reports before)");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_handler_accounts_for_is_told_once() {
+        let mut state = State::default();
+        let mut grown = |lost: u64, by_handler: &[u64]| {
+            let port = PortUpcalls { name: "v1".into(), port: 1, upcalls: 0, lost, rate: 0, lost_rate: 0 };
+            state.ports.insert(OdpPort(1), port);
+            let known = (0..).zip(by_handler).map(|(handler, n)| (OdpPort(1), handler, *n)).collect();
+            let mut grown: Vec<_> = state.grown(known).into_iter().map(|(_, handler, n)| (handler, n)).collect();
+            grown.sort_unstable();
+            grown
+        };
+        assert_eq!(grown(7, &[3, 4]), [(Some(0), 3), (Some(1), 4)]);
+        assert_eq!(grown(12, &[3, 5]), [(None, 4), (Some(1), 1)]);
+        // Four more were lost between the two looks.
+        assert_eq!(grown(12, &[7, 5]), [(Some(0), 4)]);
+        assert_eq!(grown(16, &[7, 5]), []);
+        assert_eq!(grown(17, &[7, 5]), [(None, 1)]);
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use dpif::{DpifError, OdpPort, PortKind, PortSpec, odp};
+use dpif::{DpifError, OdpPort, PortKind, PortSpec, Tunnel, odp};
 
 use super::options::{Options, find};
 use super::say;
@@ -65,7 +65,8 @@ fn not_there(shared: &Shared, args: &[String], what: &str) -> Result<String, Str
     Err(say(DpifError::Unsupported(what.into(), switch.dpif_name())))
 }
 
-/// Adds ports that belong to no bridge: `NAME[,type=TYPE][,port_no=N]`.
+/// Adds ports that belong to no bridge: `NAME[,type=TYPE][,port_no=N]`, and for tunnels `dst_port=N`, `exts=gbp` and what they are
+/// anyway: `remote_ip=flow`, `local_ip=flow`, `key=flow`.
 fn add_if(shared: &Shared, args: &[String]) -> Result<String, String> {
     let options = Options::read(args)?;
     let (name, interfaces) = options.rest.split_first().ok_or("too few arguments")?;
@@ -83,7 +84,7 @@ fn add_if(shared: &Shared, args: &[String]) -> Result<String, String> {
 fn port_spec(text: &str) -> Result<PortSpec, String> {
     let mut parts = text.split(',');
     let name = parts.next().unwrap_or_default().to_owned();
-    let (mut kind, mut request) = (None, None);
+    let (mut kind, mut request, mut dst_port, mut exts) = (None, None, None, None);
     for part in parts {
         let (key, value) = part.split_once('=').ok_or("Invalid option format")?;
         let twice = match key {
@@ -92,17 +93,38 @@ fn port_spec(text: &str) -> Result<PortSpec, String> {
                 let number = value.parse().map_err(|_| format!("\"{value}\" is not a port number"))?;
                 request.replace(OdpPort(number)).is_some()
             }
+            "dst_port" => {
+                let number = value.parse::<u16>().ok().filter(|port| *port != 0);
+                dst_port.replace(number.ok_or_else(|| format!("\"{value}\" is not a UDP port"))?).is_some()
+            }
+            "exts" if value == "gbp" => exts.replace(value).is_some(),
+            "remote_ip" | "local_ip" | "key" | "in_key" | "out_key" if value == "flow" => false,
+            "exts" | "remote_ip" | "local_ip" | "key" | "in_key" | "out_key" => {
+                return Err(format!(
+                    "{key}={value} is not supported for ports of a datapath, whose flows say such things"
+                ));
+            }
             _ => return Err(format!("{key}=… is not supported for ports of a datapath")),
         };
         if twice {
             return Err(format!("duplicate \"{key}\" option"));
         }
     }
+    let gbp = exts.take().is_some();
     let kind = match kind.unwrap_or("system") {
         "system" => PortKind::System,
         "internal" => PortKind::Internal,
+        "gre" => PortKind::Tunnel(Tunnel::Gre),
+        "vxlan" => PortKind::Tunnel(Tunnel::Vxlan { dst_port: dst_port.take().unwrap_or(Tunnel::VXLAN_PORT), gbp }),
+        "geneve" => PortKind::Tunnel(Tunnel::Geneve { dst_port: dst_port.take().unwrap_or(Tunnel::GENEVE_PORT) }),
         other => return Err(format!("{name}: ports of type {other} are not supported")),
     };
+    if dst_port.is_some() {
+        return Err(format!("{name}: a port of type {kind} has no dst_port"));
+    }
+    if gbp && !matches!(kind, PortKind::Tunnel(Tunnel::Vxlan { .. })) {
+        return Err(format!("{name}: a port of type {kind} has no exts"));
+    }
     Ok(PortSpec { name, kind, request })
 }
 
@@ -240,6 +262,7 @@ mod tests {
         let spec = |name: &str, kind, request: Option<u32>| {
             Ok(PortSpec { name: name.into(), kind, request: request.map(OdpPort) })
         };
+        let vxlan = |dst_port, gbp| PortKind::Tunnel(Tunnel::Vxlan { dst_port, gbp });
         for (text, expected) in [
             ("v1", spec("v1", PortKind::System, None)),
             ("v1,port_no=7", spec("v1", PortKind::System, Some(7))),
@@ -248,7 +271,23 @@ mod tests {
             ("v1,port_no=x", Err("\"x\" is not a port number".to_owned())),
             ("v1,type=system,type=system", Err("duplicate \"type\" option".to_owned())),
             ("v1,type=stt", Err("v1: ports of type stt are not supported".to_owned())),
-            ("v1,dst_port=1", Err("dst_port=… is not supported for ports of a datapath".to_owned())),
+            ("g0,type=gre", spec("g0", PortKind::Tunnel(Tunnel::Gre), None)),
+            ("x0,type=vxlan", spec("x0", vxlan(4789, false), None)),
+            (
+                "x0,dst_port=4790,remote_ip=flow,key=flow,exts=gbp,type=vxlan,port_no=5",
+                spec("x0", vxlan(4790, true), Some(5)),
+            ),
+            ("n0,type=geneve", spec("n0", PortKind::Tunnel(Tunnel::Geneve { dst_port: 6081 }), None)),
+            ("n0,type=geneve,exts=gbp", Err("n0: a port of type geneve has no exts".to_owned())),
+            ("g0,type=gre,dst_port=5", Err("g0: a port of type gre has no dst_port".to_owned())),
+            ("x0,type=vxlan,dst_port=0", Err("\"0\" is not a UDP port".to_owned())),
+            (
+                "x0,type=vxlan,remote_ip=10.0.0.1",
+                Err("remote_ip=10.0.0.1 is not supported for ports of a datapath, whose flows say such things"
+                    .to_owned()),
+            ),
+            ("v1,dst_port=1", Err("v1: a port of type system has no dst_port".to_owned())),
+            ("v1,mtu=1", Err("mtu=… is not supported for ports of a datapath".to_owned())),
         ] {
             assert_eq!(port_spec(text), expected, "{text}");
         }

@@ -110,12 +110,16 @@ fn running(program: &ProgramState) -> String {
 /// What stands behind a port's name.
 fn remark(port: &PortInfo) -> String {
     let kind = match port.kind {
-        PortKind::System => "",
-        PortKind::Internal => " (internal)",
+        PortKind::System => String::new(),
+        PortKind::Internal => " (internal)".into(),
+        PortKind::Tunnel(tunnel) => {
+            let options: String = tunnel.options().iter().map(|option| format!("{option}, ")).collect();
+            format!(" ({}: {options}packet_type=ptap)", port.kind)
+        }
     };
     match &port.error {
         Some(error) => format!("{kind} (error: {error})"),
-        None => kind.into(),
+        None => kind,
     }
 }
 
