@@ -85,9 +85,7 @@ fn sudden_ends_leave_a_datapath_that_goes_on_and_can_be_ended() {
     dpif.destroy().unwrap();
     drop(dpif);
     host.assert_no_pins();
-    let devices = host.netns.ip("-br link show").unwrap();
-    assert_eq!(devices.lines().count(), 1 + 4, "{devices}");
-    assert!(!devices.contains("PROMISC"), "{devices}");
+    host.assert_devices(4);
     drop(spare);
 }
 
@@ -113,8 +111,7 @@ fn a_datapath_that_was_half_made_or_half_ended_is_made_anew() {
     dpif.destroy().unwrap();
     drop(dpif);
     host.assert_no_pins();
-    let devices = host.netns.ip("-br link show").unwrap();
-    assert_eq!(devices.lines().count(), 1 + 2, "{devices}");
+    host.assert_devices(2);
 }
 
 fn start_victim(host: &Host, seed: &str) -> Child {

@@ -61,6 +61,14 @@ impl Host {
         assert!(!self.pins().exists(), "{} is left", self.pins().display());
     }
 
+    /// So many devices are there but `lo`, as others had made them. A TAP device stays until everyone has closed it, also a child of
+    /// another test that has not yet become the program that it is to be.
+    pub(crate) fn assert_devices(&self, n: usize) {
+        let devices = || self.netns.ip("-br link show").unwrap();
+        let left = || devices().lines().count() == 1 + n && !devices().contains("PROMISC");
+        assert!(testkit::wait_until(Duration::from_secs(5), left), "{}", devices());
+    }
+
     /// A neighbour whose wire ends in device `device` of the host.
     pub(crate) fn neighbour(&self, device: &str) -> Neighbour {
         let netns = Netns::new(device).expect("a network namespace");
