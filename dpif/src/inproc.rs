@@ -305,7 +305,8 @@ impl Dpif for InprocDatapath {
     }
 
     fn features(&self) -> Features {
-        crate::program::features_of(program::compile)
+        let max_handlers = Some(datapath_common::maps::MAX_HANDLERS as u32);
+        Features { max_handlers, ..crate::program::features_of(program::compile) }
     }
 
     fn stats(&self) -> Result<DpStats> {

@@ -49,6 +49,8 @@ pub struct Classifier {
     subtables: Vec<Entry>,
     tries: Vec<(PrefixField, Trie)>,
     n_rules: usize,
+    /// Those of them that go by themselves some day.
+    n_timed: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -100,6 +102,19 @@ impl Find for Wildcarding<'_> {
     }
 }
 
+/// As [`Wildcarding`], preferring some bits to others.
+struct Preferring<'a> {
+    asked: Asked<'a>,
+    prefer: &'a Flow,
+    wildcards: &'a mut Flow,
+}
+
+impl Find for Preferring<'_> {
+    fn find<'s>(&mut self, subtable: &'s Subtable, flow: &Flow) -> Option<&'s Head> {
+        subtable.find_preferring(flow, &mut self.asked, self.prefer, self.wildcards)
+    }
+}
+
 impl Default for Classifier {
     fn default() -> Self {
         Self::new(&PrefixField::DEFAULT)
@@ -110,13 +125,20 @@ impl Classifier {
     /// An empty classifier with prefix tries of these fields, of which the first [`MAX_PREFIX_FIELDS`] count.
     pub fn new(fields: &[PrefixField]) -> Self {
         let tries = fields.iter().take(MAX_PREFIX_FIELDS).map(|field| (*field, Trie::default())).collect();
-        Self { subtables: Vec::new(), tries, n_rules: 0 }
+        Self { subtables: Vec::new(), tries, n_rules: 0, n_timed: 0 }
     }
 
     /// The rule of the highest priority that matches `flow`. Adds to `wildcards` what had to be looked at to know.
     pub fn lookup(&self, flow: &Flow, wildcards: &mut Flow) -> Option<&Arc<Rule>> {
         let asked = Asked::new(&self.tries);
         self.search(flow, &mut Wildcarding { asked, wildcards }, true)
+    }
+
+    /// As [`Self::lookup`]. That a rule doesn't match is often told by more than one thing; where one of them takes no bits but those
+    /// in `prefer`, that one is looked at. Slower.
+    pub fn lookup_preferring(&self, flow: &Flow, prefer: &Flow, wildcards: &mut Flow) -> Option<&Arc<Rule>> {
+        let asked = Asked::new(&self.tries);
+        self.search(flow, &mut Preferring { asked, prefer, wildcards }, true)
     }
 
     /// As [`Self::lookup`], for callers that don't make a megaflow of the answer.
@@ -189,6 +211,11 @@ impl Classifier {
         self.n_rules
     }
 
+    /// Whether some rule goes by itself some day.
+    pub fn has_timeouts(&self) -> bool {
+        self.n_timed > 0
+    }
+
     /// Whether there is no rule.
     pub fn is_empty(&self) -> bool {
         self.n_rules == 0
@@ -227,9 +254,11 @@ impl Classifier {
             }
         };
         let entry = self.subtables.get_mut(at)?;
+        self.n_timed += usize::from(rule.has_timeout());
         let replaced = Arc::make_mut(&mut entry.subtable).insert(rule, &mut self.tries);
-        if replaced.is_none() {
-            self.n_rules += 1;
+        match &replaced {
+            Some(replaced) => self.n_timed -= usize::from(replaced.has_timeout()),
+            None => self.n_rules += 1,
         }
         self.reorder(at);
         replaced
@@ -243,6 +272,7 @@ impl Classifier {
         entry.subtable.get(&rule.value, rule.priority)?;
         let removed = Arc::make_mut(&mut entry.subtable).remove(rule, &mut self.tries)?;
         self.n_rules -= 1;
+        self.n_timed -= usize::from(removed.has_timeout());
         if entry.subtable.is_empty() {
             // As in the reference, where the last one takes its place before the order is made: which of two subtables of one
             // priority is tried first shows in megaflows.

@@ -14,7 +14,7 @@ use std::fmt;
 
 use datapath_common::extract::{eth_type, ip_proto};
 use datapath_common::key::{FRAG_FIRST, FRAG_LATER, KEY_WORDS};
-use datapath_common::{Be16, Be32, FlowKey, Vlan};
+use datapath_common::{Be16, Be32, Be64, FlowKey, Vlan};
 use openflow::{MatchFields, OfPort};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, transmute_mut, transmute_ref};
 
@@ -55,6 +55,11 @@ impl Flow {
 
     const fn of_key(key: FlowKey) -> Self {
         Self { metadata: 0, conj_id: 0, key, regs: [0; REG_WORDS] }
+    }
+
+    /// The mask of a datapath's flow, with all of what no datapath sees.
+    pub(crate) fn of_mask(key: &FlowKey) -> Self {
+        Self { key: *key, ..Self::pipeline_mask() }
     }
 
     /// The flow of a packet with the datapath's key `key` that came in at `in_port` of a bridge.
@@ -185,6 +190,12 @@ impl Flow {
         self.words().iter().zip(other.words()).fold(0, |missing, (word, other)| missing | (other & !word)) == 0
     }
 
+    /// Whether, taken as masks, all its bits are in one of the two.
+    pub(crate) fn is_within(&self, one: &Self, other: &Self) -> bool {
+        let within = self.words().iter().zip(one.words()).zip(other.words());
+        within.fold(0, |missing, ((word, one), other)| missing | (word & !one & !other)) == 0
+    }
+
     /// The port that the packet came in by.
     pub fn in_port(&self) -> OfPort {
         OfPort(self.key.in_port as u16)
@@ -237,6 +248,26 @@ impl Flow {
     /// Forgets what belongs to one bridge's pipeline only: registers and metadata.
     pub fn clear_pipeline(&mut self) {
         *self = Self::of_key(self.key);
+    }
+
+    /// Forgets the tunnel that the packet came through.
+    pub fn clear_tunnel(&mut self) {
+        self.key = FlowKey {
+            tun_id: Be64::ZERO,
+            tun_ipv4_src: Be32::ZERO,
+            tun_ipv4_dst: Be32::ZERO,
+            tun_ipv6_src: [0; 16],
+            tun_ipv6_dst: [0; 16],
+            tun_tp_src: Be16::ZERO,
+            tun_tp_dst: Be16::ZERO,
+            tun_flags: 0,
+            tun_tos: 0,
+            tun_label: Be32::ZERO,
+            tun_ttl: 0,
+            tun_proto: 0,
+            tun_opts_len: 0,
+            ..self.key
+        };
     }
 
     /// Whether the packet is IPv4 or IPv6.

@@ -3,8 +3,12 @@
 //! Entries are learned from the source addresses that packets come with, age when no packet comes any more, and have to make
 //! room, the least recently seen first, when the table is full. Translations depend on the table, so whoever changes what a
 //! lookup would answer has to say so: every change returns whether it was one.
+//!
+//! Nearly every packet that is translated comes from a known station where it is known to be, so to note that takes no more than a
+//! reader's lock. The order by age is put right where it matters: when somebody has to go.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use openflow::OfPort;
 use parking_lot::RwLock;
@@ -38,8 +42,8 @@ struct State {
     aging_ms: u64,
     max_entries: usize,
     entries: HashMap<Station, Entry, ahash::RandomState>,
-    /// The stations by when they were seen last: a counter tells apart what is of the same millisecond.
-    by_age: BTreeMap<u64, Station>,
+    /// The stations by when they had been seen last when they were put here: a counter tells apart what is of the same millisecond.
+    by_age: BTreeMap<(u64, u64), Station>,
     next: u64,
     /// Ports that are gone: what packets of theirs still say late is not heard.
     closed: BTreeSet<OfPort>,
@@ -47,11 +51,18 @@ struct State {
 
 type Station = (u16, [u8; 6]);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Entry {
     port: OfPort,
-    used_ms: u64,
-    order: u64,
+    used_ms: AtomicU64,
+    /// Its place by age.
+    place: (u64, u64),
+}
+
+impl Entry {
+    fn used_ms(&self) -> u64 {
+        self.used_ms.load(Ordering::Relaxed)
+    }
 }
 
 impl MacTable {
@@ -102,51 +113,54 @@ impl MacTable {
         if mac[0] & 1 != 0 {
             return false;
         }
-        let mut state = self.state.write();
-        if state.closed.contains(&port) {
+        let station = (vlan, mac);
+        // Statistics come late: what a flow counted before the station moved is no news.
+        let is_news = |state: &State| match state.entries.get(&station) {
+            _ if state.closed.contains(&port) => false,
+            Some(old) if old.port == port => {
+                old.used_ms.fetch_max(now_ms, Ordering::Relaxed);
+                false
+            }
+            old => old.is_none_or(|old| old.used_ms() <= now_ms),
+        };
+        if !is_news(&self.state.read()) {
             return false;
         }
-        let station = (vlan, mac);
-        let old = state.entries.get(&station).copied();
-        if let Some(old) = old {
-            // Statistics come late: what a flow counted before the station moved is no news.
-            let late = old.used_ms > now_ms;
-            if late || (old.port == port && old.used_ms == now_ms) {
-                return false;
-            }
-            state.by_age.remove(&old.order);
-        } else if state.entries.len() >= state.max_entries {
+        let mut state = self.state.write();
+        if !is_news(&state) {
+            return false;
+        }
+        if !state.remove(station) && state.entries.len() >= state.max_entries {
             state.evict_oldest();
         }
-        let order = state.next;
-        state.next += 1;
-        state.by_age.insert(order, station);
-        state.entries.insert(station, Entry { port, used_ms: now_ms, order });
-        old.is_none_or(|old| old.port != port)
+        state.insert(station, port, now_ms);
+        true
     }
 
     /// Forgets what was not seen for too long. Says whether there was any.
     pub fn expire(&self, now_ms: u64) -> bool {
-        let oldest_is_old = |state: &State| {
-            let station = state.by_age.values().next()?;
-            let entry = state.entries.get(station)?;
-            Some(now_ms.saturating_sub(entry.used_ms) >= state.aging_ms)
+        let may_be_old = |state: &State| {
+            let oldest = state.by_age.keys().next();
+            oldest.is_some_and(|(seen_ms, _)| now_ms.saturating_sub(*seen_ms) >= state.aging_ms)
         };
-        if oldest_is_old(&self.state.read()) != Some(true) {
+        if !may_be_old(&self.state.read()) {
             return false;
         }
         let mut state = self.state.write();
         let mut changed = false;
-        while oldest_is_old(&state) == Some(true) {
+        loop {
+            state.settle_oldest();
+            if !may_be_old(&state) {
+                return changed;
+            }
             changed |= state.evict_oldest();
         }
-        changed
     }
 
     /// Forgets all stations for which `which` says so. Says whether there was any.
     pub fn forget(&self, which: impl Fn(&MacEntry) -> bool) -> bool {
         let mut state = self.state.write();
-        let gone: Vec<_> = state.list().filter(|entry| which(entry)).map(|entry| (entry.vlan, entry.mac)).collect();
+        let gone: Vec<_> = state.list().filter(&which).map(|entry| (entry.vlan, entry.mac)).collect();
         for station in &gone {
             state.remove(*station);
         }
@@ -155,7 +169,9 @@ impl MacTable {
 
     /// All entries, the one not seen for longest first.
     pub fn entries(&self) -> Vec<MacEntry> {
-        self.state.read().list().collect()
+        let mut entries: Vec<_> = self.state.read().list().collect();
+        entries.sort_by_key(|entry| entry.used_ms);
+        entries
     }
 }
 
@@ -164,21 +180,41 @@ impl State {
         self.by_age.values().filter_map(|station| {
             let entry = self.entries.get(station)?;
             let (vlan, mac) = *station;
-            Some(MacEntry { vlan, mac, port: entry.port, used_ms: entry.used_ms })
+            Some(MacEntry { vlan, mac, port: entry.port, used_ms: entry.used_ms() })
         })
+    }
+
+    fn insert(&mut self, station: Station, port: OfPort, used_ms: u64) {
+        let place = (used_ms, self.next);
+        self.next += 1;
+        self.by_age.insert(place, station);
+        self.entries.insert(station, Entry { port, used_ms: used_ms.into(), place });
     }
 
     fn remove(&mut self, station: Station) -> bool {
         match self.entries.remove(&station) {
             Some(entry) => {
-                self.by_age.remove(&entry.order);
+                self.by_age.remove(&entry.place);
                 true
             }
             None => false,
         }
     }
 
+    /// Lets those change places that were seen again, until the first is the one that was not seen for longest.
+    fn settle_oldest(&mut self) {
+        while let Some(((seen_ms, _), station)) = self.by_age.first_key_value()
+            && let Some(entry) = self.entries.get(station)
+            && entry.used_ms() > *seen_ms
+        {
+            let (station, port, used_ms) = (*station, entry.port, entry.used_ms());
+            self.remove(station);
+            self.insert(station, port, used_ms);
+        }
+    }
+
     fn evict_oldest(&mut self) -> bool {
+        self.settle_oldest();
         match self.by_age.values().next().copied() {
             Some(station) => self.remove(station),
             None => false,
@@ -232,6 +268,36 @@ mod tests {
         assert!(!table.expire(299_999));
         assert!(table.expire(300_000));
         assert_eq!((table.lookup(0, mac(1)), table.lookup(0, mac(2))), (Some(OfPort(1)), None));
+    }
+
+    #[test]
+    fn what_was_counted_before_a_move_is_no_news() {
+        let table = MacTable::default();
+        table.learn(0, mac(1), OfPort(1), 10);
+        assert!(table.learn(0, mac(1), OfPort(2), 20));
+        table.learn(0, mac(1), OfPort(2), 30);
+        assert!(!table.learn(0, mac(1), OfPort(1), 29));
+        assert!(table.learn(0, mac(1), OfPort(1), 30), "as late as the last one seen");
+    }
+
+    #[test]
+    fn threads_learn_and_forget_at_once() {
+        let table = MacTable::new(1, 8);
+        std::thread::scope(|scope| {
+            for thread in 0..4u8 {
+                let table = &table;
+                scope.spawn(move || {
+                    for now in 0..20_000u64 {
+                        table.learn(0, mac((now % 16) as u8), OfPort(u16::from(thread % 2)), now);
+                        table.expire(now.saturating_sub(500));
+                    }
+                });
+            }
+        });
+        let state = table.state.read();
+        assert!(state.entries.len() <= 8);
+        assert_eq!(state.by_age.len(), state.entries.len());
+        assert!(state.by_age.iter().all(|(place, station)| state.entries[station].place == *place));
     }
 
     #[test]

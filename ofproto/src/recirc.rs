@@ -34,6 +34,8 @@ pub struct Frozen {
     pub metadata: u64,
     /// The registers.
     pub regs: [u32; 16],
+    /// What became of the fields of its tunnel.
+    pub tunnel: FrozenTunnel,
     /// The most that outputs may send, and how many VLAN tags the packet had when that was said.
     pub trunc: Option<(u32, usize)>,
     /// The action set.
@@ -42,6 +44,17 @@ pub struct Frozen {
     pub rest: Vec<Rest>,
     /// Nothing is left to do: a packet goes to the controllers, and this is what they are told.
     pub packet_in: Option<PacketInState>,
+}
+
+/// The fields of a packet's tunnel, as a pipeline has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FrozenTunnel {
+    /// As the packet came.
+    AsItCame,
+    /// As it came, but for the id.
+    Id(u64),
+    /// Nothing but this id: on its way through a patch port it has left its tunnel.
+    Left(u64),
 }
 
 /// What the controllers are told of a packet, beside the rest of its state.
@@ -116,7 +129,8 @@ pub struct RecircTable {
 
 #[derive(Debug, Default)]
 struct Inner {
-    by_id: HashMap<u32, Weak<Recirc>, ahash::RandomState>,
+    /// With their states: who has let the last [`Recirc`] go but not yet said so leaves another to be made.
+    by_id: HashMap<u32, (Weak<Recirc>, Arc<Frozen>), ahash::RandomState>,
     by_state: HashMap<Arc<Frozen>, Weak<Recirc>, ahash::RandomState>,
     inherited: HashMap<u32, Weak<Inherited>, ahash::RandomState>,
     /// States of numbers that nobody holds any more, and the how many-th to be let go each was.
@@ -154,7 +168,7 @@ impl RecircTable {
         let state = Arc::new(state);
         let id = inner.next();
         let recirc = Arc::new(Recirc { id, state: Arc::clone(&state), table: Weak::clone(&self.itself) });
-        inner.by_id.insert(id, Arc::downgrade(&recirc));
+        inner.by_id.insert(id, (Arc::downgrade(&recirc), Arc::clone(&state)));
         inner.by_state.insert(state, Arc::downgrade(&recirc));
         recirc
     }
@@ -163,17 +177,20 @@ impl RecircTable {
     pub fn get(&self, id: u32) -> Option<Arc<Recirc>> {
         {
             let inner = self.inner.read();
-            let held = inner.by_id.get(&id).and_then(Weak::upgrade);
-            if held.is_some() || !inner.lingering.contains_key(&id) {
-                return held;
+            match inner.by_id.get(&id).map(|(held, _)| held.upgrade()) {
+                Some(Some(held)) => return Some(held),
+                None if !inner.lingering.contains_key(&id) => return None,
+                Some(None) | None => {}
             }
         }
         let mut inner = self.inner.write();
-        let Some((state, _)) = inner.lingering.remove(&id) else {
-            return inner.by_id.get(&id).and_then(Weak::upgrade);
+        let state = match inner.by_id.get(&id).map(|(held, state)| (held.upgrade(), Arc::clone(state))) {
+            Some((Some(held), _)) => return Some(held),
+            Some((None, state)) => state,
+            None => inner.lingering.remove(&id)?.0,
         };
         let recirc = Arc::new(Recirc { id, state: Arc::clone(&state), table: Weak::clone(&self.itself) });
-        inner.by_id.insert(id, Arc::downgrade(&recirc));
+        inner.by_id.insert(id, (Arc::downgrade(&recirc), Arc::clone(&state)));
         // It may have another number by now.
         if inner.by_state.get(&state).is_none_or(|other| other.strong_count() == 0) {
             inner.by_state.insert(state, Arc::downgrade(&recirc));
@@ -198,7 +215,7 @@ impl RecircTable {
     /// packets may be under way with one that was in use between. `None`: it stands for something here.
     pub fn inherit(&self, id: u32) -> Option<Arc<Inherited>> {
         let mut inner = self.inner.write();
-        if inner.by_id.get(&id).is_some_and(|recirc| recirc.strong_count() > 0) {
+        if inner.by_id.get(&id).is_some_and(|(recirc, _)| recirc.strong_count() > 0) {
             return None;
         }
         inner.last = inner.last.max(id);
@@ -240,8 +257,11 @@ impl RecircTable {
 
     fn release(&self, id: u32, state: &Arc<Frozen>) {
         let mut inner = self.inner.write();
-        inner.by_id.remove(&id);
-        inner.let_go(id, Arc::clone(state));
+        // Somebody may hold it again since, who then lets it go.
+        if inner.by_id.get(&id).is_some_and(|(recirc, _)| recirc.strong_count() == 0) {
+            inner.by_id.remove(&id);
+            inner.let_go(id, Arc::clone(state));
+        }
         // Somebody may have given the state another number since.
         if inner.by_state.get(state).is_some_and(|recirc| recirc.strong_count() == 0) {
             inner.by_state.remove(state);
@@ -289,7 +309,8 @@ mod tests {
 
     fn state(metadata: u64) -> Frozen {
         let (bridge, set, rest) = ("br0".into(), Vec::new(), Vec::new());
-        Frozen { bridge, in_port: OfPort(1), metadata, regs: [0; 16], trunc: None, set, rest, packet_in: None }
+        let tunnel = FrozenTunnel::AsItCame;
+        Frozen { bridge, in_port: OfPort(1), metadata, regs: [0; 16], tunnel, trunc: None, set, rest, packet_in: None }
     }
 
     #[test]
@@ -357,6 +378,24 @@ mod tests {
         assert_eq!(table.n_inherited(), 0);
         table.inner.write().last = 6;
         assert_eq!(table.of(state(10)).id(), 7, "nobody has it any more");
+    }
+
+    #[test]
+    fn a_number_that_is_just_let_go_never_stands_for_nothing() {
+        let table = RecircTable::new();
+        let id = table.of(state(1)).id();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        assert_eq!(table.get(id).expect("a state").id(), id);
+                    }
+                });
+            }
+        });
+        assert!(table.is_empty());
+        let inner = table.inner.read();
+        assert!(inner.by_state.is_empty() && inner.lingering.contains_key(&id));
     }
 
     #[test]

@@ -113,6 +113,11 @@ impl Rule {
         outputs_to(&self.actions, port)
     }
 
+    /// Whether it goes by itself some day.
+    pub fn has_timeout(&self) -> bool {
+        self.idle_timeout != 0 || self.hard_timeout != 0
+    }
+
     /// Whether a timeout has run out.
     pub fn is_expired(&self, now_ms: u64) -> bool {
         let over = |since: u64, seconds: u16| seconds != 0 && now_ms.saturating_sub(since) >= u64::from(seconds) * 1000;

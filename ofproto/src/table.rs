@@ -77,11 +77,16 @@ impl Tables {
         Ok(())
     }
 
+    /// Whether the timeout of some rule has run out. Tables without timeouts are not looked at.
+    pub fn has_expired(&self, now_ms: u64) -> bool {
+        let mut timed = self.tables.values().filter(|table| table.has_timeouts());
+        timed.any(|table| table.rules().any(|rule| rule.is_expired(now_ms)))
+    }
+
     /// Removes the rules whose timeouts have run out, and says how many.
     pub fn expire(&mut self, now_ms: u64) -> usize {
         let mut n = 0;
-        for id in self.ids(None) {
-            let Some(table) = self.tables.get_mut(&id) else { continue };
+        for table in self.tables.values_mut().filter(|table| table.has_timeouts()) {
             let expired: Vec<_> = table.rules().filter(|rule| rule.is_expired(now_ms)).cloned().collect();
             n += expired.len();
             for rule in &expired {
@@ -271,6 +276,27 @@ mod tests {
         assert!(tables.is_empty());
         apply(&mut tables, &["modify_strict priority=3,ip,actions=drop"], 0).unwrap();
         assert_eq!(left(&tables), [(0, 3)]);
+    }
+
+    #[test]
+    fn rules_with_timeouts_are_counted_and_go() {
+        let mut tables = Tables::default();
+        let timed = |tables: &Tables| tables.table(0).is_some_and(Classifier::has_timeouts);
+        apply(&mut tables, &["priority=1,actions=drop", "priority=2,ip,idle_timeout=5,actions=drop"], 0).unwrap();
+        assert!(timed(&tables) && !tables.has_expired(4_999) && tables.has_expired(5_000));
+        // A rule takes its place, and has none.
+        apply(&mut tables, &["priority=2,ip,actions=output:1"], 0).unwrap();
+        assert!(!timed(&tables) && !tables.has_expired(5_000));
+        apply(
+            &mut tables,
+            &["priority=2,ip,hard_timeout=1,actions=output:1", "priority=3,ip,hard_timeout=2,actions="],
+            0,
+        )
+        .unwrap();
+        assert_eq!((tables.expire(1_000), timed(&tables)), (1, true));
+        assert_eq!((tables.expire(2_000), timed(&tables), tables.len()), (1, false, 1));
+        apply(&mut tables, &["priority=3,ip,hard_timeout=2,actions=", "delete ip"], 0).unwrap();
+        assert!(!timed(&tables));
     }
 
     #[test]

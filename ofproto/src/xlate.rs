@@ -171,13 +171,36 @@ pub fn translate(config: &Config, key: &FlowKey) -> Option<Xlate> {
     translate_into(config, key, Vec::new())
 }
 
+/// Translates anew for packets of a flow, of which nothing is known but the bits in its mask: all others are 0 in `key`.
+///
+/// The mask of the translation is within the flow's if nothing has changed, as a packet's own translation would have it: where
+/// several things tell that a rule doesn't match, and which one a lookup takes hangs on bits that are not known, it takes one that
+/// the flow has looked at.
+pub fn translate_again(config: &Config, key: &FlowKey, mask: &FlowKey) -> Option<Xlate> {
+    let first = translate(config, key)?;
+    if is_within(&first.mask, mask) {
+        return Some(first);
+    }
+    coverage::inc!("revalidate_preferring");
+    translate_with(config, key, Vec::new(), Some(&Flow::of_mask(mask)))
+}
+
+fn is_within(mask: &FlowKey, other: &FlowKey) -> bool {
+    mask.words().iter().zip(other.words()).all(|(word, other)| word & !other == 0)
+}
+
 /// As [`translate`]; `actions`, an empty list, gives its memory for the actions.
 pub(crate) fn translate_into(config: &Config, key: &FlowKey, actions: Vec<Action>) -> Option<Xlate> {
+    translate_with(config, key, actions, None)
+}
+
+fn translate_with(config: &Config, key: &FlowKey, actions: Vec<Action>, prefer: Option<&Flow>) -> Option<Xlate> {
     let (bridge, port) = config.port_of(OdpPort(key.in_port))?;
     coverage::inc!("xlate_actions");
     if key.recirc_id == 0 {
         let packet = Flow::from_key(key, port.number);
         let mut context = Context::new(config, bridge, &packet, actions);
+        context.prefer(prefer);
         context.run();
         return Some(context.finish());
     }
@@ -193,6 +216,7 @@ pub(crate) fn translate_into(config: &Config, key: &FlowKey, actions: Vec<Action
     };
     let packet = Flow::from_key(key, recirc.state().in_port);
     let mut context = Context::new(config, bridge, &packet, actions);
+    context.prefer(prefer);
     context.thaw(recirc);
     Some(context.finish())
 }

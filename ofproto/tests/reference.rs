@@ -103,7 +103,7 @@ fn megaflows_are_the_references_but_for_the_listed_differences() {
     let configs: Vec<Config> = tables.iter().enumerate().map(|(b, texts)| config(b, texts)).collect();
     let mut hits = vec![0; RULES.len()];
     let mut tally = BTreeMap::new();
-    let mut recirculating = 0;
+    let (mut recirculating, mut reserved) = (0, 0);
     let (mut compared, mut conjunctive, mut overlapping) = (0, 0, 0);
     let (mut given_up, mut otherwise_read, mut failures) = (0, 0, Vec::new());
     for (packet, answer) in packets.iter().zip(&answers) {
@@ -125,6 +125,12 @@ fn megaflows_are_the_references_but_for_the_listed_differences() {
         let is_conjunctive = |line: &str| line.contains("conj_id=") && line.contains("priority");
         conjunctive += usize::from(answer.lines().any(is_conjunctive));
         recirculating += usize::from(xlate.odp_actions.iter().any(|action| matches!(action, dpif::Action::Recirc(_))));
+        // An address that NORMAL doesn't forward to is no other there.
+        if common::RESERVED.contains(&key.eth_dst) {
+            let drops = answer.lines().any(|line| line == "Datapath actions: drop");
+            reserved += 1;
+            assert_eq!(xlate.odp_actions.is_empty(), drops, "{:02x?}: {:?}\n{answer}", key.eth_dst, xlate.odp_actions);
+        }
         let text = answer.lines().find_map(|line| line.strip_prefix("Megaflow: ")).expect("a megaflow in the answer");
         let reference = megaflow::parse_mask(text).unwrap();
         let mut view = View { key, mask: xlate.mask, reference, tags_taken_off: takes_tags_off(answer) };
@@ -150,6 +156,7 @@ fn megaflows_are_the_references_but_for_the_listed_differences() {
          {otherwise_read} frames that the reference reads otherwise, {given_up} packets that we give up"
     );
     RULES.iter().zip(&hits).for_each(|(rule, hits)| println!("{hits:6} {}", rule.name));
+    println!("{reserved:6} to addresses that switches have for themselves, or nearly");
     println!("{overlapping:6} differ because conjunctive flows overlap");
     for ((word, ours, theirs), n) in tally {
         println!("{n:6} times word {word}: {ours:#018x} more in ours, {theirs:#018x} in the reference's");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{MACS, udp_frame};
+use common::{MACS, ipv4, udp, udp_frame};
 use datapath_common::{Be16, FlowKey};
 use dpif::{Action, Dpif, FlowPut, OdpPort, PutMode, Ufid};
 use ofproto::{PortKind, PortVlan, Switch};
@@ -151,6 +151,22 @@ fn a_flow_that_is_too_wide_is_deleted_with_its_last_packets_counted() {
     let deleted = counted("upcall_flow_del_wildcarded", || rig.round_after(0));
     assert_eq!((rig.ufids().len(), rig.ukeys(), deleted), (0, 0, 1));
     assert_eq!(rig.packets("output:2"), 3);
+}
+
+#[test]
+fn a_change_that_concerns_no_flow_deletes_none() {
+    let _alone = alone();
+    // That the first rule doesn't match is told by its source. Of a destination of which nothing is known its trie tells it too.
+    let rig =
+        Rig::new(&["priority=10,ip,nw_src=10.0.0.0/8,nw_dst=192.168.0.0/16,actions=output:2", "actions=output:3"]);
+    let packet = ipv4(17, [11, 0, 0, 1], [192, 168, 1, 1], 64, 0, 0, &udp(1000, 80, &[]));
+    rig.send(&common::frame(B, A, &[], 0x0800, &packet));
+    let before = rig.ufids();
+    rig.flow_mod("table=9,actions=drop");
+    let translated = counted("revalidate_flow", || {
+        assert_eq!(counted("upcall_flow_del_wildcarded", || rig.round_after(0)), 0);
+    });
+    assert_eq!((rig.ufids(), before.len(), translated), (before, 1, 1));
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{MACS, frame, ipv4, key_of, udp, udp_frame};
+use common::{MACS, RESERVED, frame, ipv4, key_of, udp, udp_frame};
 use datapath_common::FlowKey;
 use dpif::odp::{Cookie, CookieKind};
 use dpif::{Action, Features, OdpPort};
@@ -293,6 +293,52 @@ fn a_truncation_counts_what_the_packet_had_then() {
         &[&["actions=output(port=4,max_len=64),output:2"], &["actions=mod_vlan_vid:5,output:2,strip_vlan,output:3"]];
     assert_eq!(text(&xlate(bridges, &plain).odp_actions), "push(8100:1005),trunc(68),12,pop,trunc(64),13,2");
     assert!(xlate(bridges, &plain).slow.is_some(), "a truncation before a change is nothing for a datapath");
+}
+
+#[test]
+fn a_tunnel_id_ends_at_a_patch_port() {
+    let packet = udp_frame(MACS[1], MACS[0], &[]);
+    let other: &[&str] = &["priority=2,tun_id=5,actions=output:2", "priority=1,tun_id=0,actions=output:3"];
+    let one: &[&str] = &["actions=set_tunnel:5,output:4,resubmit(,1)", "table=1,tun_id=5,actions=output:2"];
+    assert_eq!(text(&xlate(&[one, other], &packet).odp_actions), "13,2", "behind it, it is there again");
+}
+
+#[test]
+fn a_tunnel_id_is_there_after_a_recirculation() {
+    let packet = udp_frame(MACS[1], MACS[0], &[]);
+    let rules: &[&str] = &[
+        "in_port=1,actions=set_tunnel:5,debug_recirc,resubmit(,1)",
+        "in_port=2,actions=set_tunnel:6,debug_recirc,resubmit(,1)",
+        "in_port=3,actions=set_tunnel:5,output:4",
+        "table=1,tun_id=5,actions=output:3",
+        "table=1,tun_id=6,actions=IN_PORT",
+    ];
+    let other: &[&str] =
+        &["actions=debug_recirc,resubmit(,1)", "table=1,tun_id=5,actions=output:1", "table=1,actions=output:2"];
+    let config = config(&[rules, other]);
+    let mut held = Vec::new();
+    for (port, expected) in [(1, "3"), (2, "2"), (3, "12")] {
+        let key = key_of(&packet, port).unwrap();
+        let xlate = translate(&config, &key).unwrap();
+        let [Action::Recirc(id)] = xlate.odp_actions[..] else { panic!("{:?}", xlate.odp_actions) };
+        let again = translate(&config, &FlowKey { recirc_id: id, ..key }).unwrap();
+        assert_eq!(text(&again.odp_actions), expected, "port {port}");
+        held.push(xlate);
+    }
+}
+
+#[test]
+fn what_switches_say_to_each_other_is_not_forwarded() {
+    for mac in RESERVED {
+        let is_free = matches!(mac, [_, _, 0x2b, _, _, 5] | [_, _, 0x0c, _, _, 0xbf | 0xc8] | [_, _, 0xc2, _, _, 0x10]);
+        let xlate = xlate(&[&["actions=NORMAL"]], &udp_frame(mac, MACS[0], &[]));
+        assert_eq!(
+            (xlate.odp_actions.is_empty(), xlate.effects.len() > 1),
+            (!is_free, is_free),
+            "{mac:02x?}: {:?}",
+            xlate.effects
+        );
+    }
 }
 
 #[test]

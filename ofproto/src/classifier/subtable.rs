@@ -152,6 +152,45 @@ impl Subtable {
         }
     }
 
+    /// As [`Self::find_wildcarding`]; where several things tell that no rule matches, takes one whose bits are all in `prefer`, if
+    /// there is one.
+    pub(super) fn find_preferring(
+        &self,
+        flow: &Flow,
+        asked: &mut Asked<'_>,
+        prefer: &Flow,
+        wildcards: &mut Flow,
+    ) -> Option<&Head> {
+        let found = self.find(flow);
+        if found.is_some() {
+            self.shape.add_to(N_STAGES - 1, wildcards);
+            return found;
+        }
+        let before = *wildcards;
+        let is_preferred = |looked_at: &Flow| looked_at.is_within(&before, prefer);
+        let known = self.known.stages(&self.shape.stage_sums(flow));
+        let by_prefixes = if known >= LAYER3 { &*self.prefixes } else { &[] };
+        for prefix in by_prefixes {
+            if asked.rule_out(std::slice::from_ref(prefix), flow, wildcards) {
+                self.shape.add_to(LAYER3 - 1, wildcards);
+                if is_preferred(wildcards) {
+                    return None;
+                }
+            }
+            *wildcards = before;
+        }
+        if known == self.last && self.ports.len != 0 {
+            self.look_at_ports(flow, wildcards);
+        } else {
+            self.shape.add_to(known, wildcards);
+        }
+        if !is_preferred(wildcards) {
+            *wildcards = before;
+            self.look_at_miss(flow, asked, wildcards);
+        }
+        None
+    }
+
     /// As [`Self::look_at_miss`], where no stage before the ports' tells.
     fn look_at_ports(&self, flow: &Flow, wildcards: &mut Flow) {
         // Of the ports only what it takes to know that no rule has them, unless all was looked at before.

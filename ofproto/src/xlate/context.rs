@@ -11,7 +11,7 @@ use openflow::{FieldId, OfPort, Prerequisite};
 use super::{Effect, MAX_ACTIONS, MAX_DEPTH, MAX_RESUBMITS, Origin, Taken, Xlate, XlateError, support};
 use crate::bridge::{Bridge, Config};
 use crate::flow::Flow;
-use crate::recirc::Rest;
+use crate::recirc::{FrozenTunnel, Rest};
 
 /// The state of a translation.
 pub(super) struct Context<'a> {
@@ -19,11 +19,15 @@ pub(super) struct Context<'a> {
     pub(super) bridge: &'a Arc<Bridge>,
     origin: Origin,
     /// The packet as it came in.
-    packet: &'a Flow,
+    pub(super) packet: &'a Flow,
+    /// Bits that had better be looked at than others.
+    prefer: Option<&'a Flow>,
     /// Bits that such packets can have.
     pub(super) present: FlowKey,
     /// The packet as the tables see it now.
     pub(super) flow: Flow,
+    /// What became of the fields of its tunnel; the id is in `flow`.
+    pub(super) tunnel: FrozenTunnel,
     /// The packet as the datapath has it after the actions so far.
     pub(super) base: Flow,
     /// What was looked at of the packet as it came in.
@@ -64,8 +68,10 @@ impl<'a> Context<'a> {
                 samples: config.features.sample_nesting > 0,
             },
             packet,
+            prefer: None,
             present: packet.present_fields(),
             flow: *packet,
+            tunnel: FrozenTunnel::AsItCame,
             base: *packet,
             wildcards: Flow::ZERO,
             actions,
@@ -84,6 +90,11 @@ impl<'a> Context<'a> {
             slow_path: 0,
             taken: Vec::new(),
         }
+    }
+
+    /// Where several bits tell the same, those in `prefer` are looked at.
+    pub(super) fn prefer(&mut self, prefer: Option<&'a Flow>) {
+        self.prefer = prefer;
     }
 
     /// The packet goes through the pipeline of the bridge that it came in by.
@@ -132,8 +143,9 @@ impl<'a> Context<'a> {
         }
         let before = (std::mem::replace(&mut self.table, table), self.rule_cookie, self.table_miss);
         let bridge: &'a Arc<Bridge> = self.bridge;
+        let prefer = self.prefer;
         let rule = bridge.tables.table(table).and_then(|rules| {
-            if in_port == self.flow.in_port() && !self.flow.is_fragment() {
+            if in_port == self.flow.in_port() && !self.flow.is_fragment() && prefer.is_none() {
                 return rules.lookup(&self.flow, &mut self.wildcards);
             }
             // The port is changed for the lookup only: what IN_PORT and NORMAL mean doesn't change with it.
@@ -144,7 +156,10 @@ impl<'a> Context<'a> {
             if flow.is_fragment() {
                 (flow.key.tp_src, flow.key.tp_dst) = (Be16::ZERO, Be16::ZERO);
             }
-            rules.lookup(&flow, &mut self.wildcards)
+            match prefer {
+                None => rules.lookup(&flow, &mut self.wildcards),
+                Some(prefer) => rules.lookup_preferring(&flow, prefer, &mut self.wildcards),
+            }
         });
         let tables = Arc::clone(&bridge.table_stats);
         match rule {

@@ -5,20 +5,33 @@
 
 use std::sync::Arc;
 
+use datapath_common::Be64;
 use dpif::Action;
 
 use super::context::Context;
 use super::{Effect, XlateError};
-use crate::recirc::{Frozen, Recirc, Rest};
+use crate::recirc::{Frozen, FrozenTunnel, Recirc, Rest};
 
 impl Context<'_> {
     /// What is in the pipeline only, with nothing left to do.
-    pub(super) fn pipeline_state(&self) -> Frozen {
+    pub(super) fn pipeline_state(&mut self) -> Frozen {
+        let id = self.flow.key.tun_id.get();
+        // Whether the id is the packet's is known from what was written, which is looked at; the whole id is not.
+        if self.tunnel == FrozenTunnel::AsItCame && self.flow.key.tun_id != self.packet.key.tun_id {
+            self.wildcards.key.tun_id = Be64::new(u64::MAX);
+            self.tunnel = FrozenTunnel::Id(id);
+        }
+        let tunnel = match self.tunnel {
+            FrozenTunnel::AsItCame => FrozenTunnel::AsItCame,
+            FrozenTunnel::Id(_) => FrozenTunnel::Id(id),
+            FrozenTunnel::Left(_) => FrozenTunnel::Left(id),
+        };
         Frozen {
             bridge: Arc::clone(&self.bridge.name),
             in_port: self.flow.in_port(),
             metadata: self.flow.metadata(),
             regs: std::array::from_fn(|n| self.flow.reg(n)),
+            tunnel,
             trunc: None,
             set: Vec::new(),
             rest: Vec::new(),
@@ -62,6 +75,15 @@ impl Context<'_> {
     pub(super) fn thaw(&mut self, recirc: Arc<Recirc>) {
         let state = recirc.state();
         self.flow.set_metadata(state.metadata);
+        self.tunnel = state.tunnel;
+        match state.tunnel {
+            FrozenTunnel::AsItCame => {}
+            FrozenTunnel::Id(id) => self.flow.key.tun_id = Be64::new(id),
+            FrozenTunnel::Left(id) => {
+                self.flow.clear_tunnel();
+                self.flow.key.tun_id = Be64::new(id);
+            }
+        }
         state.regs.iter().enumerate().for_each(|(n, reg)| self.flow.set_reg(n, *reg));
         self.trunc = state.trunc;
         self.set.clone_from(&state.set);

@@ -82,7 +82,17 @@ impl<'a> Context<'a> {
     }
 }
 
-/// Addresses that no bridge forwards (IEEE 802.1D, table 7-10).
+/// Addresses that no bridge forwards: those of IEEE 802.1D (table 7-10), and those that makers of switches use among themselves, as
+/// `forward-bpdu` in `ovs-vswitchd.conf.db(5)` lists them.
 fn is_reserved(mac: [u8; 6]) -> bool {
-    matches!(mac, [0x01, 0x80, 0xc2, 0x00, 0x00, 0x00..=0x0f])
+    matches!(
+        mac,
+        [0x01, 0x80, 0xc2, 0x00, 0x00, 0x00..=0x0f]
+            // Extreme: discovery (EDP), automatic protection (EAPS).
+            | [0x00, 0xe0, 0x2b, 0x00, 0x00, 0x00 | 0x04 | 0x06]
+            // Cisco: ISL; CDP, VTP, DTP, PAgP and UDLD; PVST+; uplink fast; CFM.
+            | [0x01, 0x00, 0x0c, 0x00, 0x00, 0x00]
+            | [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcc | 0xcd | 0xc0..=0xc7]
+            | [0x01, 0x00, 0x0c, 0xcd, 0xcd, 0xcd]
+    )
 }

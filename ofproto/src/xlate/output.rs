@@ -9,6 +9,7 @@ use super::Effect;
 use super::context::Context;
 use crate::bridge::Bridge;
 use crate::port::{Port, PortKind};
+use crate::recirc::FrozenTunnel;
 
 impl<'a> Context<'a> {
     /// `output:PORT`, cut to `max_len` bytes where that is given.
@@ -75,16 +76,20 @@ impl<'a> Context<'a> {
         }
         self.effects.push(Effect::PatchSent(Arc::clone(&port.patch_stats)));
         self.effects.push(Effect::PatchReceived(Arc::clone(&peer.patch_stats)));
-        let (flow, bridge, table) = (self.flow, self.bridge, self.table);
+        let (flow, bridge, table, tunnel) = (self.flow, self.bridge, self.table, self.tunnel);
         let set = std::mem::take(&mut self.set);
         let exit = std::mem::take(&mut self.exit);
         self.bridge = peer_bridge;
         self.flow.set_in_port(peer.number);
         self.flow.clear_pipeline();
+        // The tunnel that the packet came through, or is to go through, is the other bridge's matter.
+        self.flow.clear_tunnel();
+        self.tunnel = FrozenTunnel::Left(0);
         if !self.is_special() {
             self.pipeline();
         }
-        (self.flow, self.bridge, self.table, self.set, self.exit) = (flow, bridge, table, set, exit);
+        (self.flow, self.bridge, self.table, self.tunnel) = (flow, bridge, table, tunnel);
+        (self.set, self.exit) = (set, exit);
         self.depth -= 1;
     }
 }

@@ -46,6 +46,23 @@ pub(crate) fn env(name: &str, default: usize) -> usize {
 }
 
 /// Stations, a group, everybody, and an address that no bridge forwards.
+/// Addresses that NORMAL doesn't forward to, and their neighbours.
+pub(crate) const RESERVED: [[u8; 6]; 14] = [
+    [0x00, 0xe0, 0x2b, 0, 0, 0],
+    [0x00, 0xe0, 0x2b, 0, 0, 4],
+    [0x00, 0xe0, 0x2b, 0, 0, 5],
+    [0x00, 0xe0, 0x2b, 0, 0, 6],
+    [0x01, 0x00, 0x0c, 0, 0, 0],
+    [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcc],
+    [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcd],
+    [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xbf],
+    [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xc0],
+    [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xc7],
+    [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xc8],
+    [0x01, 0x00, 0x0c, 0xcd, 0xcd, 0xcd],
+    [0x01, 0x80, 0xc2, 0, 0, 0x0f],
+    [0x01, 0x80, 0xc2, 0, 0, 0x10],
+];
 pub(crate) const MACS: [[u8; 6]; 7] = [
     [0x50, 0x54, 0, 0, 0, 1],
     [0x50, 0x54, 0, 0, 0, 2],
@@ -127,7 +144,10 @@ fn transport(rng: &mut Rng, v6: bool) -> (u8, Vec<u8>) {
 
 /// A frame at random, of a small world, so that two of them often have much in common.
 pub(crate) fn random_frame(rng: &mut Rng) -> Vec<u8> {
-    let (dst, src) = (rng.pick(&MACS), rng.pick(&MACS[..4]));
+    let (mut dst, src) = (rng.pick(&MACS), rng.pick(&MACS[..4]));
+    if rng.one_in(24) {
+        dst = rng.pick(&RESERVED);
+    }
     let n_tags = rng.pick(&[0, 0, 0, 1, 1, 2, 3]);
     let tags: Vec<_> = (0..n_tags)
         .map(|_| (rng.pick(&[0x8100, 0x8100, 0x88a8]), rng.pick(&VIDS) | (rng.below(2) as u16) << 13))

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{Run, prepare};
-use crate::cmd;
+use crate::{cmd, setup};
 use testkit::{cards, tools};
 
 /// What runs in the machine: all that is about the module, and of the eBPF datapath's tests those that show that its programs are
@@ -120,6 +120,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         super::bench::gate()?;
         println!("==> done in {}", cmd::seconds(started.elapsed()));
         return Ok(true);
+    }
+    if let Err(error) = setup::reference_switch() {
+        println!("    without the reference switch: {error:#}");
     }
     let tests = TESTS.iter().chain(REST.iter().filter(|_| options.all));
     let programs = build(tests)?;

@@ -12,7 +12,7 @@ pub(super) fn expire(backer: &Backer) {
         if bridge.macs.expire(now) {
             backer.learned();
         }
-        if bridge.tables.rules().any(|(_, rule)| rule.is_expired(now)) {
+        if bridge.tables.has_expired(now) {
             // An error can't be: the change has none.
             let _ = backer.update(|config| {
                 if let Some(bridge) = config.bridges.get_mut(name) {

@@ -13,7 +13,7 @@ use crate::upcall::handler::exact_mask;
 use crate::upcall::probes;
 use crate::upcall::slow::sends_up_unfit;
 use crate::upcall::ukey::{DelReason, Ukey};
-use crate::xlate::{Effect, XlateError, translate};
+use crate::xlate::{Effect, XlateError, translate, translate_again};
 
 pub(super) use crate::upcall::ukey::State;
 
@@ -163,7 +163,12 @@ impl Judge<'_> {
         }
         // Bits that the flow doesn't match on are 0 here. If they matter now, the new mask has them, and the flow goes.
         let key = ukey.flow.key();
-        let Some(xlate) = translate(&self.round.config, &key) else { return Again::Delete(DelReason::NoOfproto) };
+        let again = if self.round.limits.megaflows {
+            translate_again(&self.round.config, &key, &ukey.flow.mask())
+        } else {
+            translate(&self.round.config, &key)
+        };
+        let Some(xlate) = again else { return Again::Delete(DelReason::NoOfproto) };
         if xlate.error == Some(XlateError::NoRecirculationContext) {
             return self.without_context(&key, state);
         }
