@@ -90,6 +90,8 @@ impl Engine {
             move |error| SwitchError::Datapath(what, error)
         };
         revalidator::adopt(backer).map_err(failed("adopting the flows"))?;
+        // What ports have lost from here on is told.
+        super::loss::look(backer, backer.clock.now_ms());
         backer.dpif.handlers_set(counts.handlers).map_err(failed("setting the handlers"))?;
         backer.stop_revalidator(false);
         let mut engine = Self { counts, handlers: Vec::new(), revalidators: Vec::new() };
