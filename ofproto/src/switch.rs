@@ -121,6 +121,9 @@ pub enum SwitchError {
     /// A thread could not be started.
     #[error("starting a thread: {0}")]
     Thread(#[from] std::io::Error),
+    /// A change failed, and then the threads could not be started as they were before: there are none.
+    #[error("{0}; there are no threads, for those of before could not be started again: {1}")]
+    Stopped(Box<SwitchError>, Box<SwitchError>),
 }
 
 /// The result of an operation on the switch.
@@ -155,14 +158,30 @@ impl Switch {
     /// for changes and the numbers that come of it don't, nothing is restarted.
     ///
     /// # Errors
-    /// As [`Switch::start`].
+    /// As [`Switch::start`]; the options are those of before then, and threads run by them. If even these can't be started the error
+    /// says so, and the next change or [`Switch::start`] tries again.
     pub fn set_options(&self, options: &Options) -> Result<()> {
-        self.backer.set_limits(options.limits());
-        *self.threads.lock() = (options.n_handlers, options.n_revalidators);
         let mut engine = self.engine.lock();
+        let before = (self.backer.limits(), *self.threads.lock());
+        let changed = self.configure(&mut engine, options.limits(), (options.n_handlers, options.n_revalidators));
+        changed.map_err(|error| match self.configure(&mut engine, before.0, before.1) {
+            Ok(()) => error,
+            Err(undo) => SwitchError::Stopped(Box::new(error), Box::new(undo)),
+        })
+    }
+
+    /// Changes limits and numbers of threads.
+    fn configure(
+        &self,
+        engine: &mut Option<Engine>,
+        limits: Limits,
+        threads: (Option<u32>, Option<u32>),
+    ) -> Result<()> {
+        self.backer.set_limits(limits);
+        *self.threads.lock() = threads;
         match engine.take_if(|engine| engine.counts() != self.thread_counts()) {
-            Some(old) => self.restart(&mut engine, old, || Ok(())),
-            None => self.resume(&mut engine),
+            Some(old) => self.restart(engine, old, || Ok(())),
+            None => self.resume(engine),
         }
     }
 

@@ -406,6 +406,28 @@ fn threads_that_could_not_be_started_again_are_started_by_the_next_change() {
 }
 
 #[test]
+fn options_that_threads_can_not_be_started_with_leave_those_of_before() {
+    let world = World::with(&PLAIN, |options, _| options.flow_limit = 7);
+    world.faulty.most_handlers.store(1, Ordering::SeqCst);
+    let options = Options { n_handlers: Some(2), n_revalidators: Some(1), flow_limit: 9, ..Options::default() };
+    let error = world.switch.set_options(&options).unwrap_err().to_string();
+    assert!(error.contains("it has no 2 handlers") && !error.contains("no threads"), "{error}");
+    assert_eq!((world.switch.handler_reports().len(), world.switch.upcall_summary().limit), (1, 7));
+    world.send(1);
+    assert_eq!((world.out(), world.n_flows()), (1, 1));
+    // Nor does a later restart go by them.
+    world.switch.flush().unwrap();
+    assert_eq!(world.switch.handler_reports().len(), 1);
+    // Where not even those of before can be had the error says so, and they come with the next start.
+    world.faulty.most_handlers.store(0, Ordering::SeqCst);
+    let error = world.switch.set_options(&options).unwrap_err().to_string();
+    assert!(error.contains("it has no 2 handlers") && error.contains("there are no threads"), "{error}");
+    world.faulty.most_handlers.store(1, Ordering::SeqCst);
+    world.switch.start().unwrap();
+    assert_eq!((world.switch.handler_reports().len(), world.switch.upcall_summary().limit), (1, 7));
+}
+
+#[test]
 fn numbers_of_threads_change_while_packets_come_and_unchanged_ones_restart_nothing() {
     let world = World::new(&PLAIN);
     let set = |handlers, revalidators| {

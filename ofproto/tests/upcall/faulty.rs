@@ -1,6 +1,6 @@
 //! A datapath that does what a test asks for, and what the one behind it does otherwise.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use dpif::inproc::InprocDatapath;
 use dpif::layer::{Layer, one_by_one};
@@ -21,6 +21,8 @@ pub(crate) struct Faulty {
     pub(crate) recv_error: Error,
     /// What `handlers_set` fails with, of a number that is not 0.
     pub(crate) handlers_error: Error,
+    /// `handlers_set` fails of a number above this one.
+    pub(crate) most_handlers: AtomicU32,
     /// The next `flow_put` panics.
     pub(crate) panics: AtomicBool,
     /// The next dump of statistics panics.
@@ -49,6 +51,7 @@ impl Faulty {
             del_error: Mutex::default(),
             recv_error: Mutex::default(),
             handlers_error: Mutex::default(),
+            most_handlers: AtomicU32::new(u32::MAX),
             panics: AtomicBool::new(false),
             dump_panics: AtomicBool::new(false),
             del_panics: AtomicBool::new(false),
@@ -110,6 +113,9 @@ impl Layer for Faulty {
     fn handlers_set(&self, n_handlers: u32) -> Result<()> {
         match *self.handlers_error.lock() {
             Some(error) if n_handlers != 0 => Err(error()),
+            None if n_handlers > self.most_handlers.load(Ordering::SeqCst) => {
+                Err(DpifError::Kernel(format!("it has no {n_handlers} handlers")))
+            }
             _ => self.inner.handlers_set(n_handlers),
         }
     }

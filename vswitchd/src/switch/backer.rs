@@ -29,7 +29,7 @@ pub(super) struct Backer {
     /// Whether the switch works; until then it is only configured.
     pub(super) started: bool,
     /// Whether the datapath was there before, and its ports.
-    found: Option<BTreeSet<String>>,
+    pub(super) found: Option<BTreeSet<String>>,
 }
 
 impl Backer {
@@ -73,15 +73,16 @@ impl Backer {
         Ok(Backer { kind, switch, started: false, found })
     }
 
-    /// Adopts the flows that fit, removes the ports that nobody asked for, and answers upcalls from now on.
+    /// Adopts the flows that fit, removes the ports that nobody asked for, and answers upcalls from now on. One that does already
+    /// gets back the threads that it may have lost.
     pub(super) fn start(&mut self) -> Result<(), SwitchError> {
         if !self.started {
             for port in self.switch.remove_unclaimed_ports()? {
                 tracing::info!("{}: removed port {port}, which no bridge has any more", self.switch.dpif_name());
             }
-            self.switch.start()?;
-            self.started = true;
         }
+        self.switch.start()?;
+        self.started = true;
         Ok(())
     }
 

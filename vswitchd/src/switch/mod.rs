@@ -51,6 +51,32 @@ impl Bridges {
         Bridges { setup, options: Options::default(), shared: Arc::default(), ports: Ports::default() }
     }
 
+    /// Has all datapaths go by other options, or by those of before as they do now.
+    fn set_options(&self, options: &Options) -> Result<(), SwitchError> {
+        let switches = self.shared.switches();
+        let settings = self.shared.switch_options(options);
+        let mut changed = 0;
+        let mut result = switches.iter().try_for_each(|switch| {
+            switch.set_options(&settings)?;
+            changed += 1;
+            Ok(())
+        });
+        // What an operator chose holds until the configuration changes its mind.
+        if result.is_ok() && self.options.specialise != options.specialise {
+            result = self.specialise(options.specialise);
+        }
+        if result.is_err() {
+            // Who refused has gone back by itself.
+            let before = self.shared.switch_options(&self.options);
+            for switch in switches.iter().take(changed) {
+                if let Err(error) = switch.set_options(&before) {
+                    tracing::error!("{}: cannot change options back: {}", switch.dpif_name(), one_line(&error));
+                }
+            }
+        }
+        result
+    }
+
     /// Lets the eBPF datapath, if there is one, make a program for what its flows need, or not.
     fn specialise(&self, on: bool) -> Result<(), SwitchError> {
         let backers = self.shared.backers.read();
@@ -96,13 +122,8 @@ impl Switch for Bridges {
     fn apply(&mut self, change: &Change) -> Result<(), SwitchError> {
         match change {
             Change::SetOptions(options) => {
-                let before = std::mem::replace(&mut self.options, options.clone());
-                let settings = self.shared.switch_options(options);
-                self.shared.switches().iter().try_for_each(|switch| switch.set_options(&settings))?;
-                // What an operator chose holds until the configuration changes its mind.
-                if before.specialise != options.specialise {
-                    self.specialise(options.specialise)?;
-                }
+                self.set_options(options)?;
+                self.options = options.clone();
             }
             Change::AddBridge { bridge, datapath_type, settings } => {
                 self.open(*datapath_type)?.bridge_add(bridge, bridge_settings(settings))?;
@@ -227,5 +248,108 @@ fn port_vlan(vlan: &config::PortVlan) -> PortVlan {
         VlanMode::Trunk => PortVlan::Trunk(trunks),
         VlanMode::NativeTagged => PortVlan::NativeTagged(tag, trunks),
         VlanMode::NativeUntagged => PortVlan::NativeUntagged(tag, trunks),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    use dpif::inproc::InprocDatapath;
+    use dpif::layer::Layer;
+    use dpif::{Dpif, DpifError};
+
+    use super::*;
+
+    /// A datapath that serves only so many handlers, and may refuse to be specialised.
+    struct Faulty {
+        inner: InprocDatapath,
+        most_handlers: AtomicU32,
+        refuses: AtomicBool,
+        specialised: AtomicBool,
+    }
+
+    impl Layer for Faulty {
+        fn below(&self) -> &dyn Dpif {
+            &self.inner
+        }
+
+        fn handlers_set(&self, n_handlers: u32) -> dpif::Result<()> {
+            match n_handlers > self.most_handlers.load(Ordering::SeqCst) {
+                true => Err(DpifError::Kernel(format!("it has no {n_handlers} handlers"))),
+                false => self.inner.handlers_set(n_handlers),
+            }
+        }
+
+        fn set_specialise(&self, on: bool) -> dpif::Result<()> {
+            if self.refuses.load(Ordering::SeqCst) {
+                return Err(DpifError::Kernel("it can't".into()));
+            }
+            self.specialised.store(on, Ordering::SeqCst);
+            Ok(())
+        }
+    }
+
+    fn options(n_handlers: u16, specialise: bool) -> Options {
+        Options { n_handlers: Some(n_handlers), n_revalidators: Some(1), specialise, ..Options::default() }
+    }
+
+    /// Bridges over two datapaths that run with one handler, and the second of them.
+    fn two_datapaths() -> (Bridges, Arc<Faulty>) {
+        let mut bridges = Bridges::new(Setup::default());
+        bridges.options = options(1, false);
+        let faulty = Arc::new(Faulty {
+            inner: InprocDatapath::new("second"),
+            most_handlers: AtomicU32::new(u32::MAX),
+            refuses: AtomicBool::new(false),
+            specialised: AtomicBool::new(false),
+        });
+        let datapaths: [(_, Arc<dyn Dpif>); 2] = [
+            (DatapathType::Userspace, Arc::new(InprocDatapath::new("first"))),
+            (DatapathType::Ebpf, Arc::clone(&faulty) as _),
+        ];
+        for (kind, dpif) in datapaths {
+            let switch = Arc::new(ofproto::Switch::new(dpif, bridges.shared.switch_options(&bridges.options)));
+            switch.bridge_add(&format!("br-{kind}"), ofproto::BridgeSettings::default()).unwrap();
+            bridges.shared.backers.write().push(Backer { kind, switch, started: false, found: None });
+        }
+        bridges.settle().unwrap();
+        (bridges, faulty)
+    }
+
+    fn handlers(bridges: &Bridges) -> Vec<usize> {
+        bridges.shared.switches().iter().map(|switch| switch.handler_reports().len()).collect()
+    }
+
+    #[test]
+    fn options_that_one_datapath_refuses_change_none() {
+        let (mut bridges, faulty) = two_datapaths();
+        let change = Change::SetOptions(options(2, true));
+        faulty.most_handlers.store(1, Ordering::SeqCst);
+        let error = one_line(bridges.apply(&change).unwrap_err().as_ref());
+        assert!(error.contains("it has no 2 handlers"), "{error}");
+        assert_eq!((handlers(&bridges), &bridges.options), (vec![1, 1], &options(1, false)));
+        faulty.most_handlers.store(2, Ordering::SeqCst);
+        faulty.refuses.store(true, Ordering::SeqCst);
+        let error = one_line(bridges.apply(&change).unwrap_err().as_ref());
+        assert!(error.contains("it can't"), "{error}");
+        assert_eq!((handlers(&bridges), &bridges.options), (vec![1, 1], &options(1, false)));
+        // The next attempt leaves nothing out.
+        faulty.refuses.store(false, Ordering::SeqCst);
+        bridges.apply(&change).unwrap();
+        assert_eq!((handlers(&bridges), &bridges.options), (vec![2, 2], &options(2, true)));
+        assert!(faulty.specialised.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn threads_that_could_not_be_started_are_by_the_next_configuration_even_if_it_is_the_same() {
+        let (mut bridges, faulty) = two_datapaths();
+        faulty.most_handlers.store(0, Ordering::SeqCst);
+        assert!(bridges.apply(&Change::SetOptions(options(2, false))).is_err());
+        assert_eq!(handlers(&bridges), [1, 0]);
+        assert!(bridges.settle().is_err());
+        faulty.most_handlers.store(1, Ordering::SeqCst);
+        bridges.settle().unwrap();
+        assert_eq!(handlers(&bridges), [1, 1]);
     }
 }
