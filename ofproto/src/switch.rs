@@ -285,7 +285,7 @@ impl Switch {
             .inspect(|_| coverage::inc!("rev_reconfigure"))
     }
 
-    /// Changes a bridge while it runs. The fail mode holds from the next time that it is asked for; installed flows stay.
+    /// Changes a bridge while it runs. Its flows stay: those of another fail mode come with [`Switch::flows_replace`].
     ///
     /// # Errors
     /// There is no such bridge.

@@ -102,7 +102,7 @@ pub fn plan(current: &DesiredState, desired: &DesiredState) -> Vec<Change> {
         change_ports(old(new), new, &mut changes);
     }
     for new in &desired.bridges {
-        if old(new).and_then(|old| old.flows.as_ref()) != new.flows.as_ref() {
+        if old(new).map_or(new.flows.is_some(), |old| has_other_flows(old, new)) {
             changes.push(Change::SetFlows { bridge: new.name.clone(), flows: new.flows.clone() });
         }
     }
@@ -117,6 +117,14 @@ fn survives(old: &BridgeConfig, new: &BridgeConfig) -> bool {
 /// Whether `old` can become `new` while it runs: a patch port can have another peer, but a device stays a device.
 fn stays(old: &PortConfig, new: &PortConfig) -> bool {
     old.kind.name() == new.kind.name() && old.ofport_request == new.ofport_request
+}
+
+/// Whether the flows that `old` began with are not those that `new` begins with. Without a file they are those of its fail mode.
+fn has_other_flows(old: &BridgeConfig, new: &BridgeConfig) -> bool {
+    match (&old.flows, &new.flows) {
+        (None, None) => old.settings.fail_mode != new.settings.fail_mode,
+        (old, new) => old != new,
+    }
 }
 
 fn remove_ports(bridge: &BridgeConfig, stays: impl Fn(&PortConfig) -> bool, changes: &mut Vec<Change>) {
@@ -332,6 +340,16 @@ mod tests {
         let new = plan(&DesiredState::default(), &with(file(1)));
         assert!(matches!(new[..], [Change::AddBridge { .. }, Change::SetFlows { .. }]), "{new:?}");
         assert_eq!(plan(&DesiredState::default(), &with(None)).len(), 1);
+    }
+
+    #[test]
+    fn another_fail_mode_brings_its_flows_unless_a_file_has_them() {
+        let fail_mode = |mode: &str| format!("br0,fail-mode={mode}");
+        for (from, to) in [("standalone", "secure"), ("secure", "standalone")] {
+            let steps = steps((&[&fail_mode(from)], &["br0:a"]), (&[&fail_mode(to)], &["br0:a", "br0:b"]));
+            assert_eq!(steps, ["change bridge br0", "add port b to bridge br0", "set default flows of bridge br0"]);
+        }
+        assert_eq!(steps((&["br0"], &[]), (&["br0,mac-aging-time=20"], &[])), ["change bridge br0"]);
     }
 
     #[test]

@@ -237,6 +237,25 @@ fn a_secure_bridge_begins_without_flows() {
 }
 
 #[test]
+fn a_bridge_gets_the_flows_of_another_fail_mode_when_that_changes() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("switch.toml");
+    let write = |fail_mode: &str| {
+        let text = format!("datapath = \"userspace\"\n[[bridge]]\nname = \"br0\"\nfail-mode = \"{fail_mode}\"\n");
+        std::fs::write(&path, text).unwrap();
+    };
+    write("standalone");
+    let (_directory, daemon) = start(&format!("--memory-ports --config {}", path.display()));
+    let rules = || daemon.ask("bridge/dump-flows br0");
+    assert!(rules().ends_with("actions=NORMAL\n"), "{}", rules());
+    write("secure");
+    assert_eq!((daemon.ask("config/reload").as_str(), rules().as_str()), ("2 changes\n", ""));
+    write("standalone");
+    assert_eq!(daemon.ask("config/reload"), "2 changes\n");
+    assert!(rules().ends_with("actions=NORMAL\n"), "{}", rules());
+}
+
+#[test]
 fn options_change_while_bridges_run_but_for_the_datapaths_size() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("switch.toml");
