@@ -22,7 +22,7 @@ pub trait Switch {
     fn register_commands(&mut self, registry: &Registry);
 
     /// Finds what is wrong with a state beyond the rules of [`validate`](crate::config::validate()), without changing
-    /// anything: above all it reads the flow files.
+    /// anything: above all it parses the flow files.
     ///
     /// # Errors
     /// The first thing that is wrong.

@@ -256,6 +256,32 @@ fn a_bridge_gets_the_flows_of_another_fail_mode_when_that_changes() {
 }
 
 #[test]
+fn the_way_back_from_a_reload_that_fails_leads_to_the_flows_that_there_were() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, flows) = (directory.path().join("switch.toml"), directory.path().join("br1.flows"));
+    let write = |rest: &str| {
+        let text = format!("datapath = \"userspace\"\n[[bridge]]\nname = \"br0\"\n{rest}");
+        std::fs::write(&path, text).unwrap();
+    };
+    let br1 = "[[bridge]]\nname = \"br1\"\nflows = \"br1.flows\"\n";
+    write(br1);
+    std::fs::write(&flows, "priority=1 actions=drop\n").unwrap();
+    let (_directory, daemon) = start(&format!("--memory-ports --config {}", path.display()));
+    let rules = || daemon.ask("bridge/dump-flows br1");
+    assert!(rules().contains("priority=1 actions=drop"), "{}", rules());
+    // The bridge goes, its file changes, and a port can't be had: the bridge comes back with what it had.
+    write("[[bridge.port]]\nname = \"x\"\nxdp = \"native\"\n");
+    std::fs::write(&flows, "priority=2 actions=drop\n").unwrap();
+    let error = daemon.call("config/reload", &[]).unwrap_err();
+    assert!(error.starts_with("cannot add port x to bridge br0: x: can't set xdp to native"), "{error}");
+    assert!(!error.contains("then cannot") && rules().contains("priority=1 actions=drop"), "{error}{}", rules());
+    // It is known not to be what the file says now.
+    write(br1);
+    assert_eq!(daemon.ask("config/reload"), "1 changes\n");
+    assert!(rules().contains("priority=2 actions=drop"), "{}", rules());
+}
+
+#[test]
 fn options_change_while_bridges_run_but_for_the_datapaths_size() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("switch.toml");

@@ -1,20 +1,20 @@
-//! A bridge's flow file, as the desired state knows it: where it is and which content it had.
+//! A bridge's flow file, as the desired state knows it: where it is and what was in it.
 //!
-//! The content itself is not kept (it may be a million flows); a digest of it is, so that a file that changed in place
-//! makes a different state, and one that didn't makes the same.
+//! The content is kept for as long as the bridge has these flows, which takes a fraction of what the flows themselves do. So what was
+//! checked is what is installed, whatever becomes of the file meanwhile, and the way back from a change that fails leads to the
+//! flows that there were, though the file has others by then.
 
-use std::fs::File;
-use std::hash::{DefaultHasher, Hasher};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// A flow file with the digest of its content when it was read.
+/// A flow file with its content when it was read. One that changed in place is another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlowFile {
     /// Where it is.
     pub path: PathBuf,
-    /// Digest of its content; comparable only within one process.
-    pub digest: u64,
+    /// What was in it: flows, one a line.
+    pub text: Arc<str>,
 }
 
 /// A flow file that can't be read.
@@ -26,28 +26,14 @@ pub struct FlowFileError {
 }
 
 impl FlowFile {
-    /// Reads the file at `path` for its digest.
+    /// Reads the file at `path`.
     ///
     /// # Errors
-    /// If it can't be read.
+    /// If it can't be read, or is no text.
     pub fn read(path: &Path) -> Result<FlowFile, FlowFileError> {
-        match digest(path) {
-            Ok(digest) => Ok(FlowFile { path: path.to_owned(), digest }),
+        match std::fs::read_to_string(path) {
+            Ok(text) => Ok(FlowFile { path: path.to_owned(), text: text.into() }),
             Err(source) => Err(FlowFileError { path: path.to_owned(), source }),
-        }
-    }
-}
-
-fn digest(path: &Path) -> io::Result<u64> {
-    let mut file = File::open(path)?;
-    let mut hasher = DefaultHasher::new();
-    let mut chunk = vec![0; 64 * 1024];
-    loop {
-        match file.read(&mut chunk) {
-            Ok(0) => return Ok(hasher.finish()),
-            Ok(n) => hasher.write(chunk.get(..n).unwrap_or_default()),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
         }
     }
 }

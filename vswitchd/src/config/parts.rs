@@ -175,7 +175,7 @@ impl Parts {
         Ok(all)
     }
 
-    /// The desired state that these parts describe; reads the flow files (for their digest only).
+    /// The desired state that these parts describe; reads the flow files.
     ///
     /// # Errors
     /// The first rule that is broken, in the order: bridges, ports, flows, [`validate`].

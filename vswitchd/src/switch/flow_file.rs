@@ -1,4 +1,4 @@
-//! Flow files: read, checked, and told where they are wrong.
+//! Flow files: parsed, checked, and told where they are wrong.
 
 use std::collections::BTreeMap;
 
@@ -11,20 +11,19 @@ use crate::config::{BridgeConfig, FlowFile};
 #[error("{0}")]
 pub(super) struct FlowFileError(String);
 
-/// Reads a flow file. `ports` are the names that it may use.
-pub(super) fn read(file: &FlowFile, ports: &BTreeMap<String, OfPort>) -> Result<Vec<FlowMod>, FlowFileError> {
+/// Parses a flow file. `ports` are the names that it may use.
+pub(super) fn parse(file: &FlowFile, ports: &BTreeMap<String, OfPort>) -> Result<Vec<FlowMod>, FlowFileError> {
     let path = file.path.display();
-    let text = std::fs::read_to_string(&file.path).map_err(|error| FlowFileError(format!("flows {path}: {error}")))?;
-    let flows = parse_flow_file(&text, ports)
+    let flows = parse_flow_file(&file.text, ports)
         .map_err(|error| FlowFileError(format!("{path}:{}:{}: {}", error.line, error.column, error.kind)))?;
-    ofproto::Switch::flow_mods_check(&flows).map_err(|error| refused(file, &text, &error))?;
+    ofproto::Switch::flow_mods_check(&flows).map_err(|error| refused(file, &error))?;
     Ok(flows)
 }
 
-/// Reads and checks the flow file of a bridge that is not there yet.
+/// Checks the flow file of a bridge that is not there yet.
 pub(super) fn check(bridge: &BridgeConfig) -> Result<(), FlowFileError> {
     match &bridge.flows {
-        Some(file) => read(file, &probable_ports(bridge)).map(drop),
+        Some(file) => parse(file, &probable_ports(bridge)).map(drop),
         None => Ok(()),
     }
 }
@@ -41,9 +40,10 @@ fn probable_ports(bridge: &BridgeConfig) -> BTreeMap<String, OfPort> {
 }
 
 /// A flow that is well-formed and can't be: the line is that of the flow with this index.
-fn refused(file: &FlowFile, text: &str, error: &ofproto::FlowModError) -> FlowFileError {
+fn refused(file: &FlowFile, error: &ofproto::FlowModError) -> FlowFileError {
     let is_flow = |line: &str| !line.split('#').next().unwrap_or_default().trim().is_empty();
-    let line = text.lines().enumerate().filter(|(_, line)| is_flow(line)).nth(error.index).map_or(0, |(n, _)| n + 1);
+    let line =
+        file.text.lines().enumerate().filter(|(_, line)| is_flow(line)).nth(error.index).map_or(0, |(n, _)| n + 1);
     FlowFileError(format!("{}:{line}: {}", file.path.display(), error.message))
 }
 

@@ -163,7 +163,7 @@ impl Switch for Bridges {
             Change::SetFlows { bridge, flows } => {
                 let switch = self.backer_of(bridge)?.0;
                 let flows = match flows {
-                    Some(file) => Some(flow_file::read(file, &switch.port_names(bridge)?)?),
+                    Some(file) => Some(flow_file::parse(file, &switch.port_names(bridge)?)?),
                     None => None,
                 };
                 switch.flows_replace(bridge, flows.as_deref())?;
