@@ -3,7 +3,8 @@
 //! [`plan`] compares two states and says which [`Change`]s lead from one to the other, in an order in which each step
 //! is possible: what goes makes room (names, OpenFlow port numbers) before what comes takes it; ports that ask for a
 //! number come before those that take any; flows come last, when the ports they name are there. What is the same in
-//! both is not in the plan, whatever its place in the list. What can't be changed in place (what is behind a port, its
+//! both is not in the plan, whatever its place in the list, but for the flows of a file: where ports come or go they are set again,
+//! because a name in them may mean another number then. What can't be changed in place (what is behind a port, its
 //! requested number, a bridge's datapath) goes and comes back.
 //!
 //! A plan is data, so that it can be shown, tested and undone: [`Change::apply_to`] says what a step does to a state,
@@ -60,7 +61,8 @@ pub enum Change {
         /// What the port should be.
         port: PortConfig,
     },
-    /// Replace all flows of a bridge by those of a file, or by those of its fail mode.
+    /// Replace all flows of a bridge by those of a file, or by those of its fail mode. If it has the same, with the same numbers for the
+    /// ports that they name, they stay.
     SetFlows {
         /// The bridge.
         bridge: String,
@@ -119,12 +121,18 @@ fn stays(old: &PortConfig, new: &PortConfig) -> bool {
     old.kind.name() == new.kind.name() && old.ofport_request == new.ofport_request
 }
 
-/// Whether the flows that `old` began with are not those that `new` begins with. Without a file they are those of its fail mode.
+/// Whether the flows that `old` began with are not those that `new` begins with. Without a file they are those of its fail mode; what a
+/// file says depends on the numbers of the ports that it names.
 fn has_other_flows(old: &BridgeConfig, new: &BridgeConfig) -> bool {
     match (&old.flows, &new.flows) {
         (None, None) => old.settings.fail_mode != new.settings.fail_mode,
-        (old, new) => old != new,
+        (before, after) => before != after || !all_stay(&old.ports, new) || !all_stay(&new.ports, old),
     }
+}
+
+/// Whether all these ports are on a bridge too, and need not be made anew.
+fn all_stay(ports: &[PortConfig], bridge: &BridgeConfig) -> bool {
+    ports.iter().all(|port| bridge.port(&port.name).is_some_and(|other| stays(other, port)))
 }
 
 fn remove_ports(bridge: &BridgeConfig, stays: impl Fn(&PortConfig) -> bool, changes: &mut Vec<Change>) {
@@ -343,6 +351,26 @@ mod tests {
     }
 
     #[test]
+    fn flows_of_a_file_are_set_again_behind_ports_that_come_or_go() {
+        let text = "set flows of bridge br0 from f";
+        for (from, to, expected) in [
+            (&["br0:a", "br0:b,ofport=2"][..], &["br0:a", "br0:b,ofport=7"][..], true),
+            (&["br0:a"], &["br0:a", "br0:b"], true),
+            (&["br0:a", "br0:b"], &["br0:a"], true),
+            (&["br0:a", "br0:b"], &["br0:b", "br0:a,tag=3"], false),
+        ] {
+            let [from_state, to_state] = [from, to].map(|ports| {
+                let mut state = ports_state(ports);
+                state.bridges[0].flows = Some(FlowFile { path: "f".into(), text: "".into() });
+                state
+            });
+            let steps: Vec<_> = plan(&from_state, &to_state).iter().map(ToString::to_string).collect();
+            assert_eq!(steps.last().is_some_and(|step| step == text), expected, "{from:?} {to:?}: {steps:?}");
+            assert_eq!(steps.iter().filter(|step| *step == text).count(), usize::from(expected), "{steps:?}");
+        }
+    }
+
+    #[test]
     fn another_fail_mode_brings_its_flows_unless_a_file_has_them() {
         let fail_mode = |mode: &str| format!("br0,fail-mode={mode}");
         for (from, to) in [("standalone", "secure"), ("secure", "standalone")] {
@@ -354,7 +382,7 @@ mod tests {
 
     #[test]
     fn a_step_that_does_not_fit_the_state_is_refused() {
-        let state = steps_state();
+        let state = ports_state(&["br0:a"]);
         for change in [
             Change::RemoveBridge { bridge: "br0".to_owned() },
             Change::RemoveBridge { bridge: "br9".to_owned() },
@@ -373,10 +401,11 @@ mod tests {
         }
     }
 
-    fn steps_state() -> DesiredState {
+    /// A bridge `br0` with these ports.
+    fn ports_state(ports: &[&str]) -> DesiredState {
         let parts = crate::config::Parts {
             bridges: vec!["br0".parse().unwrap()],
-            ports: vec!["br0:a".parse().unwrap()],
+            ports: ports.iter().map(|text| text.parse().unwrap()).collect(),
             ..Default::default()
         };
         parts.build().unwrap()

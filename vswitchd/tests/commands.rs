@@ -282,6 +282,46 @@ fn the_way_back_from_a_reload_that_fails_leads_to_the_flows_that_there_were() {
 }
 
 #[test]
+fn flows_of_a_file_follow_the_numbers_of_the_ports_that_they_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, flows) = (directory.path().join("switch.toml"), directory.path().join("br0.flows"));
+    let write = |ports: &[&str]| {
+        let mut text = "datapath = \"userspace\"\n[[bridge]]\nname = \"br0\"\nflows = \"br0.flows\"\n".to_owned();
+        ports.iter().for_each(|port| text.push_str(&format!("[[bridge.port]]\nname = {port}\n")));
+        std::fs::write(&path, text).unwrap();
+    };
+    write(&["\"a\""]);
+    std::fs::write(&flows, "in_port=a,actions=drop\n").unwrap();
+    let (_directory, daemon) = start(&format!("--memory-ports --config {}", path.display()));
+    let rules = || daemon.ask("bridge/dump-flows br0");
+    let age = || {
+        let rules = rules();
+        rules.split_once("duration=").and_then(|(_, rest)| rest.split_once("s,")?.0.parse::<f64>().ok()).unwrap()
+    };
+    std::fs::write(&flows, "in_port=a,actions=output:b\n").unwrap();
+    write(&["\"b\"", "\"a\""]);
+    assert_eq!(daemon.ask("config/reload"), "2 changes\n");
+    assert!(rules().ends_with("in_port=1 actions=output:2\n"), "{}", rules());
+    // Another number.
+    write(&["\"b\"\nofport = 7", "\"a\""]);
+    assert_eq!(daemon.ask("config/reload"), "3 changes\n");
+    assert!(rules().ends_with("in_port=1 actions=output:7\n"), "{}", rules());
+    // A port that they don't name leaves them alone.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    write(&["\"b\"\nofport = 7", "\"c\"", "\"a\""]);
+    let before = age();
+    daemon.ask("config/reload");
+    assert!(age() >= before, "{before} {}", rules());
+    // Both go and one more can't be had: the numbers and what the flows mean are those of before, not those by the order.
+    write(&["\"b\"", "\"a\"\ntype = \"internal\"", "\"x\"\nxdp = \"native\""]);
+    let error = daemon.call("config/reload", &[]).unwrap_err();
+    assert!(error.starts_with("cannot add port x to bridge br0: ") && !error.contains("then cannot"), "{error}");
+    assert!(rules().ends_with("in_port=1 actions=output:7\n"), "{}", rules());
+    let show = daemon.ask("dpif/show");
+    assert!(show.contains("    a 1/") && show.contains("    b 7/") && show.contains("    c 2/"), "{show}");
+}
+
+#[test]
 fn options_change_while_bridges_run_but_for_the_datapaths_size() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("switch.toml");

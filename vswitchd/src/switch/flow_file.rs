@@ -1,8 +1,13 @@
 //! Flow files: parsed, checked, and told where they are wrong.
+//!
+//! Names of ports become numbers when a file is parsed. [`Installed`] remembers which, so that a file is parsed again where one of
+//! them has another number, and left alone (its counters too) where none has.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use openflow::{FlowMod, OfPort, parse_flow_file};
+use openflow::{FlowMod, OfPort, PortNames, parse_flow_file};
 
 use crate::config::{BridgeConfig, FlowFile};
 
@@ -11,13 +16,51 @@ use crate::config::{BridgeConfig, FlowFile};
 #[error("{0}")]
 pub(super) struct FlowFileError(String);
 
+/// The file that a bridge has its flows of, with the numbers that names in it stood for.
+pub(super) struct Installed {
+    file: FlowFile,
+    names: BTreeMap<String, Option<OfPort>>,
+}
+
+impl Installed {
+    /// Whether `file` would come to the same flows where the ports are these.
+    pub(super) fn is(&self, file: &FlowFile, ports: &BTreeMap<String, OfPort>) -> bool {
+        self.names.iter().all(|(name, number)| ports.get(name) == number.as_ref()) && self.file == *file
+    }
+}
+
 /// Parses a flow file. `ports` are the names that it may use.
-pub(super) fn parse(file: &FlowFile, ports: &BTreeMap<String, OfPort>) -> Result<Vec<FlowMod>, FlowFileError> {
+pub(super) fn parse(
+    file: &FlowFile,
+    ports: &BTreeMap<String, OfPort>,
+) -> Result<(Vec<FlowMod>, Installed), FlowFileError> {
     let path = file.path.display();
-    let flows = parse_flow_file(&file.text, ports)
+    let names = Asked { ports, names: RefCell::default() };
+    let flows = parse_flow_file(&file.text, &names)
         .map_err(|error| FlowFileError(format!("{path}:{}:{}: {}", error.line, error.column, error.kind)))?;
     ofproto::Switch::flow_mods_check(&flows).map_err(|error| refused(file, &error))?;
-    Ok(flows)
+    Ok((flows, Installed { file: file.clone(), names: names.names.into_inner() }))
+}
+
+/// Answers which port a name is, and keeps what was asked: also names that no port has, for one may come.
+struct Asked<'a> {
+    ports: &'a BTreeMap<String, OfPort>,
+    names: RefCell<BTreeMap<String, Option<OfPort>>>,
+}
+
+impl PortNames for Asked<'_> {
+    fn port_by_name(&self, name: &str) -> Option<OfPort> {
+        let number = self.ports.get(name).copied();
+        let mut names = self.names.borrow_mut();
+        if !names.contains_key(name) {
+            names.insert(name.into(), number);
+        }
+        number
+    }
+
+    fn name_of_port(&self, port: OfPort) -> Option<Cow<'_, str>> {
+        self.ports.name_of_port(port)
+    }
 }
 
 /// Checks the flow file of a bridge that is not there yet.

@@ -12,16 +12,20 @@ mod flow_file;
 mod ports;
 mod shared;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use backer::Backer;
 use dpif_netlink::DispatchMode;
+use flow_file::Installed;
 use ofproto::{PortVlan, Trunks};
 use ports::Ports;
 use shared::Shared;
 
-use crate::config::{self, BridgeSettings, DatapathType, DesiredState, FailMode, Options, PortConfig, VlanMode};
+use crate::config::{
+    self, BridgeSettings, DatapathType, DesiredState, FailMode, FlowFile, Options, PortConfig, VlanMode,
+};
 use crate::plan::Change;
 use crate::reconcile::{Switch, SwitchError, one_line};
 use crate::unixctl::Registry;
@@ -43,12 +47,20 @@ pub struct Bridges {
     options: Options,
     shared: Arc<Shared>,
     ports: Ports,
+    /// By bridge, where they are of a file.
+    flows: BTreeMap<String, Installed>,
 }
 
 impl Bridges {
     /// No bridges. Nothing of the system is touched.
     pub fn new(setup: Setup) -> Bridges {
-        Bridges { setup, options: Options::default(), shared: Arc::default(), ports: Ports::default() }
+        Bridges {
+            setup,
+            options: Options::default(),
+            shared: Arc::default(),
+            ports: Ports::default(),
+            flows: BTreeMap::new(),
+        }
     }
 
     /// Has all datapaths go by other options, or by those of before as they do now.
@@ -82,6 +94,23 @@ impl Bridges {
         let backers = self.shared.backers.read();
         let mut ebpf = backers.iter().filter(|backer| backer.kind == DatapathType::Ebpf);
         Ok(ebpf.try_for_each(|backer| backer.switch.dpif().set_specialise(on))?)
+    }
+
+    /// Gives a bridge the flows of a file, or those of its fail mode.
+    fn set_flows(&mut self, bridge: &str, file: Option<&FlowFile>) -> Result<(), SwitchError> {
+        let switch = self.backer_of(bridge)?.0;
+        let Some(file) = file else {
+            switch.flows_replace(bridge, None)?;
+            self.flows.remove(bridge);
+            return Ok(());
+        };
+        let ports = switch.port_names(bridge)?;
+        if !self.flows.get(bridge).is_some_and(|installed| installed.is(file, &ports)) {
+            let (flows, installed) = flow_file::parse(file, &ports)?;
+            switch.flows_replace(bridge, Some(&flows))?;
+            self.flows.insert(bridge.into(), installed);
+        }
+        Ok(())
     }
 
     /// The datapath of a type, opened if it is not yet.
@@ -127,11 +156,13 @@ impl Switch for Bridges {
             }
             Change::AddBridge { bridge, datapath_type, settings } => {
                 self.open(*datapath_type)?.bridge_add(bridge, bridge_settings(settings))?;
+                self.flows.remove(bridge);
             }
             Change::SetBridge { bridge, settings } => {
                 self.backer_of(bridge)?.0.bridge_set(bridge, bridge_settings(settings))?;
             }
             Change::RemoveBridge { bridge } => {
+                self.flows.remove(bridge);
                 // Of a datapath that doesn't work yet this is the way back, which ends with `give_up`.
                 if let (switch, true) = self.backer_of(bridge)? {
                     switch.bridge_del(bridge)?;
@@ -139,7 +170,7 @@ impl Switch for Bridges {
             }
             Change::AddPort { bridge, port } => {
                 let switch = self.backer_of(bridge)?.0;
-                ports::add(&switch, bridge, port, port.ofport_request.map(openflow::OfPort))?;
+                ports::add(&switch, bridge, port, self.ports.number(&switch, bridge, port))?;
                 self.ports.added(bridge, port);
             }
             Change::SetPort { bridge, port } => {
@@ -152,21 +183,16 @@ impl Switch for Bridges {
                 self.ports.added(bridge, port);
             }
             Change::RemovePort { bridge, port } => {
-                self.ports.removed(port);
+                let (switch, started) = self.backer_of(bridge)?;
+                let number = switch.port_number(bridge, port);
+                self.ports.removed(bridge, port, number);
                 // One whose device went and came back may have been lost on the way.
-                if let (switch, true) = self.backer_of(bridge)?
-                    && switch.port_number(bridge, port).is_some()
-                {
+                if started && number.is_some() {
                     switch.port_del(bridge, port)?;
                 }
             }
             Change::SetFlows { bridge, flows } => {
-                let switch = self.backer_of(bridge)?.0;
-                let flows = match flows {
-                    Some(file) => Some(flow_file::parse(file, &switch.port_names(bridge)?)?),
-                    None => None,
-                };
-                switch.flows_replace(bridge, flows.as_deref())?;
+                self.set_flows(bridge, flows.as_ref())?;
             }
         }
         Ok(())
@@ -180,6 +206,7 @@ impl Switch for Bridges {
             tracing::info!("{}: removing, it has no bridges any more", unused.switch.dpif_name());
             unused.shutdown(true)?;
         }
+        self.ports.settled();
         Ok(())
     }
 
@@ -189,6 +216,7 @@ impl Switch for Bridges {
                 tracing::error!("{}: not as it was: {}", backer.switch.dpif_name(), one_line(error.as_ref()));
             }
         }
+        self.ports.settled();
     }
 
     fn run(&mut self, _now_ms: u64) {

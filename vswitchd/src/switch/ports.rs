@@ -3,6 +3,8 @@
 //! A device can be deleted, renamed or moved away while it is a port; the datapath then detaches it and says so. The port
 //! stays on its bridge, out of work, so that flows that name it keep their meaning. When a device of its name is there
 //! again, it goes back to work with the number that it had.
+//!
+//! So does a port that a change of the configuration takes away and brings back, above all on the way back from one that failed.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +17,11 @@ use crate::reconcile::{SwitchError, one_line};
 
 /// The ports as they were asked for, by name.
 #[derive(Default)]
-pub(super) struct Ports(BTreeMap<String, Asked>);
+pub(super) struct Ports {
+    asked: BTreeMap<String, Asked>,
+    /// Numbers of ports that went, by bridge and name, since the configuration was last complete. The first that a port had.
+    before: BTreeMap<(String, String), OfPort>,
+}
 
 struct Asked {
     bridge: String,
@@ -52,22 +58,39 @@ fn set_xdp(switch: &ofproto::Switch, name: &str, mode: Option<XdpMode>) -> Resul
 impl Ports {
     /// A port is on a bridge, or was changed there.
     pub(super) fn added(&mut self, bridge: &str, port: &PortConfig) {
-        let lost = self.0.get(&port.name).and_then(|asked| asked.lost);
-        self.0.insert(port.name.clone(), Asked { bridge: bridge.into(), port: port.clone(), lost });
+        let lost = self.asked.get(&port.name).and_then(|asked| asked.lost);
+        self.asked.insert(port.name.clone(), Asked { bridge: bridge.into(), port: port.clone(), lost });
     }
 
     /// Changes a port's place in the XDP hook if something else is asked for than before. Whoever says nothing any more means `auto`.
     pub(super) fn change_xdp(&self, switch: &ofproto::Switch, port: &PortConfig) -> Result<(), SwitchError> {
-        let before = self.0.get(&port.name).and_then(|asked| asked.port.xdp);
+        let before = self.asked.get(&port.name).and_then(|asked| asked.port.xdp);
         match port.xdp {
             same if same == before => Ok(()),
             mode => set_xdp(switch, &port.name, mode.or(Some(XdpMode::Auto))),
         }
     }
 
-    /// A port is on no bridge any more.
-    pub(super) fn removed(&mut self, name: &str) {
-        self.0.remove(name);
+    /// A port is on its bridge no more, on which it had this number; none where it was lost.
+    pub(super) fn removed(&mut self, bridge: &str, name: &str, number: Option<OfPort>) {
+        let asked = self.asked.remove(name);
+        if let Some(number) = number.or(asked.and_then(|asked| asked.lost)) {
+            self.before.entry((bridge.into(), name.into())).or_insert(number);
+        }
+    }
+
+    /// The number to ask for: the port's, or the one that it had if that is free.
+    pub(super) fn number(&self, switch: &ofproto::Switch, bridge: &str, port: &PortConfig) -> Option<OfPort> {
+        let free = |number: &&OfPort| {
+            switch.port_names(bridge).is_ok_and(|ports| ports.values().all(|taken| taken != *number))
+        };
+        let before = || self.before.get(&(bridge.into(), port.name.clone())).filter(free).copied();
+        port.ofport_request.map(OfPort).or_else(before)
+    }
+
+    /// The configuration is complete: what ports had before doesn't matter any more.
+    pub(super) fn settled(&mut self) {
+        self.before.clear();
     }
 
     /// Hears what happened to the devices of a datapath, and tries to get lost ports back to work.
@@ -78,12 +101,12 @@ impl Ports {
             let ports = dpif.ports().unwrap_or_default();
             let name = ports.into_iter().find(|port| port.port == number).map_or_else(String::new, |port| port.name);
             tracing::warn!("{}: port {number}, {name}, is out of work: {why}", switch.dpif_name());
-            if let Some(asked) = self.0.get_mut(&name) {
+            if let Some(asked) = self.asked.get_mut(&name) {
                 asked.lost = switch.port_number(&asked.bridge, &name);
             }
         }
         let bridges = switch.bridges();
-        for (name, asked) in self.0.iter_mut().filter(|(_, asked)| bridges.contains(&asked.bridge)) {
+        for (name, asked) in self.asked.iter_mut().filter(|(_, asked)| bridges.contains(&asked.bridge)) {
             if let Some(number) = asked.lost
                 && asked.port.kind == PortKind::System
                 && nix::net::if_::if_nametoindex(name.as_str()).is_ok()
