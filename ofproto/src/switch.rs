@@ -301,7 +301,7 @@ impl Switch {
         })
     }
 
-    /// Removes a bridge with its ports and flows.
+    /// Removes a bridge with its ports and flows. Waits as [`Switch::port_del`].
     ///
     /// # Errors
     /// There is no such bridge, or the datapath doesn't let go of a port: the bridge is gone all the same.
@@ -313,7 +313,7 @@ impl Switch {
             Ok::<_, SwitchError>(gone)
         })?;
         coverage::inc!("rev_reconfigure");
-        self.revalidate_now();
+        self.forget_ports();
         let results: Vec<_> = gone.ports.values().map(|port| self.release(port)).collect();
         results.into_iter().collect()
     }
@@ -376,7 +376,8 @@ impl Switch {
         added
     }
 
-    /// Takes a port off a bridge; its device gets back the settings it had.
+    /// Takes a port off a bridge; its device gets back the settings it had. Waits for the handlers, so what they call (protocols, sinks)
+    /// must not do this.
     ///
     /// # Errors
     /// There is no such port, or the datapath doesn't let go of it: it is no port of the bridge all the same.
@@ -392,8 +393,7 @@ impl Switch {
             bridge.macs.close(number);
             Ok(gone)
         })?;
-        // No flow may name the datapath port when it goes: another device could get its number.
-        self.revalidate_now();
+        self.forget_ports();
         self.release(&gone)
     }
 
@@ -636,6 +636,16 @@ impl Switch {
         }
         let spec = PortSpec { name: name.into(), kind, request: None };
         Ok((dpif.port_add(&spec).map_err(failed)?, true))
+    }
+
+    /// Has nobody name ports any more that the configuration doesn't have: another device could get their numbers in the datapath. A
+    /// handler may have translated by the configuration of before, and be about to execute and to install what came of it; when none is,
+    /// the last flows go.
+    fn forget_ports(&self) {
+        if !self.synchronize_threads() {
+            tracing::warn!("{}: a handler may still send to a port that goes", self.dpif_name());
+        }
+        self.revalidate_now();
     }
 
     fn release(&self, port: &Port) -> Result<()> {

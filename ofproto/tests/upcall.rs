@@ -241,6 +241,42 @@ fn a_flow_for_each_packet_is_not_confused_with_the_others() {
 }
 
 #[test]
+fn a_port_goes_when_no_handler_can_send_to_it_any_more() {
+    for bridge in [false, true] {
+        let world = World::new(&PLAIN);
+        let number = world.dp.port_by_name("p2").unwrap().number();
+        // A packet to port 2 is translated, and its handler stopped before it sends it.
+        let desk = world.faulty.desk.write();
+        world.send(1);
+        assert!(wait_until(Duration::from_secs(5), || world.faulty.operates.load(Ordering::SeqCst) > 0));
+        let other = std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                match bridge {
+                    true => world.switch.bridge_del("br0").unwrap(),
+                    false => world.switch.port_del("br0", "p2").unwrap(),
+                }
+                // Devices get the numbers that are free, the lowest first.
+                let add = |name: String| {
+                    let spec = PortSpec { name: name.clone(), kind: DpPortKind::System, request: None };
+                    world.dp.port_add(&spec).unwrap();
+                    world.dp.port_by_name(&name).unwrap()
+                };
+                (0..).map(|n| add(format!("other{n}"))).find(|port| port.number() == number).unwrap()
+            });
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(!other.is_finished() && world.dp.port_by_name("p2").is_ok(), "it has not waited");
+            drop(desk);
+            other.join().unwrap()
+        });
+        world.switch.synchronize();
+        assert!(other.recv().is_none(), "what was meant for a port that is gone came to another");
+        let named = |action: &Action| matches!(action, Action::Output(port) if *port == number);
+        let flows = world.switch.flows_of_datapath().unwrap();
+        assert!(!flows.iter().any(|flow| flow.actions.iter().any(named)), "{flows:?}");
+    }
+}
+
+#[test]
 fn a_flow_of_another_configuration_answers_nothing() {
     let world = World::new(&PLAIN);
     world.send(1);

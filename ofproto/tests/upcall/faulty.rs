@@ -35,6 +35,10 @@ pub(crate) struct Faulty {
     pub(crate) bad_records: AtomicU64,
     /// Held: nobody receives.
     pub(crate) gate: RwLock<()>,
+    /// Held: nobody operates.
+    pub(crate) desk: RwLock<()>,
+    /// Calls of `operate`, those that wait included.
+    pub(crate) operates: AtomicU64,
     /// What was called, of `flow_put` and `execute`.
     pub(crate) calls: Mutex<Vec<&'static str>>,
     /// Calls of `recv`.
@@ -58,6 +62,8 @@ impl Faulty {
             inject: Mutex::default(),
             bad_records: AtomicU64::new(0),
             gate: RwLock::default(),
+            desk: RwLock::default(),
+            operates: AtomicU64::new(0),
             calls: Mutex::default(),
             receives: AtomicU64::new(0),
             required_handlers: None,
@@ -71,6 +77,8 @@ impl Layer for Faulty {
     }
 
     fn operate(&self, ops: &mut [DpifOp<'_>]) {
+        self.operates.fetch_add(1, Ordering::SeqCst);
+        let _desk = self.desk.read();
         one_by_one(self, ops);
     }
 
