@@ -246,10 +246,13 @@ pub fn xdp(xdp: *mut xdp_md) -> Option<u32> {
         walk.count(&passed, slot, None);
         return Some(xdp_action::XDP_DROP);
     }
-    if !is_sent(out, walk.len)
-        || (Serves.has(needs::REWRITE)
-            && flags & straight::REWRITE != 0
-            && walk.rewrite(&mut head, number) == straight::UNFIT)
+    // Nothing has been done or counted: the hook of the TC sends it.
+    if !is_sent(out, walk.len) {
+        return Some(xdp_action::XDP_PASS);
+    }
+    if Serves.has(needs::REWRITE)
+        && flags & straight::REWRITE != 0
+        && walk.rewrite(&mut head, number) == straight::UNFIT
     {
         return None;
     }

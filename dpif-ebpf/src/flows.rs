@@ -174,8 +174,10 @@ impl Flows {
         let old = std::mem::replace(&mut flow.chain, chain);
         flow.actions = Arc::clone(&put.actions);
         self.special.removed(self.slots.needs(old.head()));
-        self.maps.groups.release(self.slots.group(old.head()), &self.grace);
+        let group = self.slots.group(old.head());
         self.slots.invalidate(&old);
+        // The number rests from when no program finds it any more.
+        self.maps.groups.release(group, &self.grace);
         self.slots.retire(old);
         Ok(())
     }
@@ -211,8 +213,9 @@ impl Flows {
         let flow = shard.remove(&ufid).ok_or(DpifError::NoSuchFlow)?;
         self.len.fetch_sub(1, Ordering::Relaxed);
         self.special.removed(self.slots.needs(flow.chain.head()));
-        self.maps.groups.release(self.slots.group(flow.chain.head()), &self.grace);
+        let group = self.slots.group(flow.chain.head());
         self.slots.invalidate(&flow.chain);
+        self.maps.groups.release(group, &self.grace);
         self.masks.release(&flow.mask, self.slots.in_port(flow.chain.head()));
         Ok(Removed(flow))
     }

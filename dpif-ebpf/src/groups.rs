@@ -47,6 +47,8 @@ struct State {
     by_ports: HashMap<Box<[u16]>, usize, ahash::RandomState>,
     /// The ports as the programs see them.
     ports: HashMap<u32, PortEntry, ahash::RandomState>,
+    /// Where the versions of the next group begin.
+    versions: u64,
 }
 
 /// A group.
@@ -59,6 +61,34 @@ struct Members {
     rests: Option<Ticket>,
     /// It may have become usable.
     changed: bool,
+    /// Goes up with everything that makes it another group, or its devices others.
+    version: u64,
+}
+
+/// A group that is to become usable, as it was when it was looked at.
+struct Wanted {
+    number: usize,
+    version: u64,
+    ports: Box<[u16]>,
+    entries: Vec<PortEntry>,
+}
+
+impl State {
+    /// The first group from `number` on that has changed and can be used. `number` is moved behind it.
+    fn next_changed(&mut self, number: &mut usize) -> Option<Wanted> {
+        while let Some(group) = self.groups.get_mut(*number) {
+            let at = *number;
+            *number += 1;
+            if !std::mem::take(&mut group.changed) {
+                continue;
+            }
+            let entry = |port: &u16| self.ports.get(&u32::from(*port)).copied().filter(is_sent_to);
+            if let Some(entries) = group.ports.iter().map(entry).collect() {
+                return Some(Wanted { number: at, version: group.version, ports: group.ports.clone(), entries });
+            }
+        }
+        None
+    }
 }
 
 impl Groups {
@@ -94,7 +124,9 @@ impl Groups {
             }
             return number as u32 + 1;
         }
-        let new = Members { ports: ports.clone(), flows: 1, rests: None, changed: true };
+        let version = state.versions;
+        state.versions += 1 << 32;
+        let new = Members { ports: ports.clone(), flows: 1, rests: None, changed: true, version };
         let rested = |group: &Members| group.rests.is_some_and(|ticket| grace.passed(ticket));
         let number = if state.groups.len() < MAX_GROUPS {
             state.groups.push(new);
@@ -114,8 +146,9 @@ impl Groups {
 
     /// One flow less, which the lookup table doesn't have any more and in whose slot this stands.
     pub(crate) fn release(&self, group: u32, grace: &Grace) {
+        let Some(number) = (group as usize).checked_sub(1) else { return };
         let mut state = self.state.lock();
-        if let Some(group) = (group as usize).checked_sub(1).and_then(|number| state.groups.get_mut(number)) {
+        if let Some(group) = state.groups.get_mut(number) {
             group.flows = group.flows.saturating_sub(1);
             if group.flows == 0 {
                 group.rests = Some(grace.ticket());
@@ -134,27 +167,44 @@ impl Groups {
             if group.ports.iter().any(|port| u32::from(*port) == number) {
                 self.publish(at, 0, 0);
                 group.changed = true;
+                group.version += 1;
             }
         }
     }
 
-    /// Makes those groups usable that can be used.
+    /// Makes those groups usable that can be used. The kernel takes its time for each, in which nobody is kept waiting.
     fn refresh(&self) -> Result<()> {
-        let state = &mut *self.state.lock();
-        for (number, group) in state.groups.iter_mut().enumerate().filter(|(_, group)| group.changed) {
-            group.changed = false;
-            let entry = |port: &u16| state.ports.get(&u32::from(*port)).copied().filter(is_sent_to);
-            let Some(entries) = group.ports.iter().map(entry).collect::<Option<Vec<_>>>() else { continue };
-            let devices = device_map(&entries)?;
-            let fd = devices.fd().as_fd().as_raw_fd() as u32;
-            bpf::map_update(self.devices.as_fd(), &(number as u32), &fd, 0)
-                .map_err(|error| io_error(format!("can't write group {number} to {}", name::GROUPS), error))?;
-            let mut info = Group { count: 0, mtu: 0, ports: [0; MAX_GROUP_PORTS] };
-            info.ports.iter_mut().zip(&group.ports).for_each(|(to, from)| *to = *from);
-            self.info.write(number, &info);
-            let mtu = entries.iter().map(|entry| entry.mtu).min().unwrap_or_default();
-            self.publish(number, group.ports.len() as u32, mtu);
+        let mut number = 0;
+        loop {
+            let Some(wanted) = self.state.lock().next_changed(&mut number) else { return Ok(()) };
+            let made = self.make(&wanted);
+            let mut state = self.state.lock();
+            let Some(group) = state.groups.get_mut(wanted.number) else { continue };
+            match made {
+                // What has changed since is made anew.
+                _ if group.version != wanted.version => {}
+                Ok(()) => {
+                    let mtu = wanted.entries.iter().map(|entry| entry.mtu).min().unwrap_or_default();
+                    self.publish(wanted.number, wanted.ports.len() as u32, mtu);
+                }
+                Err(error) => {
+                    group.changed = true;
+                    return Err(error);
+                }
+            }
         }
+    }
+
+    /// Gives the programs a group's devices; that they are there is not said yet.
+    fn make(&self, wanted: &Wanted) -> Result<()> {
+        let number = wanted.number;
+        let devices = device_map(&wanted.entries)?;
+        let fd = devices.fd().as_fd().as_raw_fd() as u32;
+        bpf::map_update(self.devices.as_fd(), &(number as u32), &fd, 0)
+            .map_err(|error| io_error(format!("can't write group {number} to {}", name::GROUPS), error))?;
+        let mut info = Group { count: 0, mtu: 0, ports: [0; MAX_GROUP_PORTS] };
+        info.ports.iter_mut().zip(&wanted.ports).for_each(|(to, from)| *to = *from);
+        self.info.write(number, &info);
         Ok(())
     }
 

@@ -214,6 +214,12 @@ impl Maps {
         Ok(())
     }
 
+    /// What the programs know of a port; of an adopted datapath at first what an earlier process said.
+    pub(crate) fn port(&self, port: u32) -> Result<Option<PortEntry>> {
+        bpf::map_lookup(self.ports.as_fd(), &port)
+            .map_err(|error| io_error(format!("can't read port {port} of {}", name::PORTS), error))
+    }
+
     /// Index and MTU of a port's device.
     pub(crate) fn device(&self, port: u32) -> Option<(u32, u32)> {
         let word = self.devices.get(port as usize)?.load(Ordering::Acquire);

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The folder carries the version of the memory layout, so a daemon never adopts what it would misread; folders of other
-//! versions with the same datapath name are removed, with all that is attached. One process at a time owns a datapath: it
+//! versions with the same datapath name are removed, with all that is attached and changed. One process at a time owns a datapath: it
 //! holds a lock on the folder that the kernel releases when the process ends, however it ends.
 //!
 //! A datapath is complete when its control block says so, which is written last. What is incomplete was left by a process
@@ -19,7 +19,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use datapath_common::maps::LAYOUT_VERSION;
+use aya::maps::MapData;
+use datapath_common::maps::{LAYOUT_VERSION, PortRecord, PortState, name};
 use dpif::{DpifError, Result};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
@@ -35,6 +36,8 @@ const LINKS: &str = "links";
 pub(crate) struct Pins {
     name: String,
     folder: PathBuf,
+    /// The ports of datapaths of this name whose memory had another layout.
+    left: Vec<PortRecord>,
     _lock: Flock<File>,
 }
 
@@ -54,7 +57,7 @@ impl Pins {
         check_name(name)?;
         mount_bpffs(bpffs)?;
         let root = bpffs.join("sluice");
-        remove_other_layouts(&root, name)?;
+        let left = remove_other_layouts(&root, name)?;
         let folder = root.join(format!("v{LAYOUT_VERSION}")).join(name);
         let failed = |error| io_error(format!("can't make {}", folder.display()), error);
         loop {
@@ -63,9 +66,15 @@ impl Pins {
             // Whoever held the lock before may have removed the folder.
             let same = fs::metadata(&folder).is_ok_and(|now| lock.metadata().is_ok_and(|then| then.ino() == now.ino()));
             if same {
-                return Ok(Self { name: name.into(), folder, _lock: lock });
+                return Ok(Self { name: name.into(), folder, left, _lock: lock });
             }
         }
+    }
+
+    /// The ports of datapaths of this name that were removed because their memory had another layout. Nothing is attached by a link
+    /// any more; what else was changed about their devices is for the caller to undo.
+    pub(crate) fn left(&self) -> &[PortRecord] {
+        &self.left
     }
 
     /// Name of the datapath.
@@ -173,8 +182,10 @@ fn lock(folder: &Path, name: &str) -> Result<Flock<File>> {
     })
 }
 
-/// Removes datapaths of this name whose memory this version can't read.
-fn remove_other_layouts(root: &Path, name: &str) -> Result<()> {
+/// Removes datapaths of this name whose memory this version can't read, and says what ports they had. What a port's record looks like
+/// doesn't change with the rest.
+fn remove_other_layouts(root: &Path, name: &str) -> Result<Vec<PortRecord>> {
+    let mut left = Vec::new();
     let current = format!("v{LAYOUT_VERSION}");
     for version in fs::read_dir(root).into_iter().flatten().flatten() {
         let folder = version.path().join(name);
@@ -183,10 +194,22 @@ fn remove_other_layouts(root: &Path, name: &str) -> Result<()> {
         }
         let _lock = lock(&folder, name)?;
         tracing::warn!("removing datapath {}: its memory layout is another version's", folder.display());
+        left.extend(records(&folder.join(name::PORT_RECORDS)));
         remove_folder(&folder).map_err(|error| io_error(format!("can't remove {}", folder.display()), error))?;
         let _ = fs::remove_dir(version.path());
     }
-    Ok(())
+    Ok(left)
+}
+
+/// The records of ports in a pinned map; none where they are of another size.
+fn records(path: &Path) -> Vec<PortRecord> {
+    let map = MapData::from_pin(path).ok();
+    let Some((map, info)) = map.and_then(|map| map.info().ok().map(|info| (map, info))) else { return Vec::new() };
+    if info.value_size() as usize != size_of::<PortRecord>() {
+        return Vec::new();
+    }
+    let record = |number: u32| bpf::map_lookup::<u32, PortRecord>(map.fd().as_fd(), &number).ok().flatten();
+    (0..info.max_entries()).filter_map(record).filter(|record| record.state != PortState::Free as u32).collect()
 }
 
 fn remove_folder(folder: &Path) -> io::Result<()> {

@@ -43,6 +43,12 @@ impl<'a> Outbox<'a> {
         if !sends || !is_plain || packet.data.len() < SHORTEST {
             return false;
         }
+        // Beyond the MTU a packet socket takes no tag but 802.1Q's; the execute device takes what the programs do.
+        let beyond =
+            |op: &Op| self.maps.device(op.arg).is_some_and(|(_, mtu)| packet.data.len() > mtu as usize + SHORTEST);
+        if outer_type(&packet.data) == eth_type::QINQ && ops.iter().any(beyond) {
+            return false;
+        }
         let header = vnet_header(packet);
         for op in ops {
             match self.device(op.arg, packet) {
@@ -105,9 +111,13 @@ impl Drop for Outbox<'_> {
     }
 }
 
+fn outer_type(data: &[u8]) -> u16 {
+    data.get(12..).and_then(|rest| rest.first_chunk()).map_or(0, |tpid| u16::from_be_bytes(*tpid))
+}
+
 /// Length behind the Ethernet header and an outer tag, which is what the MTU limits.
 fn payload_len(data: &[u8]) -> usize {
-    let tpid = data.get(12..).and_then(|rest| rest.first_chunk()).map_or(0, |tpid| u16::from_be_bytes(*tpid));
+    let tpid = outer_type(data);
     let header = if tpid == eth_type::VLAN || tpid == eth_type::QINQ { SHORTEST + 4 } else { SHORTEST };
     data.len().saturating_sub(header)
 }

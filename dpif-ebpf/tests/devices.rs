@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use dpif::{Dpif, DpifError, OdpPort, PortEvent, PortInfo};
+use dpif::{Dpif, DpifError, OdpPort, PortEvent, PortInfo, PortSpec};
 use dpif_ebpf::{Attach, EbpfDpif};
 use testkit::Netns;
 use testkit::wait_until;
@@ -118,6 +118,41 @@ fn an_internal_port_whose_device_goes_is_detached() {
     dpif.port_del(br0).unwrap();
     dpif.port_del(br1).unwrap();
     assert!(host.netns.ip("link show dev other").is_err(), "the pair goes with its port");
+    dpif.destroy().unwrap();
+}
+
+#[test]
+fn the_number_of_a_device_that_has_moved_may_be_anothers() {
+    testkit::require_root_and_bpf!("the_number_of_a_device_that_has_moved_may_be_anothers");
+    let host = Host::new("number");
+    let elsewhere = Netns::new("elsewhere").unwrap();
+    let dpif = host.open();
+    let br0 = dpif.port_add(&internal("br0")).unwrap();
+    let shown = host.netns.ip("-o link show dev br0").unwrap();
+    let index = shown.split(':').next().unwrap();
+    host.netns.ip(&format!("link set br0 netns {}", elsewhere.name())).unwrap();
+    assert_eq!(detached(&dpif, br0), "br0 was moved to another network namespace");
+    host.netns.ip(&format!("link add stranger index {index} type veth peer name friend")).unwrap();
+    dpif.port_del(br0).unwrap();
+    assert!(host.netns.ip("link show dev stranger").is_ok());
+    assert!(host.netns.ip("link show dev br0-dp").is_err(), "what is left of the port goes");
+    dpif.destroy().unwrap();
+}
+
+#[test]
+fn what_a_port_has_lost_is_not_the_next_ones() {
+    testkit::require_root_and_bpf!("what_a_port_has_lost_is_not_the_next_ones");
+    let host = Host::new("lost");
+    let (dpif, left, _right) = two_ports(&host);
+    dpif.handlers_set(1).unwrap();
+    // Nobody receives.
+    for n in 0..20_000u32 {
+        left.socket.send(&udp(60, n as u16)).unwrap();
+    }
+    assert!(dpif.upcalls_lost().iter().any(|(port, _, n)| *port == P1 && *n > 0), "{:?}", dpif.upcalls_lost());
+    dpif.port_del(P1).unwrap();
+    dpif.port_add(&PortSpec { request: Some(P1), ..system("left") }).unwrap();
+    assert_eq!(dpif.upcalls_lost(), []);
     dpif.destroy().unwrap();
 }
 

@@ -89,6 +89,31 @@ fn a_datapath_outlives_its_process_and_is_adopted() {
 }
 
 #[test]
+fn ports_of_another_version_are_given_back() {
+    testkit::require_root_and_bpf!("ports_of_another_version_are_given_back");
+    for attach in [Attach::Auto, Attach::Clsact] {
+        let mut host = Host::new("version");
+        host.options.attach = attach;
+        let (dpif, _left, _right) = two_ports(&host);
+        dpif.port_add(&internal("br0")).unwrap();
+        drop(dpif);
+        let other = host.pins().ancestors().nth(2).unwrap().join("v1");
+        std::fs::create_dir_all(&other).unwrap();
+        std::fs::rename(host.pins(), other.join(&host.name)).unwrap();
+        let dpif = host.open();
+        assert!(!dpif.was_adopted());
+        assert!(!host.shows("left", "promiscuity 1"));
+        for spec in [system("left"), system("right"), internal("br0")] {
+            dpif.port_add(&spec).unwrap();
+        }
+        dpif.destroy().unwrap();
+        drop(dpif);
+        host.assert_devices(2);
+        host.assert_no_pins();
+    }
+}
+
+#[test]
 fn one_process_at_a_time_owns_a_datapath() {
     testkit::require_root_and_bpf!("one_process_at_a_time_owns_a_datapath");
     let host = Host::new("own");

@@ -81,23 +81,28 @@ fn what_cant_be_sent_is_counted_and_keeps_nothing_else_back() {
     testkit::require_root_and_bpf!("what_cant_be_sent_is_counted_and_keeps_nothing_else_back");
     let host = Host::new("unsent");
     let (dpif, _left, right) = two_ports(&host);
-    let mut tagged = udp(1514, 9);
-    tagged.splice(12..12, [0x81, 0, 0, 5]);
+    let [tagged, provider] = [[0x81, 0, 0, 5], [0x88, 0xa8, 0, 5]].map(|tag| {
+        let mut frame = udp(1514, 9);
+        frame.splice(12..12, tag);
+        frame
+    });
     let packets = [
         (packet(udp(1514, 1)), vec![output(P2)]),
         (packet(udp(1515, 2)), vec![output(P2)]),
         (packet(tagged.clone()), vec![output(P2)]),
+        // Packet sockets have no room for this one, devices have.
+        (packet(provider.clone()), vec![output(P2)]),
         (packet(udp(60, 3)), vec![output(OdpPort(77))]),
         (packet(udp(60, 4)), vec![output(OdpPort(100_000)), output(P2)]),
     ];
     execute(&dpif, &packets, &FlowKey::ZERO);
-    for frame in [udp(1514, 1), tagged, udp(60, 4)] {
+    for frame in [udp(1514, 1), tagged, provider, udp(60, 4)] {
         assert_eq!(right.recv(), Some(frame));
     }
     right.assert_quiet();
     assert_eq!((drops(&dpif, "mtu"), drops(&dpif, "no-port"), drops(&dpif, "output")), (1, 2, 0));
     let stats = dpif.port_stats(P2).unwrap();
-    assert_eq!((stats.tx_packets, stats.tx_dropped), (3, 1));
+    assert_eq!((stats.tx_packets, stats.tx_dropped), (4, 1));
 
     // A device that is down, between two that are not.
     host.netns.ip("link set right down").unwrap();

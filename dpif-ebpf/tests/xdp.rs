@@ -52,7 +52,9 @@ fn compare(special: bool) {
     });
     println!("{compared} frames, {finished} of them finished in the hook, by {} programs", variants.len().max(1));
     assert!(found.is_empty(), "the engines differ:\n{}", found.join("\n"));
-    assert!(finished * 20 > compared, "only {finished} of {compared} frames were finished in the hook");
+    // Where no port takes frames from the hook it can only drop.
+    let one_in = if testkit::Need::XdpToVeth.missing().is_none() { 20 } else { 100 };
+    assert!(finished * one_in > compared, "only {finished} of {compared} frames were finished in the hook");
     // Few cases are for slow machines.
     let wanted = if cases < 5000 { 1 } else { 10 };
     assert!(!special || variants.len() > wanted, "only {variants:?} were tried");

@@ -8,9 +8,12 @@ use std::sync::Arc;
 
 use dpif::{OdpPort, PortEvent, PortKind};
 
-use super::{Port, Ports};
+use super::{Port, Ports, SYSTEM};
 use crate::background::{Background, Stop};
 use crate::rtnl::{self, Monitor, News};
+
+/// What has become of a device.
+const MOVED: &str = "moved to another network namespace";
 
 /// Starts to watch the devices of `ports`, beginning with what has happened before.
 pub(crate) fn watch(ports: Arc<Ports>) -> io::Result<Background> {
@@ -32,7 +35,7 @@ impl Ports {
             // A device that isn't there any more will be said to be gone, and then why.
             News::Changed(index) => (Some(index), None),
             News::Gone(index) => (Some(index), Some("deleted")),
-            News::Moved(index) => (Some(index), Some("moved to another network namespace")),
+            News::Moved(index) => (Some(index), Some(MOVED)),
             News::Lost => (None, Some("deleted or moved to another network namespace")),
         };
         let concerned = |port: &Port| {
@@ -46,6 +49,10 @@ impl Ports {
                 Err(why) => {
                     let error = format!("{} was {why}", port.name);
                     tracing::warn!("{}: port {number} is detached: {error}", self.datapath);
+                    // Its number may be another device's by now.
+                    if port.record.kind == SYSTEM && gone == Some(why.as_str()) {
+                        (port.record.ifindex, port.record.host_ifindex) = (0, 0);
+                    }
                     if let Err(error) = self.detach(*number, &mut port.record) {
                         tracing::warn!("{}: port {number}: {error}", self.datapath);
                     }
@@ -59,12 +66,27 @@ impl Ports {
     /// Looks at a port's devices. True: something about them changed. An error says why the port can't go on; that a device
     /// is not there is one if `gone` says so.
     fn refresh(&self, number: u32, port: &mut Port, gone: Option<&str>) -> Result<bool, String> {
-        let get = |index| rtnl::by_index(index).map_err(|error| format!("lost from sight: {error}"));
-        let host = get(port.record.host_ifindex)?;
-        let inside = if port.kind == PortKind::Internal { get(port.record.ifindex)? } else { host.clone() };
+        let look = || {
+            let host = rtnl::by_index(port.record.host_ifindex)?;
+            let is_pair = port.kind == PortKind::Internal;
+            let inside = if is_pair { rtnl::by_index(port.record.ifindex)? } else { host.clone() };
+            io::Result::Ok((host, inside))
+        };
+        let (host, inside) = match look() {
+            Ok(found) => found,
+            // That one can't ask says nothing of the device.
+            Err(error) => {
+                tracing::warn!("{}: can't look at {}: {error}", self.datapath, port.name);
+                return Ok(false);
+            }
+        };
         let (Some(host), Some(mut inside)) = (host, inside) else {
             return gone.map_or(Ok(false), |how| Err(how.to_owned()));
         };
+        // One that is back already has lost on its way what was attached to it.
+        if gone == Some(MOVED) {
+            return Err(MOVED.to_owned());
+        }
         if host.name != port.name {
             return Err(format!("renamed to {}", host.name));
         }

@@ -64,8 +64,11 @@ pub(super) fn create(name: &str, peer: &str) -> Result<(Link, Link)> {
 pub(super) fn remove(name: &str, peer: &str, indexes: [u32; 2]) -> Result<()> {
     let failed = |error| io_error(format!("can't remove internal port {name}"), error);
     let mut candidates = Vec::new();
-    for index in indexes.into_iter().filter(|index| *index != 0) {
-        candidates.extend(rtnl::by_index(index).map_err(failed)?);
+    let [host, inside] = indexes;
+    for (index, other) in [(host, inside), (inside, host)].into_iter().filter(|(index, _)| *index != 0) {
+        // A device that went to another namespace leaves its number to others.
+        let is_ours = |link: &Link| other == 0 || link.lower == Some(other);
+        candidates.extend(rtnl::by_index(index).map_err(failed)?.filter(is_ours));
     }
     if indexes == [0, 0] {
         // The process that made it died before it noted the numbers.

@@ -19,14 +19,18 @@ pub(crate) mod entry;
 pub(crate) mod events;
 mod image;
 mod internal;
+mod leftovers;
 mod xdp;
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use datapath_common::maps::{MAX_PORTS, PORT_TAKES_XDP, PortEntry, PortRecord, PortState, SAVED_CLSACT};
+use datapath_common::maps::{
+    Credit, MAX_HANDLERS, MAX_PORTS, PORT_TAKES_XDP, PortEntry, PortRecord, PortState, SAVED_CLSACT,
+};
 use dpif::{DpifError, OdpPort, PortEvent, PortInfo, PortKind, PortSpec, PortStats, Result, XdpMode, XdpState};
 use parking_lot::Mutex;
 
@@ -80,6 +84,7 @@ impl Ports {
         let netns = Netns::current().map_err(|error| io_error("can't tell the network namespace", error))?;
         let state = Mutex::new(State { next: FIRST, ..State::default() });
         let ports = Self { maps, pins, netns, options: options.clone(), datapath: datapath.into(), state };
+        leftovers::give_back(ports.pins.left(), ports.netns.cookie());
         if ports.maps.adopted {
             ports.adopt()?;
         }
@@ -98,9 +103,14 @@ impl Ports {
             if record.state == PortState::Free as u32 {
                 continue;
             }
-            match self.adoptable(number, &record) {
-                Ok(port) => {
+            match self.adoptable(number, &record)? {
+                Ok(mut port) => {
+                    let before = self.maps.port(number)?;
                     self.set_entry(number, &port)?;
+                    // Nobody was there to see it.
+                    if before.is_some_and(|before| before.mtu != port.mtu) {
+                        self.retry_xdp(number, &mut port)?;
+                    }
                     tracing::info!("{}: adopted port {number}, {}", self.datapath, port.name);
                     state.next = state.next.max(number + 1);
                     state.ports.insert(number, port);
@@ -119,34 +129,38 @@ impl Ports {
         Ok(())
     }
 
-    /// The port of a record as it is now, or why it is none.
-    fn adoptable(&self, number: u32, record: &PortRecord) -> core::result::Result<Port, String> {
+    /// The port of a record as it is now, or why it is none. An error if that can't be told: nothing is lost then, and who opens the
+    /// datapath the next time asks again.
+    fn adoptable(&self, number: u32, record: &PortRecord) -> Result<core::result::Result<Port, String>> {
         if record.state != PortState::Ready as u32 {
-            return Err("it was being added or removed".into());
+            return Ok(Err("it was being added or removed".into()));
         }
         if record.netns != self.netns.cookie() {
-            return Err("its device is in another network namespace".into());
+            return Ok(Err("its device is in another network namespace".into()));
         }
         let name = text(&record.name);
-        let get = |index| rtnl::by_index(index).map_err(|error| error.to_string());
+        let failed =
+            |error| io_error(format!("can't look at port {number}, {name}, which an earlier process left"), error);
+        let get = |index| rtnl::by_index(index).map_err(failed);
         let host = get(record.host_ifindex)?.filter(|link| link.name == name);
         let (Some(host), Some(inside)) = (host, get(record.ifindex)?) else {
-            return Err("its device was deleted, renamed or moved".into());
+            return Ok(Err("its device was deleted, renamed or moved".into()));
         };
         let attached = match Attached::from_number(record.attach) {
             Some(Attached::Tcx) => {
-                let link = self.pins.link(number, Hook::Tcx).map_err(|error| error.to_string())?;
-                link.and_then(|link| bpf::link_info(link.as_fd()).ok()).is_some_and(|info| info.ifindex == inside.index)
+                let link = self.pins.link(number, Hook::Tcx)?;
+                let info = link.map(|link| bpf::link_info(link.as_fd())).transpose().map_err(failed)?;
+                info.is_some_and(|info| info.ifindex == inside.index)
             }
-            Some(Attached::Clsact) => entry::is_attached_clsact(inside.index).map_err(|error| error.to_string())?,
+            Some(Attached::Clsact) => entry::is_attached_clsact(inside.index).map_err(failed)?,
             None => false,
         };
         if !attached {
-            return Err("its program is not attached".into());
+            return Ok(Err("its program is not attached".into()));
         }
         let kind = if record.kind == INTERNAL { PortKind::Internal } else { PortKind::System };
-        let xdp = self.adopted_xdp(number, record);
-        Ok(Port { name, kind, record: *record, mtu: inside.mtu, mac: host.mac, xdp, error: None })
+        let xdp = self.adopted_xdp(number, record)?;
+        Ok(Ok(Port { name, kind, record: *record, mtu: inside.mtu, mac: host.mac, xdp, error: None }))
     }
 
     /// Adds a port and says its number.
@@ -346,6 +360,12 @@ impl Ports {
     fn clear_stats(&self, number: u32) {
         for lane in 0..=self.maps.lanes {
             self.maps.counters.port_words(lane, number).iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        }
+        for handler in 0..MAX_HANDLERS {
+            let index = handler * MAX_PORTS + number as usize;
+            if let Some(word) = self.maps.credits.word(index, offset_of!(Credit, lost) / 8) {
+                word.store(0, Ordering::Relaxed);
+            }
         }
     }
 

@@ -178,14 +178,18 @@ impl Ports {
     }
 
     /// What an earlier process left in the hook of a port.
-    pub(super) fn adopted_xdp(&self, number: u32, record: &PortRecord) -> XdpState {
-        let link = self.pins.link(number, Hook::Xdp).ok().flatten();
+    pub(super) fn adopted_xdp(&self, number: u32, record: &PortRecord) -> Result<XdpState> {
+        let link = self.pins.link(number, Hook::Xdp)?;
         let info = link.and_then(|link| bpf::link_info(link.as_fd()).ok());
-        match (info, record.xdp) {
+        Ok(match (info, record.xdp) {
             (Some(info), NATIVE) if info.ifindex == record.ifindex => XdpState::Native,
             (Some(info), GENERIC) if info.ifindex == record.ifindex => XdpState::Generic,
-            _ => XdpState::Off("not attached by the process before".into()),
-        }
+            _ => {
+                // It may have died before it noted what it had attached.
+                self.pins.remove_link(number, Hook::Xdp)?;
+                XdpState::Off("not attached by the process before".into())
+            }
+        })
     }
 
     /// Whether the device of a port sends frames that the hook redirects, entered where the hook looks for it.
