@@ -3,7 +3,8 @@
 //! Such a program finishes the packets that it can finish with little: plain IPv4 ([`Seen`]), each of whose flows is in
 //! the flow cache and runs straight through. It is loaded for what the flows at the time need ([`datapath_common::needs`]); what
 //! they don't, the verifier prunes. Every other packet it hands over to the general program, untouched and uncounted, and
-//! that one writes the flow that it finds where this one will look for it next time.
+//! that one writes the flow that it finds where this one will look for it next time. A frame in the XDP hook whose output takes none from
+//! there is the TC hook's at once.
 //!
 //! It has no working memory in maps: what it has seen of a packet stays in registers and on the stack.
 

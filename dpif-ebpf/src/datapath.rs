@@ -61,7 +61,7 @@ impl EbpfDpif {
     /// process owns a datapath of this name.
     pub fn open(name: &str, options: &Options) -> Result<Self> {
         kernel::check()?;
-        let pins = Arc::new(Pins::open(&options.bpffs, name)?);
+        let pins = Arc::new(Pins::open(&options.bpffs, name, crate::ports::give_back_left)?);
         let found = maps::find(&pins)?;
         let made = found.is_none();
         let datapath = Self::assemble(Arc::clone(&pins), options, found);
@@ -322,10 +322,10 @@ impl Dpif for EbpfDpif {
     }
 
     fn upcalls_lost(&self) -> Vec<(OdpPort, u32, u64)> {
-        let n_handlers = self.maps.n_handlers().load(Ordering::Relaxed);
         let mut lost = Vec::new();
         for port in self.ports.list() {
-            for handler in 0..n_handlers.min(MAX_HANDLERS as u32) {
+            // Those that there are no more have lost what they have lost.
+            for handler in 0..MAX_HANDLERS as u32 {
                 let n = self.upcalls.lost(port.port.0, handler);
                 if n > 0 && (port.port.0 as usize) < MAX_PORTS {
                     lost.push((port.port, handler, n));

@@ -103,10 +103,13 @@ impl Groups {
     pub(crate) fn start(maps: &Arc<Maps>, datapath: &str) -> std::io::Result<Background> {
         let (maps, datapath) = (Arc::clone(maps), datapath.to_owned());
         Background::start("dpif-ebpf-groups", move |stop| {
+            let mut told = String::new();
             while stop.sleep(LOOK)? {
-                if let Err(error) = maps.groups.refresh() {
+                let error = maps.groups.refresh().err().map(|error| error.to_string()).unwrap_or_default();
+                if !error.is_empty() && error != told {
                     tracing::warn!("{datapath}: frames to several ports are left to the TC hook: {error}");
                 }
+                told = error;
             }
             Ok(())
         })
@@ -174,9 +177,9 @@ impl Groups {
 
     /// Makes those groups usable that can be used. The kernel takes its time for each, in which nobody is kept waiting.
     fn refresh(&self) -> Result<()> {
-        let mut number = 0;
+        let (mut number, mut result) = (0, Ok(()));
         loop {
-            let Some(wanted) = self.state.lock().next_changed(&mut number) else { return Ok(()) };
+            let Some(wanted) = self.state.lock().next_changed(&mut number) else { return result };
             let made = self.make(&wanted);
             let mut state = self.state.lock();
             let Some(group) = state.groups.get_mut(wanted.number) else { continue };
@@ -187,9 +190,10 @@ impl Groups {
                     let mtu = wanted.entries.iter().map(|entry| entry.mtu).min().unwrap_or_default();
                     self.publish(wanted.number, wanted.ports.len() as u32, mtu);
                 }
+                // The others have their turn before it has the next.
                 Err(error) => {
                     group.changed = true;
-                    return Err(error);
+                    result = Err(error);
                 }
             }
         }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The folder carries the version of the memory layout, so a daemon never adopts what it would misread; folders of other
-//! versions with the same datapath name are removed, with all that is attached and changed. One process at a time owns a datapath: it
+//! versions with the same datapath name are removed, their ports given back. One process at a time owns a datapath: it
 //! holds a lock on the folder that the kernel releases when the process ends, however it ends.
 //!
 //! A datapath is complete when its control block says so, which is written last. What is incomplete was left by a process
@@ -36,8 +36,6 @@ const LINKS: &str = "links";
 pub(crate) struct Pins {
     name: String,
     folder: PathBuf,
-    /// The ports of datapaths of this name whose memory had another layout.
-    left: Vec<PortRecord>,
     _lock: Flock<File>,
 }
 
@@ -53,11 +51,12 @@ const XDP: &str = "-xdp";
 
 impl Pins {
     /// Opens, or begins, the pins of datapath `name` below `bpffs`, where a BPF file system is mounted if there is none.
-    pub(crate) fn open(bpffs: &Path, name: &str) -> Result<Self> {
+    /// `give_back` undoes what ports of another layout have changed about devices, apart from what is attached by links.
+    pub(crate) fn open(bpffs: &Path, name: &str, give_back: impl Fn(&[PortRecord])) -> Result<Self> {
         check_name(name)?;
         mount_bpffs(bpffs)?;
         let root = bpffs.join("sluice");
-        let left = remove_other_layouts(&root, name)?;
+        remove_other_layouts(&root, name, give_back)?;
         let folder = root.join(format!("v{LAYOUT_VERSION}")).join(name);
         let failed = |error| io_error(format!("can't make {}", folder.display()), error);
         loop {
@@ -66,15 +65,9 @@ impl Pins {
             // Whoever held the lock before may have removed the folder.
             let same = fs::metadata(&folder).is_ok_and(|now| lock.metadata().is_ok_and(|then| then.ino() == now.ino()));
             if same {
-                return Ok(Self { name: name.into(), folder, left, _lock: lock });
+                return Ok(Self { name: name.into(), folder, _lock: lock });
             }
         }
-    }
-
-    /// The ports of datapaths of this name that were removed because their memory had another layout. Nothing is attached by a link
-    /// any more; what else was changed about their devices is for the caller to undo.
-    pub(crate) fn left(&self) -> &[PortRecord] {
-        &self.left
     }
 
     /// Name of the datapath.
@@ -182,10 +175,9 @@ fn lock(folder: &Path, name: &str) -> Result<Flock<File>> {
     })
 }
 
-/// Removes datapaths of this name whose memory this version can't read, and says what ports they had. What a port's record looks like
-/// doesn't change with the rest.
-fn remove_other_layouts(root: &Path, name: &str) -> Result<Vec<PortRecord>> {
-    let mut left = Vec::new();
+/// Removes datapaths of this name whose memory this version can't read, after their ports were given back: what a port's record looks
+/// like doesn't change with the rest.
+fn remove_other_layouts(root: &Path, name: &str, give_back: impl Fn(&[PortRecord])) -> Result<()> {
     let current = format!("v{LAYOUT_VERSION}");
     for version in fs::read_dir(root).into_iter().flatten().flatten() {
         let folder = version.path().join(name);
@@ -194,11 +186,22 @@ fn remove_other_layouts(root: &Path, name: &str) -> Result<Vec<PortRecord>> {
         }
         let _lock = lock(&folder, name)?;
         tracing::warn!("removing datapath {}: its memory layout is another version's", folder.display());
-        left.extend(records(&folder.join(name::PORT_RECORDS)));
-        remove_folder(&folder).map_err(|error| io_error(format!("can't remove {}", folder.display()), error))?;
+        let failed = |error| io_error(format!("can't remove {}", folder.display()), error);
+        detach_all(&folder.join(LINKS)).map_err(failed)?;
+        // As long as the records are there, whoever dies here leaves it to the next.
+        give_back(&records(&folder.join(name::PORT_RECORDS)));
+        remove_folder(&folder).map_err(failed)?;
         let _ = fs::remove_dir(version.path());
     }
-    Ok(left)
+    Ok(())
+}
+
+/// Detaches what is pinned in a folder of links; one that is not there has none.
+fn detach_all(links: &Path) -> io::Result<()> {
+    for link in fs::read_dir(links).into_iter().flatten() {
+        detach_and_unlink(&link?.path())?;
+    }
+    Ok(())
 }
 
 /// The records of ports in a pinned map; none where they are of another size.

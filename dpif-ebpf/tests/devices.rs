@@ -150,6 +150,8 @@ fn what_a_port_has_lost_is_not_the_next_ones() {
         left.socket.send(&udp(60, n as u16)).unwrap();
     }
     assert!(dpif.upcalls_lost().iter().any(|(port, _, n)| *port == P1 && *n > 0), "{:?}", dpif.upcalls_lost());
+    // All have come in.
+    assert!(wait_until(SOON, || dpif.port_stats(P1).unwrap().rx_packets >= 20_000));
     dpif.port_del(P1).unwrap();
     dpif.port_add(&PortSpec { request: Some(P1), ..system("left") }).unwrap();
     assert_eq!(dpif.upcalls_lost(), []);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dpif::{DatapathFlow, Dpif, DpifError, OdpPort, PortSpec, PortStats};
+use dpif::{DatapathFlow, Dpif, DpifError, OdpPort, PortInfo, PortSpec, PortStats};
 use openflow::{FlowCommand, FlowMatch, FlowMod, OfPort};
 use parking_lot::Mutex;
 
@@ -628,7 +628,12 @@ impl Switch {
     fn datapath_port(&self, name: &str, kind: dpif::PortKind) -> Result<(OdpPort, bool)> {
         let dpif = &self.backer.dpif;
         let failed = |error| SwitchError::Datapath(format!("adding port {name} to datapath {}", dpif.name()), error);
-        let there = dpif.port_by_name(name).map_err(failed)?.filter(|port| port.kind == kind);
+        // A tunnel that was made by hand is a device like any other.
+        let is_wanted = |port: &PortInfo| match port.kind {
+            dpif::PortKind::Tunnel(_) => kind == dpif::PortKind::System,
+            there => there == kind,
+        };
+        let there = dpif.port_by_name(name).map_err(failed)?.filter(is_wanted);
         match there {
             Some(port) if port.error.is_none() => return Ok((port.port, false)),
             Some(port) => dpif.port_del(port.port).map_err(failed)?,

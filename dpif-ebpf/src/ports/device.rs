@@ -62,6 +62,9 @@ pub(super) fn take_over(link: &Link, changes: u32) -> Result<()> {
 /// Changes the device back, if it is still there. What fails is logged: a device half given back is better than a port that
 /// can't be removed.
 pub(super) fn give_back(record: &PortRecord) {
+    if record.ifindex == 0 {
+        return;
+    }
     let link = match rtnl::by_index(record.ifindex) {
         Ok(Some(link)) => link,
         Ok(None) => return,

@@ -49,8 +49,12 @@ impl Ports {
                 Err(why) => {
                     let error = format!("{} was {why}", port.name);
                     tracing::warn!("{}: port {number} is detached: {error}", self.datapath);
-                    // Its number may be another device's by now.
-                    if port.record.kind == SYSTEM && gone == Some(why.as_str()) {
+                    // Its number may be another device's by now, unless it is back.
+                    let is_there = || {
+                        let link = rtnl::by_index(port.record.ifindex).ok().flatten();
+                        link.is_some_and(|link| link.name == port.name)
+                    };
+                    if port.record.kind == SYSTEM && gone == Some(why.as_str()) && !is_there() {
                         (port.record.ifindex, port.record.host_ifindex) = (0, 0);
                     }
                     if let Err(error) = self.detach(*number, &mut port.record) {

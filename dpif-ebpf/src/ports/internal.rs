@@ -66,8 +66,8 @@ pub(super) fn remove(name: &str, peer: &str, indexes: [u32; 2]) -> Result<()> {
     let mut candidates = Vec::new();
     let [host, inside] = indexes;
     for (index, other) in [(host, inside), (inside, host)].into_iter().filter(|(index, _)| *index != 0) {
-        // A device that went to another namespace leaves its number to others.
-        let is_ours = |link: &Link| other == 0 || link.lower == Some(other);
+        // A device that went to another namespace leaves its number to others, and may have another one there.
+        let is_ours = |link: &Link| other == 0 || link.lower == Some(other) || link.name == peer;
         candidates.extend(rtnl::by_index(index).map_err(failed)?.filter(is_ours));
     }
     if indexes == [0, 0] {

@@ -42,6 +42,7 @@ use crate::pins::{Hook, Pins};
 use crate::rtnl::{self, Link};
 use crate::sys::bpf;
 use entry::{Attached, Entry};
+pub(crate) use leftovers::give_back_left;
 
 /// The first number that is given: 0 is the reference's own local port.
 const FIRST: u32 = 1;
@@ -84,7 +85,6 @@ impl Ports {
         let netns = Netns::current().map_err(|error| io_error("can't tell the network namespace", error))?;
         let state = Mutex::new(State { next: FIRST, ..State::default() });
         let ports = Self { maps, pins, netns, options: options.clone(), datapath: datapath.into(), state };
-        leftovers::give_back(ports.pins.left(), ports.netns.cookie());
         if ports.maps.adopted {
             ports.adopt()?;
         }
@@ -105,12 +105,14 @@ impl Ports {
             }
             match self.adoptable(number, &record)? {
                 Ok(mut port) => {
-                    let before = self.maps.port(number)?;
-                    self.set_entry(number, &port)?;
-                    // Nobody was there to see it.
-                    if before.is_some_and(|before| before.mtu != port.mtu) {
+                    if matches!(port.xdp, XdpState::Off(_)) && self.is_in_xdp(number, &port.record)? {
+                        self.leave_xdp(number, &mut port)?;
+                    }
+                    // An MTU that nobody was there to see change.
+                    if self.maps.port(number)?.is_some_and(|before| before.mtu != port.mtu) {
                         self.retry_xdp(number, &mut port)?;
                     }
+                    self.set_entry(number, &port)?;
                     tracing::info!("{}: adopted port {number}, {}", self.datapath, port.name);
                     state.next = state.next.max(number + 1);
                     state.ports.insert(number, port);

@@ -164,7 +164,7 @@ impl Ports {
     }
 
     /// Takes a port's entry off the hook; the device gets its offload back.
-    fn leave_xdp(&self, number: u32, port: &mut Port) -> Result<()> {
+    pub(super) fn leave_xdp(&self, number: u32, port: &mut Port) -> Result<()> {
         self.remove_xdp(number, &port.record)?;
         if port.record.saved & SAVED_RXVLAN != 0 {
             if let Err(error) = device::set_flag(&port.name, device::FLAG_RXVLAN, true) {
@@ -180,16 +180,18 @@ impl Ports {
     /// What an earlier process left in the hook of a port.
     pub(super) fn adopted_xdp(&self, number: u32, record: &PortRecord) -> Result<XdpState> {
         let link = self.pins.link(number, Hook::Xdp)?;
-        let info = link.and_then(|link| bpf::link_info(link.as_fd()).ok());
+        let info = link.map(|link| bpf::link_info(link.as_fd())).transpose();
+        let info = info.map_err(|error| io_error(format!("can't ask for the XDP link of port {number}"), error))?;
         Ok(match (info, record.xdp) {
             (Some(info), NATIVE) if info.ifindex == record.ifindex => XdpState::Native,
             (Some(info), GENERIC) if info.ifindex == record.ifindex => XdpState::Generic,
-            _ => {
-                // It may have died before it noted what it had attached.
-                self.pins.remove_link(number, Hook::Xdp)?;
-                XdpState::Off("not attached by the process before".into())
-            }
+            _ => XdpState::Off("not attached by the process before".into()),
         })
+    }
+
+    /// Whether there is anything of a port in the XDP hook, or said to be there: a process may have died between the two.
+    pub(super) fn is_in_xdp(&self, number: u32, record: &PortRecord) -> Result<bool> {
+        Ok(record.xdp != 0 || self.pins.link(number, Hook::Xdp)?.is_some())
     }
 
     /// Whether the device of a port sends frames that the hook redirects, entered where the hook looks for it.

@@ -116,7 +116,8 @@ impl Handlers {
     /// Upcalls that were lost for want of credit or room, by port and handler.
     pub(super) fn lost(&self) -> Vec<(OdpPort, u32, u64)> {
         let mut lost = Vec::new();
-        for (handler, number) in self.queues.iter().zip(0..self.count()) {
+        // Those that there are no more have lost what they have lost.
+        for (handler, number) in self.queues.iter().zip(0..) {
             lost.extend(handler.queue.lock().lost.iter().map(|(port, n)| (OdpPort(*port), number, *n)));
         }
         lost

@@ -145,7 +145,15 @@ impl Subtable {
         // The tries are asked where the addresses come into play, if the stages before don't tell.
         if known >= LAYER3 && asked.rule_out(&self.prefixes, flow, wildcards) {
             self.shape.add_to(LAYER3 - 1, wildcards);
-        } else if known == self.last && self.ports.len != 0 {
+        } else {
+            self.look_at_stages(known, flow, wildcards);
+        }
+    }
+
+    /// As [`Self::look_at_miss`], where the tries don't tell.
+    #[inline(always)]
+    fn look_at_stages(&self, known: usize, flow: &Flow, wildcards: &mut Flow) {
+        if known == self.last && self.ports.len != 0 {
             self.look_at_ports(flow, wildcards);
         } else {
             self.shape.add_to(known, wildcards);
@@ -179,11 +187,7 @@ impl Subtable {
             }
             *wildcards = before;
         }
-        if known == self.last && self.ports.len != 0 {
-            self.look_at_ports(flow, wildcards);
-        } else {
-            self.shape.add_to(known, wildcards);
-        }
+        self.look_at_stages(known, flow, wildcards);
         if !is_preferred(wildcards) {
             *wildcards = before;
             self.look_at_miss(flow, asked, wildcards);

@@ -43,7 +43,19 @@ struct State {
 
 impl State {
     /// What was lost since the last time, from what the ports count now and what was known of handlers a little later.
-    fn grown(&mut self, by_handler: Vec<(OdpPort, u32, u64)>) -> Vec<(OdpPort, Option<u32>, u64)> {
+    fn grown(
+        &mut self,
+        ports: HashMap<OdpPort, PortUpcalls>,
+        by_handler: Vec<(OdpPort, u32, u64)>,
+    ) -> Vec<(OdpPort, Option<u32>, u64)> {
+        let before = std::mem::replace(&mut self.ports, ports);
+        // A number whose counter has gone back is another port's now.
+        let is_new = |odp: &OdpPort| match (before.get(odp), self.ports.get(odp)) {
+            (Some(before), Some(now)) => now.lost < before.lost,
+            (Some(_), None) => !by_handler.iter().any(|(lost, ..)| lost == odp),
+            (None, _) => false,
+        };
+        self.lost.retain(|(odp, _), _| !is_new(odp));
         let mut unexplained: HashMap<_, _> = self.ports.iter().map(|(odp, port)| (*odp, port.lost)).collect();
         for (odp, _, n) in &by_handler {
             unexplained.entry(*odp).and_modify(|left| *left = left.saturating_sub(*n));
@@ -52,6 +64,9 @@ impl State {
         let all = known.chain(unexplained.into_iter().map(|(odp, n)| (odp, None, n)));
         let more = all.filter_map(|(odp, handler, n)| {
             let before = self.lost.entry((odp, handler)).or_default();
+            if handler.is_some() && n < *before {
+                *before = 0;
+            }
             let more = n.saturating_sub(*before);
             *before = n.max(*before);
             (more > 0).then_some((odp, handler, more))
@@ -114,8 +129,7 @@ pub(super) fn look(backer: &Backer, now_ms: u64) {
         }
         ports.insert(odp, port);
     }
-    state.ports = ports;
-    let mut lost = state.grown(backer.dpif.upcalls_lost());
+    let mut lost = state.grown(ports, backer.dpif.upcalls_lost());
     if first {
         lost.clear();
     }
@@ -137,9 +151,9 @@ mod tests {
         let mut state = State::default();
         let mut grown = |lost: u64, by_handler: &[u64]| {
             let port = PortUpcalls { name: "v1".into(), port: 1, upcalls: 0, lost, rate: 0, lost_rate: 0 };
-            state.ports.insert(OdpPort(1), port);
+            let ports = HashMap::from([(OdpPort(1), port)]);
             let known = (0..).zip(by_handler).map(|(handler, n)| (OdpPort(1), handler, *n)).collect();
-            let mut grown: Vec<_> = state.grown(known).into_iter().map(|(_, handler, n)| (handler, n)).collect();
+            let mut grown: Vec<_> = state.grown(ports, known).into_iter().map(|(_, handler, n)| (handler, n)).collect();
             grown.sort_unstable();
             grown
         };
@@ -149,5 +163,8 @@ mod tests {
         assert_eq!(grown(12, &[7, 5]), [(Some(0), 4)]);
         assert_eq!(grown(16, &[7, 5]), []);
         assert_eq!(grown(17, &[7, 5]), [(None, 1)]);
+        // Another port has the number.
+        assert_eq!(grown(3, &[1, 0]), [(None, 2), (Some(0), 1)]);
+        assert_eq!(grown(4, &[2, 0]), [(Some(0), 1)]);
     }
 }

@@ -45,7 +45,6 @@ pub(crate) fn env(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// Stations, a group, everybody, and an address that no bridge forwards.
 /// Addresses that NORMAL doesn't forward to, and their neighbours.
 pub(crate) const RESERVED: [[u8; 6]; 14] = [
     [0x00, 0xe0, 0x2b, 0, 0, 0],
@@ -63,6 +62,7 @@ pub(crate) const RESERVED: [[u8; 6]; 14] = [
     [0x01, 0x80, 0xc2, 0, 0, 0x0f],
     [0x01, 0x80, 0xc2, 0, 0, 0x10],
 ];
+/// Stations, a group, everybody, and an address that no bridge forwards.
 pub(crate) const MACS: [[u8; 6]; 7] = [
     [0x50, 0x54, 0, 0, 0, 1],
     [0x50, 0x54, 0, 0, 0, 2],
