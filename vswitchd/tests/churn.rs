@@ -239,7 +239,7 @@ impl Operator<'_> {
             }
         }
         let device = format!("v{}", wire + 1);
-        assert!(wait_until(Duration::from_secs(20), || unread(&device) == 0), "{device} has frames that nobody reads");
+        assert!(wait_until(Duration::from_secs(120), || unread(&device) == 0), "{device} has frames that nobody reads");
         // The last one is counted before it is looked up.
         std::thread::sleep(Duration::from_millis(30));
         // Handlers still execute packets of this port, of which some come up again.
