@@ -289,6 +289,11 @@ impl FlowKey {
         out
     }
 
+    /// Whether, taken as a mask, it has all bits of `other`: what matches on these bits matches on those.
+    pub fn covers(&self, other: &FlowKey) -> bool {
+        self.words().iter().zip(other.words()).all(|(word, other)| other & !word == 0)
+    }
+
     /// Whether a packet with key `packet` matches this (masked) key under `mask`.
     pub fn matches(&self, mask: &FlowKey, packet: &FlowKey) -> bool {
         self.words().iter().zip(mask.words()).zip(packet.words()).all(|((k, m), p)| p & m == *k)

@@ -178,15 +178,11 @@ pub fn translate(config: &Config, key: &FlowKey) -> Option<Xlate> {
 /// the flow has looked at.
 pub fn translate_again(config: &Config, key: &FlowKey, mask: &FlowKey) -> Option<Xlate> {
     let first = translate(config, key)?;
-    if is_within(&first.mask, mask) {
+    if mask.covers(&first.mask) {
         return Some(first);
     }
     coverage::inc!("revalidate_preferring");
     translate_with(config, key, Vec::new(), Some(&Flow::of_mask(mask)))
-}
-
-fn is_within(mask: &FlowKey, other: &FlowKey) -> bool {
-    mask.words().iter().zip(other.words()).all(|(word, other)| word & !other == 0)
 }
 
 /// As [`translate`]; `actions`, an empty list, gives its memory for the actions.

@@ -64,6 +64,11 @@ fn echo_over_tcp(network: &Network, len: usize) -> usize {
     })
 }
 
+/// The lines of ports that `dpctl/show`, or `ovs-dpctl show`, says.
+fn ports(show: &str) -> Vec<String> {
+    show.lines().filter(|line| line.contains("port ")).map(|line| line.trim().to_owned()).collect()
+}
+
 #[test]
 fn pings_and_tcp_pass_in_every_dispatch_mode_and_the_fields_tool_agrees_about_the_flows() {
     const NAME: &str = "pings_and_tcp_pass_in_every_dispatch_mode_and_the_fields_tool_agrees_about_the_flows";
@@ -91,9 +96,6 @@ fn pings_and_tcp_pass_in_every_dispatch_mode_and_the_fields_tool_agrees_about_th
         let (ours, theirs): (BTreeSet<_>, BTreeSet<_>) = (known(&ours), known(&theirs));
         assert_eq!(ours, theirs, "{mode}");
         assert!(ours.iter().any(|line| line.contains("eth_type(0x0800)") && line.ends_with("actions:2")), "{ours:?}");
-        let ports = |text: &str| -> Vec<String> {
-            text.lines().filter(|line| line.contains("port ")).map(|line| line.trim().to_owned()).collect()
-        };
         assert_eq!(ports(&daemon.ask("dpctl/show")), ports(&dpctl(&network, "show")), "{mode}");
         // The tool puts flows without an id; what nobody has asked for goes.
         daemon.ask("revalidator/pause");
@@ -124,9 +126,6 @@ fn tunnels_are_made_by_hand_and_the_fields_tool_sees_them() {
         daemon.call(words[0], &words[1..])
     };
     assert_eq!(call(&format!("dpctl/add-if ovs-system {tunnels}")), Ok(String::new()));
-    let ports = |text: &str| -> Vec<String> {
-        text.lines().filter(|line| line.contains("port ")).map(|line| line.trim().to_owned()).collect()
-    };
     let (ours, theirs) = (ports(&call("dpctl/show").unwrap()), ports(&dpctl(&network, "show")));
     assert!(ours.contains(&"port 9: x0 (vxlan: packet_type=ptap)".to_owned()), "{ours:?}");
     // The tool doesn't ask the kernel for options.

@@ -162,9 +162,9 @@ impl Judge<'_> {
             return Again::Delete(DelReason::BadFit);
         }
         // Bits that the flow doesn't match on are 0 here. If they matter now, the new mask has them, and the flow goes.
-        let key = ukey.flow.key();
+        let (key, installed) = (ukey.flow.key(), ukey.flow.mask());
         let again = if self.round.limits.megaflows {
-            translate_again(&self.round.config, &key, &ukey.flow.mask())
+            translate_again(&self.round.config, &key, &installed)
         } else {
             translate(&self.round.config, &key)
         };
@@ -173,7 +173,7 @@ impl Judge<'_> {
             return self.without_context(&key, state);
         }
         let mask = if self.round.limits.megaflows { xlate.mask } else { exact_mask(&key, &self.backer.features) };
-        if !ukey.flow.covers(&mask) {
+        if !installed.covers(&mask) {
             return Again::Delete(DelReason::Wildcarded);
         }
         let actions = xlate.flow_actions();
