@@ -94,7 +94,7 @@ pub const NAMES: [(u16, &str); 7] = [
 /// Bits of word [`word::ETH_SRC`](crate::key::word) that are the address; above them are the TCP flags.
 const ADDRESS: u64 = 0x0000_ffff_ffff_ffff;
 /// Bits of word [`word::IP`](crate::key::word) that are protocol, TOS and TTL.
-const IP_BITS: u64 = 0x00ff_ffff;
+pub(crate) const IP_BITS: u64 = 0x00ff_ffff;
 /// Those that are the ports.
 const PORT_BITS: u64 = 0xffff_ffff << 32;
 

@@ -6,7 +6,7 @@
 
 use crate::extract::{FIRST_6, PLAIN_L3, PLAIN_L4, eth_type, ip_proto, transport_header};
 use crate::key::{HOT_WORDS, word};
-use crate::needs::{ETH_SRC, IP, IPV4, L4, REWRITE, Served};
+use crate::needs::{ETH_SRC, IP, IP_BITS, IPV4, L4, REWRITE, Served};
 use crate::packet::PacketRead;
 
 /// A packet that is IPv4 without options behind an Ethernet header without tags, and no fragment.
@@ -96,9 +96,6 @@ impl Seen {
 
 /// Factor of the word of `in_port` and `recirc_id` in hashes for the flow cache.
 pub const PORT_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// Bits of word [`word::IP`] that are protocol, TOS and TTL.
-const IP_BITS: u64 = 0x00ff_ffff;
 
 /// The hash by which a specialised program finds its place in the flow cache, of the words of a key: of what some flow reads alone, so
 /// packets that differ in nothing else share a place. Whoever makes it collide loses time, not packets. Its upper bits are the best ones.

@@ -198,7 +198,11 @@ fn remove_other_layouts(root: &Path, name: &str, give_back: impl Fn(&[PortRecord
 
 /// Detaches what is pinned in a folder of links; one that is not there has none.
 fn detach_all(links: &Path) -> io::Result<()> {
-    for link in fs::read_dir(links).into_iter().flatten() {
+    let entries = match fs::read_dir(links) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for link in entries {
         detach_and_unlink(&link?.path())?;
     }
     Ok(())
@@ -226,9 +230,7 @@ fn clear(folder: &Path) -> io::Result<()> {
         let entry = entry?;
         let path = entry.path();
         if entry.file_type()?.is_dir() {
-            for link in fs::read_dir(&path)? {
-                detach_and_unlink(&link?.path())?;
-            }
+            detach_all(&path)?;
             fs::remove_dir(&path)?;
         } else {
             fs::remove_file(&path)?;
