@@ -247,7 +247,7 @@ fn plain_ipv4<P: PacketRead>(head: &P) -> Option<Plain> {
     words[word::IP] = header.ip.into();
     let l4 = !header.is_later();
     if l4 {
-        let transport = transport_header(head, header.proto(), PLAIN_L4, ip_proto::ICMP, true);
+        let transport = transport_header(head, header.proto(), PLAIN_L4, ip_proto::ICMP, || true);
         words[word::IP] |= u64::from(transport.ports) << 32;
         words[word::ETH_SRC] |= transport.flags_in_word();
     }
@@ -313,7 +313,7 @@ fn ipv4_header<P: PacketRead>(packet: &P, l3: u32, first: u64) -> Ipv4 {
 /// several smaller stores have left waits until these have reached the cache.
 #[inline(always)]
 fn transport<P: PacketRead>(packet: &P, key: &mut FlowKey, l4: u32, icmp: u8) {
-    let transport = transport_header(packet, key.ip_proto, l4, icmp, true);
+    let transport = transport_header(packet, key.ip_proto, l4, icmp, || true);
     key.words_mut()[word::IP] |= u64::from(transport.ports) << 32;
     key.words_mut()[word::ETH_SRC] |= transport.flags_in_word();
 }
@@ -337,7 +337,13 @@ impl Transport {
 
 /// Reads a transport header, of other protocols than TCP only if `ports` are wanted.
 #[inline(always)]
-pub(crate) fn transport_header<P: PacketRead>(packet: &P, proto: u8, l4: u32, icmp: u8, ports: bool) -> Transport {
+pub(crate) fn transport_header<P: PacketRead>(
+    packet: &P,
+    proto: u8,
+    l4: u32,
+    icmp: u8,
+    ports: impl Fn() -> bool,
+) -> Transport {
     let len = packet.len();
     let none = Transport::default();
     if proto == ip_proto::TCP {
@@ -349,10 +355,10 @@ pub(crate) fn transport_header<P: PacketRead>(packet: &P, proto: u8, l4: u32, ic
         if header < 20 || len < l4 + header {
             return none;
         }
-        let ports = if ports { packet.u32_or_zero(l4) } else { 0 };
+        let ports = if ports() { packet.u32_or_zero(l4) } else { 0 };
         return Transport { ports, tcp_flags: offset_flags & 0x0fff };
     }
-    if !ports {
+    if !ports() {
         return none;
     }
     if proto == icmp {

@@ -17,6 +17,7 @@ extern crate std;
 
 pub mod apply;
 pub mod be;
+pub mod blanks;
 pub mod digest;
 pub mod extract;
 pub mod key;

@@ -4,7 +4,7 @@ use crate::op::DROP_REASONS;
 
 /// Version of everything in this crate that both sides read. It names the folder of the pins, so that a daemon never adopts a
 /// datapath whose memory it would misread. A test fails when a shared type changes and this does not.
-pub const LAYOUT_VERSION: u32 = 10;
+pub const LAYOUT_VERSION: u32 = 11;
 
 /// Datapath ports, 0 included.
 pub const MAX_PORTS: usize = 4096;
@@ -48,9 +48,9 @@ pub mod name {
     pub const CONTROL: &str = "CONTROL";
     /// [`crate::DigestSeeds`], one entry.
     pub const SEEDS: &str = "SEEDS";
-    /// [`super::PortEntry`] by datapath port.
+    /// [`super::PortEntry`] by datapath port, memory-mapped, all in one value.
     pub const PORTS: &str = "PORTS";
-    /// [`super::Lane`] by number, memory-mapped. Behind the CPUs' lanes is one of userspace's.
+    /// [`super::Lane`] by number, memory-mapped, all in one value. Behind the CPUs' lanes is one of userspace's.
     pub const LANE: &str = "LANE";
     /// [`crate::MaskEntry`] by `buffer * MAX_MASKS + index`, memory-mapped.
     pub const MASKS: &str = "MASKS";
@@ -60,7 +60,7 @@ pub mod name {
     pub const MASK_USES: &str = "MASK_USES";
     /// [`crate::Slot`] by slot number, memory-mapped.
     pub const SLOTS: &str = "SLOTS";
-    /// [`crate::HotSlot`] by slot number, memory-mapped.
+    /// [`crate::HotSlot`] by slot number, memory-mapped, all in one value.
     pub const HOT_SLOTS: &str = "HOT_SLOTS";
     /// [`crate::FlowStats`] by `lane * slots + stats_id`, memory-mapped.
     pub const FLOW_STATS: &str = "FLOW_STATS";
@@ -398,7 +398,7 @@ mod tests {
             MAX_HANDLERS,
             OpKind::Psample as usize,
         ];
-        assert_eq!(LAYOUT_VERSION, 10);
+        assert_eq!(LAYOUT_VERSION, 11);
         assert_eq!(
             layout,
             [

@@ -31,53 +31,27 @@ pub const ALL: u16 = (1 << 7) - 1;
 
 /// What a program serves. Each question is put where its answer is used: a program that is loaded for it has the answer in its code.
 pub trait Served: Copy {
-    /// Whether it serves this one need.
-    fn has(self, need: u16) -> bool;
+    /// Whether it serves one of these needs. `at_hand`: anything that is in use there, of which a program makes its question.
+    fn any<const NEEDS: u16>(self, at_hand: u64) -> bool;
+    /// The sum. (Who asks many questions wants the terms added one by one where they are, not all in the end.)
+    fn add(self, sum: u64, term: u64) -> u64;
 }
 
 /// As bits.
 impl Served for u16 {
     #[inline(always)]
-    fn has(self, need: u16) -> bool {
-        self & need != 0
+    fn any<const NEEDS: u16>(self, _at_hand: u64) -> bool {
+        self & NEEDS != 0
+    }
+    #[inline(always)]
+    fn add(self, sum: u64, term: u64) -> u64 {
+        sum.wrapping_add(term)
     }
 }
-
-/// What a specialised program has in the place of what it serves, until it is loaded: where it asks for need `1 << i`, an instruction
-/// that takes this plus `i` into a register.
-pub const ASKS: u32 = 0x5e4e_ed00;
-/// Where it asks for the bits that a flow's needs must not have, and [`FITS`].
-pub const ASKS_UNSERVED: u32 = ASKS + 0x40;
-/// Where it asks for all that it serves, and [`FITS`].
-pub const ASKS_SERVED: u32 = ASKS + 0x41;
 
 /// The bits of which a flow's needs have [`FITS`] alone, if a program that serves this can run it.
 pub const fn unserved(serves: u16) -> u16 {
     FITS | (ALL & !serves)
-}
-
-/// Answers the questions of the specialised programs in an object file, and says how many there were.
-#[cfg(any(test, feature = "user"))]
-pub fn answer(object: &mut [u8], serves: u16) -> usize {
-    // `BPF_ALU | BPF_MOV | BPF_K` with 32 and with 64 bits (`linux/bpf.h`): eight bytes, of which the last four are the value.
-    const MOVES: [u8; 2] = [0xb4, 0xb7];
-    let mut answered = 0;
-    for insn in object.as_chunks_mut::<8>().0 {
-        let [code, _, off @ .., v0, v1, v2, v3] = insn;
-        let value = u32::from_le_bytes([*v0, *v1, *v2, *v3]);
-        if !MOVES.contains(code) || off[..] != [0, 0] {
-            continue;
-        }
-        let answer = match value {
-            ASKS_UNSERVED => unserved(serves),
-            ASKS_SERVED => FITS | serves,
-            _ if value.wrapping_sub(ASKS) < NAMES.len() as u32 => serves >> (value - ASKS) & 1,
-            _ => continue,
-        };
-        [*v0, *v1, *v2, *v3] = u32::from(answer).to_le_bytes();
-        answered += 1;
-    }
-    answered
 }
 
 /// All needs with their names.

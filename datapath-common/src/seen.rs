@@ -9,7 +9,8 @@ use crate::key::{HOT_WORDS, word};
 use crate::needs::{ETH_SRC, IP, IP_BITS, IPV4, L4, REWRITE, Served};
 use crate::packet::PacketRead;
 
-/// A packet that is IPv4 without options behind an Ethernet header without tags, and no fragment.
+/// A packet that is IPv4 without options behind an Ethernet header without tags, and no fragment. What isn't served is anything: a zero in
+/// its place would cost an instruction, and often a word of the stack.
 #[derive(Clone, Copy)]
 pub struct Seen {
     /// Word [`word::IN_PORT`].
@@ -33,7 +34,6 @@ impl Seen {
     /// Reads of a packet of `port` what a program that serves this needs; the TCP flags in any case. `None`: it is of another kind.
     #[inline(always)]
     pub fn read<P: PacketRead>(head: &P, port: u32, serves: impl Served) -> Option<Self> {
-        let has = |need: u16| serves.has(need) || serves.has(REWRITE);
         if head.has_accelerated_vlan() || head.u16_or_zero(12) != eth_type::IPV4.to_be() {
             return None;
         }
@@ -42,14 +42,18 @@ impl Seen {
             return None;
         }
         let eth_dst = head.u64_or_zero(0);
-        let eth_src = if has(ETH_SRC) { head.u64_or_zero(6) } else { 0 };
-        let ipv4 = if has(IPV4) { head.u64_or_zero(PLAIN_L3 + 12) } else { 0 };
+        let eth_src = if serves.any::<{ ETH_SRC | REWRITE }>(first) { head.u64_or_zero(6) } else { first };
+        let ipv4 = if serves.any::<{ IPV4 | REWRITE }>(first) { head.u64_or_zero(PLAIN_L3 + 12) } else { first };
         let proto = head.u8_or_zero(PLAIN_L3 + 9);
-        let transport = transport_header(head, proto, PLAIN_L4, ip_proto::ICMP, serves.has(L4));
-        let mut ip = 0;
-        if has(IP) || serves.has(L4) {
+        let transport = transport_header(head, proto, PLAIN_L4, ip_proto::ICMP, || serves.any::<L4>(first));
+        let mut ip = first;
+        if serves.any::<{ IP | L4 | REWRITE }>(first) {
             let ttl = u64::from(head.u8_or_zero(PLAIN_L3 + 8));
-            ip = first & 0xff00 | u64::from(proto) | ttl << 16 | u64::from(transport.ports) << 32;
+            let mut word = first & 0xff00 | u64::from(proto) | ttl << 16;
+            if serves.any::<L4>(first) {
+                word |= u64::from(transport.ports) << 32;
+            }
+            ip = word;
         }
         Some(Self { port: port.into(), eth_dst, eth_src, ip, ipv4, tcp_flags: transport.tcp_flags })
     }
@@ -68,15 +72,19 @@ impl Seen {
         // Neither the packet has a tag nor the flow, and both are IPv4.
         let mut diff = self.port ^ key[word::IN_PORT];
         diff |= differs(self.eth_dst, word::ETH_DST) << 16;
-        if serves.has(ETH_SRC) {
+        if serves.any::<ETH_SRC>(diff) {
             diff |= differs(self.eth_src, word::ETH_SRC) << 16;
         }
-        if serves.has(L4) {
+        if serves.any::<L4>(diff) {
             diff |= differs(u64::from(self.tcp_flags.to_be()) << 48, word::ETH_SRC) >> 48;
         }
         // The fragment type is in this word, and every flow may read it; the packet has none.
-        diff |= if serves.has(IP) || serves.has(L4) { differs(self.ip, word::IP) } else { key[word::IP] };
-        if serves.has(IPV4) {
+        if serves.any::<{ IP | L4 }>(diff) {
+            diff |= differs(self.ip, word::IP);
+        } else {
+            diff |= key[word::IP];
+        }
+        if serves.any::<IPV4>(diff) {
             diff |= differs(self.ipv4, word::IPV4);
         }
         diff == 0
@@ -108,18 +116,18 @@ pub fn hash(words: &[u64; HOT_WORDS], serves: impl Served) -> u64 {
 #[inline(always)]
 fn mix(port: u64, eth_dst: u64, eth_src: u64, ip: u64, ipv4: u64, serves: impl Served) -> u64 {
     let mut h = port.wrapping_mul(PORT_FACTOR);
-    h = h.wrapping_add((eth_dst << 16).wrapping_mul(0xc2b2_ae3d_27d4_eb4f));
-    if serves.has(ETH_SRC) {
-        h = h.wrapping_add((eth_src << 16).wrapping_mul(0x1656_67b1_9e37_79f9));
+    h = serves.add(h, (eth_dst << 16).wrapping_mul(0xc2b2_ae3d_27d4_eb4f));
+    if serves.any::<ETH_SRC>(h) {
+        h = serves.add(h, (eth_src << 16).wrapping_mul(0x1656_67b1_9e37_79f9));
     }
-    if serves.has(L4) {
-        h = h.wrapping_add((ip >> 32).wrapping_mul(0xff51_afd7_ed55_8ccd));
+    if serves.any::<L4>(h) {
+        h = serves.add(h, (ip >> 32).wrapping_mul(0xff51_afd7_ed55_8ccd));
     }
-    if serves.has(IP) {
-        h = h.wrapping_add((ip & IP_BITS).wrapping_mul(0x27d4_eb2f_1656_67c5));
+    if serves.any::<IP>(h) {
+        h = serves.add(h, (ip & IP_BITS).wrapping_mul(0x27d4_eb2f_1656_67c5));
     }
-    if serves.has(IPV4) {
-        h = h.wrapping_add(ipv4.wrapping_mul(0xc4ce_b9fe_1a85_ec53));
+    if serves.any::<IPV4>(h) {
+        h = serves.add(h, ipv4.wrapping_mul(0xc4ce_b9fe_1a85_ec53));
     }
     h
 }

@@ -43,7 +43,7 @@ pub fn receive(xdp: *mut xdp_md) -> u32 {
 #[inline(always)]
 fn receive_here(xdp: *mut xdp_md) -> Option<u32> {
     let number = stats::lane();
-    let (lane, x) = (LANE.get_ptr_mut(number)?, XDP_SCRATCH.get_ptr_mut(0)?);
+    let (lane, x) = (LANE.at(number), XDP_SCRATCH.get_ptr_mut(0)?);
     // SAFETY: elements of this CPU alone.
     let (x, arrived) = unsafe { (&mut *x, *arrived(lane)?) };
     x.s.serves = arrived.serves;
@@ -73,7 +73,7 @@ fn last(xdp: *mut xdp_md, x: &mut XdpCpu, lane: *mut Lane, in_port: u32) -> Opti
         // SAFETY: the working memory is ours.
         next = unsafe { look_again(x) };
     }
-    if next == LAST { HOT_SLOTS.get(x.s.slot) } else { None }
+    if next == LAST { Some(HOT_SLOTS.get(x.s.slot)) } else { None }
 }
 
 #[inline(always)]
@@ -119,7 +119,7 @@ pub unsafe extern "C" fn look_again(x: *mut XdpCpu) -> i32 {
     }
     // SAFETY: the caller's working memory.
     let x = unsafe { &mut *x };
-    match LANE.get_ptr_mut(x.s.lane).and_then(|lane| found(x, lane)) {
+    match found(x, LANE.at(x.s.lane)) {
         Some(slot) => note(x, slot),
         None => NOT_HERE,
     }
@@ -132,14 +132,14 @@ fn found(x: &mut XdpCpu, lane: *mut Lane) -> Option<&'static HotSlot> {
     if let Some(slot) = unsafe { in_cache(&mut x.s, lane) } {
         x.cached += 1;
         if is_asked_for(&x.s, slot) {
-            tell(&x.s);
+            tell(&mut x.s);
         }
         return Some(slot);
     }
     let scanned = search(&mut x.s) as u32;
     x.scanned = x.scanned.wrapping_add(scanned);
     x.cached += u32::from(scanned == 0);
-    if x.s.found != 0 { HOT_SLOTS.get(x.s.slot) } else { None }
+    if x.s.found != 0 { Some(HOT_SLOTS.get(x.s.slot)) } else { None }
 }
 
 /// Notes a flow that is to be counted, and says what is next.
@@ -195,8 +195,7 @@ fn finish(xdp: *mut xdp_md, x: &mut XdpCpu, lane: *mut Lane, slot: &HotSlot) -> 
 /// Whether a frame will be sent to a port if the program returns `XDP_REDIRECT`.
 #[inline(always)]
 pub fn is_sent(port: u32, len: u32) -> bool {
-    let Some(entry) = PORTS.get(port) else { return false };
-    if len > entry.xdp_len {
+    if port >= MAX_PORTS as u32 || len > PORTS.get(port).xdp_len {
         return false;
     }
     // SAFETY: a helper call on a map.

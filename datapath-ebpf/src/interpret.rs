@@ -425,7 +425,7 @@ fn output_here(skb: *mut __sk_buff, s: &mut Scratch, port: u32, trunc: u32, last
 
 #[inline(always)]
 fn transmit(skb: Skb, s: &mut Scratch, port: u32, trunc: u32, last: bool) -> Result<(), DropReason> {
-    let entry = if port < MAX_PORTS as u32 { PORTS.get(port) } else { None };
+    let entry = if port < MAX_PORTS as u32 { Some(PORTS.get(port)) } else { None };
     let Some(entry) = entry else { return Err(DropReason::NoPort) };
     let (ifindex, mtu) = (entry.ifindex, entry.mtu);
     if ifindex == 0 {

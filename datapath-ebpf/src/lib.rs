@@ -16,6 +16,7 @@
 // Field by field through raw pointers: a reference to a whole map element would claim what other CPUs don't keep.
 #![allow(clippy::deref_addrof)]
 
+pub mod blank;
 pub mod debug;
 pub mod finish;
 pub mod flood;

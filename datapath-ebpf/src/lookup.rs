@@ -42,7 +42,7 @@ struct Scan {
 /// `s.slot` then.
 #[inline(always)]
 pub fn lookup(s: &mut Scratch, again: bool) -> Option<&'static HotSlot> {
-    let lane = LANE.get_ptr_mut(s.lane)?;
+    let lane = LANE.at(s.lane);
     // SAFETY: the map's element.
     if let Some(slot) = unsafe { in_cache(s, lane) } {
         if is_asked_for(s, slot) {
@@ -60,7 +60,7 @@ pub fn lookup(s: &mut Scratch, again: bool) -> Option<&'static HotSlot> {
     }
     let scanned = search(s);
     count(s, scanned as u32, u32::from(again));
-    if s.found != 0 { HOT_SLOTS.get(s.slot) } else { None }
+    if s.found != 0 { Some(HOT_SLOTS.get(s.slot)) } else { None }
 }
 
 #[inline(always)]
@@ -104,25 +104,12 @@ pub unsafe fn in_cache(s: &mut Scratch, lane: *mut Lane) -> Option<&'static HotS
     None
 }
 
-/// The place of packets with this hash in a lane's cache.
-#[inline(always)]
-fn place(lane: u32, hash: u64) -> Option<*mut u64> {
-    place_at(lane, own_place(hash))
-}
-
 #[inline(always)]
 fn own_place(hash: u64) -> u32 {
     (hash >> 40) as u32
 }
 
-/// A place of a lane's cache by its number, of which the bits that are too high don't count.
-#[inline(always)]
-fn place_at(lane: u32, number: u32) -> Option<*mut u64> {
-    // SAFETY: the map's element.
-    LANE.get_ptr_mut(lane).map(|lane| unsafe { place_in(lane, number) })
-}
-
-/// As [`place_at`], of the lane that this points to.
+/// A place of the cache of the lane that this points to, by its number, of which the bits that are too high don't count.
 ///
 /// # Safety
 /// `lane` points to a lane.
@@ -154,8 +141,10 @@ fn tag(hash: u64) -> u64 {
 #[inline(never)]
 pub fn cached_in_row(lane: u32, hash: u64) -> u64 {
     let (mut way, mut found) = (1, 0);
+    let lane = LANE.at(lane);
     while way < FLOW_CACHE_WAYS as u32 {
-        let Some(place) = place_at(lane, own_place(hash) ^ way) else { return 0 };
+        // SAFETY: the map's element.
+        let place = unsafe { place_in(lane, own_place(hash) ^ way) };
         // SAFETY: the map's element, a word that is read whole.
         let cached = unsafe { core::ptr::read_volatile(place) };
         if (cached ^ tag(hash)) >> CACHED_TAG == 0 {
@@ -176,7 +165,7 @@ pub fn cached_number(cached: u64) -> u32 {
 #[inline(always)]
 fn cached_slot(cached: u64) -> Option<&'static HotSlot> {
     let generation = (cached >> CACHED_GENERATION) as u16;
-    let slot = HOT_SLOTS.get(cached_number(cached))?;
+    let slot = HOT_SLOTS.get(cached_number(cached));
     // That of an empty place is even.
     if !generation.is_multiple_of(2) && slot.generation as u16 == generation { Some(slot) } else { None }
 }
@@ -188,50 +177,63 @@ pub fn cached_slot_here(cached: u64) -> Option<&'static HotSlot> {
     if cached == 0 {
         return None;
     }
-    let slot = HOT_SLOTS.get(cached_number(cached))?;
+    // The map is smaller than what a cached word has room for, so that what is above the slot there doesn't count.
+    let slot = HOT_SLOTS.get(cached as u32);
     // Cached generations are odd, as those of flows; a flow that is gone has left an even one.
     if slot.generation as u16 == (cached >> CACHED_GENERATION) as u16 { Some(slot) } else { None }
 }
 
-/// What [`in_row`] returns when it has found the flow; else it is a way of the row.
+/// What [`in_row`] returns when it has found the flow.
 const IN_ROW: i64 = -1;
 
-/// Looks through the rest of the row for the flow, whose slot `s.slot` is then. If it isn't there: by which way one comes from
-/// the own place to one that was never used, or 0 where there is none.
+/// Looks through the rest of the row for the flow, whose slot `s.slot` is then. If it isn't there, `s.free_way` says where else there is room.
 #[inline(never)]
 fn in_row(s: &mut Scratch) -> i64 {
     let Some(control) = CONTROL.get_ptr(0) else { return 0 };
     // SAFETY: the map's element, a word that is read whole.
     let masks = unsafe { core::ptr::read_volatile(&raw const (*control).masks) };
-    let (mut way, mut free) = (1, 0);
+    let mut way = 1;
+    let lane = LANE.at(s.lane);
+    set_free_way(s, 0);
     while way < FLOW_CACHE_WAYS as u32 {
-        let Some(place) = place_at(s.lane, own_place(s.hash) ^ way) else { return 0 };
+        // SAFETY: the map's element.
+        let place = unsafe { place_in(lane, own_place(s.hash) ^ way) };
         // SAFETY: the map's element, a word that is read whole.
         let cached = unsafe { core::ptr::read_volatile(place) };
         if cached == 0 {
-            free = way;
+            set_free_way(s, way);
         } else if (cached ^ tag(s.hash)) >> CACHED_TAG == 0 && cached_flow(s, masks, cached).is_some() {
             s.slot = cached_number(cached);
             return IN_ROW;
         }
         way += 1;
     }
-    free.into()
+    0
 }
 
-/// Remembers the flow of slot `s.slot` in the hash's own place, and what was there in another place of the row: `free` ways off,
-/// or, if that is 0, where chance has it.
+/// Puts it where the verifier doesn't follow it: it would walk what comes behind for each way.
 #[inline(always)]
-fn remember(s: &Scratch, hash: u64, generation: u32, free: u32) {
+fn set_free_way(s: &mut Scratch, way: u32) {
+    // SAFETY: a field of the working memory.
+    unsafe { (&raw mut s.free_way).write_volatile(way) };
+}
+
+/// Remembers the flow of slot `s.slot` in the hash's own place, and what was there in another place of the row: by `s.free_way`, or, if
+/// that is 0, where chance has it.
+#[inline(always)]
+fn remember(s: &Scratch, hash: u64, generation: u32) {
     if s.slot >= MAX_CACHED_SLOTS {
         return;
     }
-    let way = match free {
+    // SAFETY: a field of the working memory.
+    let way = match unsafe { (&raw const s.free_way).read_volatile() } {
         // SAFETY: the helper takes nothing.
         0 => (unsafe { bpf_get_prandom_u32() }) % FLOW_CACHE_WAYS as u32,
         way => way,
     };
-    let (Some(own), Some(other)) = (place(s.lane, hash), place_at(s.lane, own_place(hash) ^ way)) else { return };
+    let lane = LANE.at(s.lane);
+    // SAFETY: the map's element.
+    let (own, other) = unsafe { (place_in(lane, own_place(hash)), place_in(lane, own_place(hash) ^ way)) };
     let generation = u64::from(generation as u16) << CACHED_GENERATION;
     let entry = u64::from(s.slot) | u64::from(s.mask_index) << CACHED_MASK | generation | tag(hash);
     // SAFETY: the map's elements, each read and written whole. They may be the same: then what was there is gone.
@@ -253,24 +255,27 @@ pub fn is_asked_for(s: &Scratch, slot: &HotSlot) -> bool {
 
 /// Remembers the flow of slot `s.slot` where the specialised program looks for it that handed the packet over. 0: that can't run it.
 #[inline(never)]
-pub fn tell(s: &Scratch) -> i64 {
+pub fn tell(s: &mut Scratch) -> i64 {
     let serves = s.serves as u16;
-    let Some(slot) = HOT_SLOTS.get(s.slot) else { return 0 };
+    let slot = HOT_SLOTS.get(s.slot);
     let generation = slot.generation;
     if generation.is_multiple_of(2) || !needs::are_served(slot.needs, serves) {
         return 0;
     }
     let hash = seen::hash(hot_words(s), serves);
-    let (mut way, mut free) = (1, 0);
+    let mut way = 1;
+    let lane = LANE.at(s.lane);
+    set_free_way(s, 0);
     while way < FLOW_CACHE_WAYS as u32 {
-        let Some(place) = place_at(s.lane, own_place(hash) ^ way) else { return 0 };
+        // SAFETY: the map's element.
+        let place = unsafe { place_in(lane, own_place(hash) ^ way) };
         // SAFETY: the map's element, a word that is read whole.
         if unsafe { core::ptr::read_volatile(place) } == 0 {
-            free = way;
+            set_free_way(s, way);
         }
         way += 1;
     }
-    remember(s, hash, generation, free);
+    remember(s, hash, generation);
     1
 }
 
@@ -280,8 +285,7 @@ pub fn tell(s: &Scratch) -> i64 {
 #[inline(never)]
 pub fn search(s: &mut Scratch) -> i64 {
     (s.found, s.scanned, s.retries) = (0, 0, 0);
-    let free = in_row(s);
-    if free == IN_ROW {
+    if in_row(s) == IN_ROW {
         s.found = 1;
         if s.serves != 0 {
             tell(s);
@@ -301,7 +305,7 @@ pub fn search(s: &mut Scratch) -> i64 {
     s.slot = s.found.wrapping_sub(1);
     // A flow that the specialised program runs is not looked for here again.
     if s.found != 0 && (s.serves == 0 || tell(s) == 0) {
-        remember(s, s.hash, s.generation, free as u32);
+        remember(s, s.hash, s.generation);
     }
     s.scanned.into()
 }
@@ -355,19 +359,18 @@ fn used(s: &Scratch) -> i64 {
 /// Counts a search.
 #[inline(never)]
 fn count(s: &Scratch, scanned: u32, again: u32) -> i64 {
-    if let Some(stats) = stats::datapath(s) {
-        // SAFETY: the map's element.
-        unsafe {
-            stats::add(&raw mut (*stats).recirculated, again.into());
-            if s.found != 0 && scanned == 0 {
-                stats::add(&raw mut (*stats).cache_hit, 1);
+    let stats = stats::datapath(s);
+    // SAFETY: the map's element.
+    unsafe {
+        stats::add(&raw mut (*stats).recirculated, again.into());
+        if s.found != 0 && scanned == 0 {
+            stats::add(&raw mut (*stats).cache_hit, 1);
+        } else {
+            stats::add(&raw mut (*stats).mask_hit, scanned.into());
+            if s.found != 0 {
+                stats::add(&raw mut (*stats).hit, 1);
             } else {
-                stats::add(&raw mut (*stats).mask_hit, scanned.into());
-                if s.found != 0 {
-                    stats::add(&raw mut (*stats).hit, 1);
-                } else {
-                    stats::add(&raw mut (*stats).missed, 1);
-                }
+                stats::add(&raw mut (*stats).missed, 1);
             }
         }
     }
@@ -510,10 +513,8 @@ fn find(bucket: u32, tag: u64) -> u64 {
 
 #[inline(never)]
 fn retried(s: &Scratch) -> i64 {
-    if let Some(stats) = stats::datapath(s) {
-        // SAFETY: the map's element.
-        unsafe { stats::add(&raw mut (*stats).retried, s.retries.into()) };
-    }
+    // SAFETY: the map's element.
+    unsafe { stats::add(&raw mut (*stats::datapath(s)).retried, s.retries.into()) };
     0
 }
 

@@ -2,6 +2,7 @@
 
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, DevMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
+use datapath_common::blanks::Direct as Map;
 use datapath_common::extract::eth_type;
 use datapath_common::key::{HOT_WORDS, KEY_WORDS, word};
 use datapath_common::maps::{
@@ -11,6 +12,7 @@ use datapath_common::maps::{
 use datapath_common::table::bucket_count;
 use datapath_common::{Bucket, DigestSeeds, FlowKey, FlowStats, HotSlot, Layers, MaskEntry, MaskList, Slot};
 
+use crate::blank::Direct;
 use crate::lookup::{cache_hash, plain_hash};
 use crate::stats;
 
@@ -24,11 +26,11 @@ pub static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub static SEEDS: Array<DigestSeeds, 1> = Array::new();
 /// Datapath ports.
-#[btf_map]
-pub static PORTS: Array<PortEntry, MAX_PORTS> = Array::new();
+// SAFETY: its elements are ports.
+pub static PORTS: Direct<PortEntry, { Map::Ports as u32 }> = unsafe { Direct::new() };
 /// What CPUs write of their own.
-#[btf_map]
-pub static LANE: Array<Lane, MAX_LANES, MMAPABLE> = Array::new();
+// SAFETY: its elements are lanes.
+pub static LANE: Direct<Lane, { Map::Lane as u32 }> = unsafe { Direct::new() };
 /// Two buffers of masks.
 #[btf_map]
 pub static MASKS: Array<MaskEntry, { MAX_MASKS * 2 }, MMAPABLE> = Array::new();
@@ -42,8 +44,8 @@ pub static MASK_USES: Array<u64, { MAX_LANES * 2 * MAX_MASKS }, MMAPABLE> = Arra
 #[btf_map]
 pub static SLOTS: Array<Slot, DEFAULT_SLOTS, MMAPABLE> = Array::new();
 /// What lookups read of them.
-#[btf_map]
-pub static HOT_SLOTS: Array<HotSlot, DEFAULT_SLOTS, MMAPABLE> = Array::new();
+// SAFETY: its elements are of this type.
+pub static HOT_SLOTS: Direct<HotSlot, { Map::HotSlots as u32 }> = unsafe { Direct::new() };
 /// Statistics of flows, by lane and number.
 #[btf_map]
 pub static FLOW_STATS: Array<FlowStats, { DEFAULT_SLOTS * MAX_LANES }, MMAPABLE> = Array::new();
@@ -183,6 +185,10 @@ pub struct Scratch {
     pub serves: u32,
     /// Hash of the key for the cache of flows.
     pub hash: u64,
+    /// By which way of its row one comes to a place that was never used; 0: by none.
+    pub free_way: u32,
+    /// Unused.
+    pub reserved: u32,
 }
 
 impl Scratch {

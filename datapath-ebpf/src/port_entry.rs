@@ -3,15 +3,24 @@
 //! One copy is loaded for each port. The datapath's programs are behind an array, so replacing them is one write for all ports.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 // The attribute macro wraps each program in a function without documentation.
 #![allow(missing_docs)]
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, xdp_action};
-use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
+use aya_ebpf::btf_maps::{PerCpuArray, ProgramArray};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use datapath_common::maps::{Lane, MAX_LANES, PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_XDP, XdpFrame};
+use datapath_common::blanks::{Direct as Map, PORT, SHARED};
+use datapath_common::maps::{Lane, PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_XDP, XdpFrame};
+
+use crate::blank::Direct;
+
+// The library has programs and maps of its own.
+#[path = "blank.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod blank;
 
 /// The programs of the moment.
 #[btf_map]
@@ -22,28 +31,18 @@ static PROGRAMS: ProgramArray<8> = ProgramArray::new();
 static XDP_PROGRAMS: ProgramArray<2> = ProgramArray::new();
 
 /// Where the XDP program finds the port, for its context has no room for it: in what the CPU writes of its own,
-#[btf_map]
-static LANE: Array<Lane, MAX_LANES, MMAPABLE> = Array::new();
+// SAFETY: its elements are lanes.
+static LANE: Direct<Lane, { Map::Lane as u32 }> = unsafe { Direct::new() };
 /// or, where CPUs share that, here.
 #[btf_map]
 static XDP_PORT: PerCpuArray<XdpFrame, 1> = PerCpuArray::new();
 
-/// `BPF_F_MMAPABLE`.
-const MMAPABLE: usize = 1 << 10;
-
-/// Datapath port, set at load.
-#[unsafe(no_mangle)]
-static PORT_NO: u32 = 0;
-/// 1: several CPUs share a lane, set at load.
-#[unsafe(no_mangle)]
-static SHARED_LANES: u32 = 0;
-
 /// Entry of a port.
 #[classifier]
 pub(crate) fn sluice_port(ctx: TcContext) -> i32 {
-    // SAFETY: the context is the kernel's; the global is read as the loader set it. A tail call that fails falls through.
+    // SAFETY: the context is the kernel's. A tail call that fails falls through.
     unsafe {
-        (*ctx.skb.skb).cb[0] = core::ptr::read_volatile(&raw const PORT_NO);
+        (*ctx.skb.skb).cb[0] = blank::value::<PORT>() as u32;
         (*ctx.skb.skb).cb[1] = 0;
         PROGRAMS.tail_call(&ctx, PROGRAM_TC);
     }
@@ -54,9 +53,10 @@ pub(crate) fn sluice_port(ctx: TcContext) -> i32 {
 #[xdp]
 pub(crate) fn sluice_xdp_port(ctx: XdpContext) -> u32 {
     if let Some(frame) = frame() {
-        // SAFETY: memory of this CPU; the global is read as the loader set it. A tail call that fails falls through.
+        // SAFETY: memory of this CPU. A tail call that fails falls through.
         unsafe {
-            *frame = XdpFrame { port: core::ptr::read_volatile(&raw const PORT_NO), serves: 0 };
+            // Its port, and behind that a zero, in one store.
+            frame.cast::<u64>().write(blank::value::<PORT>());
             XDP_PROGRAMS.tail_call(&ctx, PROGRAM_XDP);
         }
     }
@@ -66,12 +66,13 @@ pub(crate) fn sluice_xdp_port(ctx: XdpContext) -> u32 {
 /// Where the program finds the port.
 #[inline(always)]
 fn frame() -> Option<*mut XdpFrame> {
-    // SAFETY: the global is read as the loader set it.
-    if unsafe { core::ptr::read_volatile(&raw const SHARED_LANES) } != 0 {
+    // SAFETY: a helper without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
+    if blank::value::<SHARED>() != 0 {
         return XDP_PORT.get_ptr_mut(0);
     }
-    // SAFETY: a helper without arguments, and a field of the map's element.
-    unsafe { LANE.get_ptr_mut(bpf_get_smp_processor_id() as u32).map(|lane| &raw mut (*lane).frame) }
+    // SAFETY: a field of the map's element.
+    Some(unsafe { &raw mut (*LANE.at(cpu)).frame })
 }
 
 /// Entry of the execute device.

@@ -12,6 +12,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, xdp_action, xdp_md};
 use aya_ebpf::helpers::{bpf_csum_update, bpf_redirect};
+use datapath_common::blanks;
 use datapath_common::extract::Layers;
 use datapath_common::maps::{Lane, MAX_LOOKUPS, MAX_PORTS};
 use datapath_common::needs::{self, FITS, Served};
@@ -20,6 +21,7 @@ use datapath_common::packet::PacketRead;
 use datapath_common::seen::{self, Seen};
 use datapath_common::{HotSlot, straight};
 
+use crate::blank;
 use crate::finish::is_sent;
 use crate::head::Head;
 use crate::lookup::{cached_in, cached_in_row, cached_number, cached_slot_here};
@@ -28,39 +30,32 @@ use crate::skb::Skb;
 use crate::stats;
 use crate::xdp::Xdp;
 
-/// What the program serves, as it is loaded ([`needs::answer`]).
+/// What the program serves, as it is loaded ([`blanks`]).
 #[derive(Clone, Copy)]
 struct Serves;
 
 impl Served for Serves {
     #[inline(always)]
-    fn has(self, need: u16) -> bool {
-        match need {
-            needs::ETH_SRC => asked::<{ needs::ASKS }>() != 0,
-            needs::IP => asked::<{ needs::ASKS + 1 }>() != 0,
-            needs::IPV4 => asked::<{ needs::ASKS + 2 }>() != 0,
-            needs::L4 => asked::<{ needs::ASKS + 3 }>() != 0,
-            needs::REWRITE => asked::<{ needs::ASKS + 4 }>() != 0,
-            needs::RECIRC => asked::<{ needs::ASKS + 5 }>() != 0,
-            _ => asked::<{ needs::ASKS + 6 }>() != 0,
+    fn any<const NEEDS: u16>(self, at_hand: u64) -> bool {
+        if NEEDS & (needs::ETH_SRC | needs::IP | needs::IPV4) != 0 {
+            blank::serves::<NEEDS>(at_hand)
+        } else {
+            blank::even_serves::<NEEDS>(at_hand)
         }
     }
-}
 
-/// The answer to a question, which the compiler doesn't know and the verifier does. It is asked for each time: kept for later it would
-/// lie on the stack.
-#[inline(always)]
-fn asked<const QUESTION: u32>() -> u64 {
-    let answer: u64;
-    // SAFETY: moves a constant to a register.
-    unsafe { core::arch::asm!("{0} = {1}", out(reg) answer, const QUESTION, options(nomem, nostack)) };
-    answer
+    #[inline(always)]
+    fn add(self, mut sum: u64, term: u64) -> u64 {
+        // SAFETY: changes a register.
+        unsafe { core::arch::asm!("{0} += {1}", inout(reg) sum, in(reg) term, options(pure, nomem, nostack)) };
+        sum
+    }
 }
 
 /// What to tell the general program when the flow of a packet that is handed over isn't in the cache.
 #[inline(always)]
 fn handed_over() -> u32 {
-    asked::<{ needs::ASKS_SERVED }>() as u32
+    blank::value::<{ blanks::SERVED }>() as u32
 }
 
 /// A packet on its way.
@@ -75,7 +70,8 @@ struct Walk {
 
 /// Flows that recirculated the packet. Apart from the rest, which can stay in registers where nothing recirculates.
 struct Passed {
-    n: u32,
+    /// How many, where something recirculates.
+    n: MaybeUninit<u32>,
     /// The numbers of their statistics.
     flows: [MaybeUninit<u32>; MAX_LOOKUPS as usize],
 }
@@ -83,7 +79,7 @@ struct Passed {
 impl Passed {
     #[inline(always)]
     fn none() -> Self {
-        Self { n: 0, flows: [MaybeUninit::uninit(); MAX_LOOKUPS as usize] }
+        Self { n: MaybeUninit::uninit(), flows: [MaybeUninit::uninit(); MAX_LOOKUPS as usize] }
     }
 }
 
@@ -91,9 +87,6 @@ impl Walk {
     /// A packet that is all here: IPv4 without tags, options, or fragments.
     #[inline(always)]
     fn begin<P: PacketRead>(head: &Head<P>, in_port: u32, lane: *mut Lane, lane_number: u32) -> Option<Self> {
-        if in_port >= MAX_PORTS as u32 {
-            return None;
-        }
         Some(Self { seen: Seen::read(head, in_port, Serves)?, in_port, len: head.len(), lane, lane_number })
     }
 
@@ -101,14 +94,14 @@ impl Walk {
     #[inline(always)]
     fn last(&mut self, passed: &mut Passed) -> Option<(&'static HotSlot, u32)> {
         let mut hash = self.seen.hash(Serves);
-        if !Serves.has(needs::RECIRC) {
+        if !Serves.any::<{ needs::RECIRC }>(hash) {
             return self.find(hash);
         }
         let mut i = 0;
         while i < MAX_LOOKUPS {
             let (slot, number) = self.find(hash)?;
             if u32::from(slot.straight) != straight::RECIRC {
-                passed.n = i;
+                passed.n.write(i);
                 return Some((slot, number));
             }
             passed.flows[i as usize].write(slot.stats_id);
@@ -135,7 +128,7 @@ impl Walk {
     #[inline(always)]
     fn run_by(&self, cached: u64) -> Option<&'static HotSlot> {
         let slot = cached_slot_here(cached)?;
-        let is_served = u64::from(slot.needs) & asked::<{ needs::ASKS_UNSERVED }>() == u64::from(FITS);
+        let is_served = u64::from(slot.needs) & blank::value::<{ blanks::UNSERVED }>() == u64::from(FITS);
         if is_served && self.seen.matches(&slot.key, &slot.hot_mask, Serves) { Some(slot) } else { None }
     }
 
@@ -162,18 +155,21 @@ impl Walk {
                 stats::add_in(shared, &raw mut (*port).tx_bytes, bytes);
             }
             let stats = &raw mut (*lane).stats;
-            stats::add_in(shared, &raw mut (*stats).special_hit, u64::from(passed.n) + 1);
+            let recirculates = Serves.any::<{ needs::RECIRC }>(bytes);
+            let n = if recirculates { passed.n.assume_init() } else { 0 };
+            let hits = if recirculates { u64::from(n) + 1 } else { 1 };
+            stats::add_in(shared, &raw mut (*stats).special_hit, hits);
             if out.is_none() {
                 stats::add_in(shared, (&raw mut (*stats).dropped).cast::<u64>().add(DropReason::Flow as usize), 1);
             }
-            if Serves.has(needs::RECIRC) {
-                stats::add_in(shared, &raw mut (*stats).recirculated, passed.n.into());
+            if recirculates {
+                stats::add_in(shared, &raw mut (*stats).recirculated, n.into());
             }
             let tcp_flags = self.seen.tcp_flags;
             let (clock, lane) = (|| CLOCK.get_ptr_mut(0), self.lane_number);
             stats::flow(clock, shared, lane, slot.stats_id, self.len, tcp_flags);
             let mut i = 0;
-            while Serves.has(needs::RECIRC) && i < passed.n && i < MAX_LOOKUPS {
+            while recirculates && i < n && i < MAX_LOOKUPS {
                 stats::flow(clock, shared, lane, passed.flows[i as usize].assume_init(), self.len, tcp_flags);
                 i += 1;
             }
@@ -186,7 +182,7 @@ impl Walk {
 pub fn tc(skb: *mut __sk_buff) -> Option<i32> {
     // First, while nothing else has to outlive the calls.
     let number = stats::lane();
-    let lane = LANE.get_ptr_mut(number)?;
+    let lane = LANE.at(number);
     let mut head = Skb(skb).head()?;
     // SAFETY: the context is the kernel's.
     let mut walk = Walk::begin(&head, unsafe { (*skb).cb[0] }, lane, number)?;
@@ -197,17 +193,20 @@ pub fn tc(skb: *mut __sk_buff) -> Option<i32> {
         return None;
     };
     let (flags, out) = (u32::from(slot.straight), slot.arg);
-    if Serves.has(needs::DROP) && flags == straight::DROP {
+    if Serves.any::<{ needs::DROP }>(flags.into()) && flags == straight::DROP {
         walk.count(&passed, slot, None);
         return Some(TC_ACT_SHOT);
     }
-    let entry = PORTS.get(out)?;
+    if out >= MAX_PORTS as u32 {
+        return None;
+    }
+    let entry = PORTS.get(out);
     let ifindex = entry.ifindex;
     // There is an Ethernet header. SAFETY: the context is the kernel's.
     if ifindex == 0 || (walk.len.wrapping_sub(14) > entry.mtu && unsafe { (*skb).gso_size } == 0) {
         return None;
     }
-    if Serves.has(needs::REWRITE) && flags & straight::REWRITE != 0 {
+    if Serves.any::<{ needs::REWRITE }>(flags.into()) && flags & straight::REWRITE != 0 {
         // SAFETY: as above.
         if unsafe { (*skb).gso_size } != 0 {
             return None;
@@ -230,7 +229,7 @@ pub fn tc(skb: *mut __sk_buff) -> Option<i32> {
 #[inline(always)]
 pub fn xdp(xdp: *mut xdp_md) -> Option<u32> {
     let number = stats::lane();
-    let lane = LANE.get_ptr_mut(number)?;
+    let lane = LANE.at(number);
     let mut head = Xdp(xdp).head()?;
     // SAFETY: the map's element.
     let arrived = unsafe { arrived(lane)? };
@@ -243,7 +242,7 @@ pub fn xdp(xdp: *mut xdp_md) -> Option<u32> {
         return None;
     };
     let (flags, out) = (u32::from(slot.straight), slot.arg);
-    if Serves.has(needs::DROP) && flags == straight::DROP {
+    if Serves.any::<{ needs::DROP }>(flags.into()) && flags == straight::DROP {
         walk.count(&passed, slot, None);
         return Some(xdp_action::XDP_DROP);
     }
@@ -251,7 +250,7 @@ pub fn xdp(xdp: *mut xdp_md) -> Option<u32> {
     if !is_sent(out, walk.len) {
         return Some(xdp_action::XDP_PASS);
     }
-    if Serves.has(needs::REWRITE)
+    if Serves.any::<{ needs::REWRITE }>(flags.into())
         && flags & straight::REWRITE != 0
         && walk.rewrite(&mut head, number) == straight::UNFIT
     {

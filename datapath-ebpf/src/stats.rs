@@ -4,20 +4,16 @@
 //! between the load and the store, for both hooks run with bottom halves off. Where CPUs share lanes the additions are atomic.
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use datapath_common::blanks::{SHARED, SLOTS};
 use datapath_common::maps::{DpStats, Lane, MAX_LANES, MAX_PORTS, PortStats};
 use datapath_common::op::{DROP_REASONS, DropReason};
 
+use crate::blank;
 use crate::maps::{Clock, FLOW_STATS, LANE, Scratch};
 
 /// Lanes in use, set at load.
 #[unsafe(no_mangle)]
 pub static LANES: u32 = 1;
-/// 1: several CPUs share a lane, set at load.
-#[unsafe(no_mangle)]
-pub static SHARED_LANES: u32 = 0;
-/// Slots of the datapath, set at load.
-#[unsafe(no_mangle)]
-pub static N_SLOTS: u32 = datapath_common::maps::DEFAULT_SLOTS as u32;
 
 /// Buckets of the lookup table less one, set at load.
 #[unsafe(no_mangle)]
@@ -33,7 +29,7 @@ pub fn global(value: &u32) -> u32 {
 /// Whether several CPUs share a lane.
 #[inline(always)]
 pub fn is_shared() -> bool {
-    global(&SHARED_LANES) != 0
+    blank::value::<SHARED>() != 0
 }
 
 /// This CPU's lane.
@@ -85,9 +81,9 @@ pub unsafe fn atomic_add(counter: *mut u64, n: u64) {
 
 /// Counters of the datapath.
 #[inline(always)]
-pub fn datapath(s: &Scratch) -> Option<*mut DpStats> {
+pub fn datapath(s: &Scratch) -> *mut DpStats {
     // SAFETY: a field of the map's element.
-    LANE.get_ptr_mut(s.lane).map(|lane| unsafe { &raw mut (*lane).stats })
+    unsafe { &raw mut (*LANE.at(s.lane)).stats }
 }
 
 /// Counters of a port.
@@ -103,7 +99,7 @@ fn port_in(lane: u32, port: u32) -> Option<*mut PortStats> {
         return None;
     }
     // SAFETY: a map's element.
-    LANE.get_ptr_mut(lane).map(|lane| unsafe { port_of(lane, port) })
+    Some(unsafe { port_of(LANE.at(lane), port) })
 }
 
 /// Counters of a port, in the lane that this points to. Of a number that is too high it is another port's.
@@ -126,7 +122,7 @@ pub fn flow(
     bytes: u32,
     tcp_flags: u16,
 ) {
-    let index = lane.wrapping_mul(global(&N_SLOTS)).wrapping_add(stats_id);
+    let index = lane.wrapping_mul(blank::value::<SLOTS>() as u32).wrapping_add(stats_id);
     if let Some(stats) = FLOW_STATS.get_ptr_mut(index) {
         // SAFETY: the map's element, and helpers without arguments.
         unsafe {
@@ -173,12 +169,10 @@ fn dropped(s: &Scratch, reason: u32) -> u32 {
 /// As [`drop`], without the call.
 #[inline(always)]
 pub fn drop_here(s: &Scratch, reason: u32) {
-    if reason < DROP_REASONS as u32
-        && let Some(stats) = datapath(s)
-    {
+    if reason < DROP_REASONS as u32 {
         // SAFETY: the map's element; the index is in range.
         unsafe {
-            let counters = (&raw mut (*stats).dropped).cast::<u64>();
+            let counters = (&raw mut (*datapath(s)).dropped).cast::<u64>();
             add(counters.add(reason as usize), 1);
         }
     }

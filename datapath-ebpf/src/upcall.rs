@@ -33,11 +33,10 @@ pub fn upcall(skb: *mut __sk_buff, s: &mut Scratch, kind: u32, cookie_at: u32, c
         stats::drop_here(s, reason as u32);
         // SAFETY: the maps' elements.
         unsafe {
-            if let Some(dp) = stats::datapath(s) {
-                stats::add(&raw mut (*dp).lost, 1);
-                if kind == UpcallKind::Action as u32 {
-                    stats::add(&raw mut (*dp).lost_actions, 1);
-                }
+            let dp = stats::datapath(s);
+            stats::add(&raw mut (*dp).lost, 1);
+            if kind == UpcallKind::Action as u32 {
+                stats::add(&raw mut (*dp).lost_actions, 1);
             }
             if let Some(port) = stats::port(s, s.in_port) {
                 stats::add(&raw mut (*port).upcall_lost, 1);
@@ -135,12 +134,11 @@ impl Record<'_> {
             if let Some(port) = stats::port(self.s, self.s.in_port) {
                 stats::add(&raw mut (*port).upcalls, 1);
             }
-            if let Some(dp) = stats::datapath(self.s) {
-                if self.kind == UpcallKind::Action as u32 {
-                    stats::add(&raw mut (*dp).queued_actions, 1);
-                } else {
-                    stats::add(&raw mut (*dp).queued_misses, 1);
-                }
+            let dp = stats::datapath(self.s);
+            if self.kind == UpcallKind::Action as u32 {
+                stats::add(&raw mut (*dp).queued_actions, 1);
+            } else {
+                stats::add(&raw mut (*dp).queued_misses, 1);
             }
             bpf_ringbuf_submit(memory.cast(), 0);
         }

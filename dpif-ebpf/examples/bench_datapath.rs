@@ -11,6 +11,8 @@
 
 #[path = "common/keys.rs"]
 mod keys;
+#[path = "../tests/common/object.rs"]
+mod object;
 #[path = "../tests/differential/rig.rs"]
 mod rig;
 
@@ -367,14 +369,13 @@ fn ipv4(proto: u8, segment: &[u8]) -> Vec<u8> {
 
 /// What the verifier makes of the programs.
 fn verifier(results: &mut Results) {
-    let mut object = std::fs::read(testkit::workspace_root().join("target/bpf/tc.o")).expect("the object");
-    assert_ne!(needs::answer(&mut object, needs::ALL), 0);
+    let object = object::filled(needs::ALL, 1, false);
     for program in ["sluice_tc", "sluice_execute", "sluice_xdp", "sluice_tc_s", "sluice_xdp_s"] {
         let (mut counts, mut times) = (Vec::new(), Vec::new());
         for _ in 0..5 {
             let mut loader = EbpfLoader::new();
             let mut loaded =
-                loader.verifier_log_level(VerifierLogLevel::DISABLE).load(&object).expect("the object's maps");
+                loader.verifier_log_level(VerifierLogLevel::DISABLE).load(&object.bytes).expect("the object's maps");
             let start = Instant::now();
             let info = match loaded.program_mut(program).expect("the program") {
                 AyaProgram::SchedClassifier(classifier) => classifier.load().and_then(|()| classifier.info()),

@@ -10,8 +10,8 @@ use aya::{EbpfError, maps::MapData};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_RINGBUF;
 use dpif::{DpifError, Result};
 
-/// The oldest kernel that has all that the programs use: `bpf_loop` came last.
-const OLDEST: &str = "the eBPF datapath needs Linux 5.17 or later with CONFIG_DEBUG_INFO_BTF";
+/// The oldest kernel that has all that the datapath uses: values of maps that are larger than 4 MiB came last.
+const OLDEST: &str = "the eBPF datapath needs Linux 6.0 or later with CONFIG_DEBUG_INFO_BTF";
 /// Lines of a verifier log that are shown.
 const LOG_LINES: usize = 8;
 
@@ -30,8 +30,8 @@ pub(crate) fn check() -> Result<()> {
         Err(error) => return Err(map_error("opening an eBPF datapath", error)),
     }
     match KernelVersion::current() {
-        Ok(version) if version < KernelVersion::new(5, 17, 0) => {
-            Err(DpifError::Kernel(format!("the kernel ({version:?}) has no bpf_loop; {OLDEST}")))
+        Ok(version) if version < KernelVersion::new(6, 0, 0) => {
+            Err(DpifError::Kernel(format!("the kernel ({version:?}) has no large map values; {OLDEST}")))
         }
         _ => Ok(()),
     }

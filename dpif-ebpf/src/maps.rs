@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use aya::maps::{Map, MapData, RingBuf};
 use aya::{Ebpf, Pod};
 use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_RINGBUF};
+use datapath_common::blanks;
 use datapath_common::maps::{
-    Control, Credit, EXECUTE_SLOTS, LAYOUT_VERSION, MASK_LISTS, MAX_GROUPS, MAX_HANDLERS, MAX_LANES, MAX_MASKS,
+    Control, Credit, EXECUTE_SLOTS, LAYOUT_VERSION, Lane, MASK_LISTS, MAX_GROUPS, MAX_HANDLERS, MAX_LANES, MAX_MASKS,
     MAX_PORTS, PORT_CREDIT, PORT_CREDIT_BYTES, PortEntry, PortRecord, PortStats, RING_BYTES, name,
 };
 use datapath_common::op::DropReason;
@@ -35,7 +36,7 @@ use crate::table::LookupTable;
 /// `BPF_F_MMAPABLE`.
 const MMAPABLE: u32 = 1 << 10;
 
-/// Maps that the datapath's object defines and that are pinned. The working memory of the CPUs is not: it is the programs' own.
+/// Maps that are pinned. The working memory of the CPUs is not: it is the programs' own.
 pub(crate) const PINNED: [&str; 17] = [
     name::CONTROL,
     name::SEEDS,
@@ -55,6 +56,10 @@ pub(crate) const PINNED: [&str; 17] = [
     name::GROUPS,
     name::PORT_RECORDS,
 ];
+/// Those whose elements are all in one value, in the order of [`blanks::Direct`].
+pub(crate) const DIRECT_NAMES: [&str; blanks::DIRECT] = [name::LANE, name::HOT_SLOTS, name::PORTS];
+/// Those that the datapath's object doesn't define.
+pub(crate) const NOT_IN_OBJECT: [&str; 4] = [name::LANE, name::HOT_SLOTS, name::PORTS, name::PORT_RECORDS];
 /// Maps that the port entries' object defines too.
 pub(crate) const ENTRIES: [&str; 3] = [name::PROGRAMS, name::XDP_PROGRAMS, name::XDP_PORT];
 
@@ -86,7 +91,7 @@ pub(crate) struct Maps {
     pub(crate) flows: LookupTable,
     /// Of ports that get the same frame.
     pub(crate) groups: Groups,
-    ports: OwnedFd,
+    ports: Mapping<PortEntry>,
     /// What `ports` says, by port: the device's index in the upper half, its MTU in the lower one.
     devices: Box<[AtomicU64]>,
     redirects: OwnedFd,
@@ -109,11 +114,16 @@ impl Maps {
             Some(shape) => shape,
             None => {
                 pins.clear()?;
-                create_records(pins)?;
-                Shape::new(options)?
+                let shape = Shape::new(options)?;
+                create::<PortRecord>(pins, name::PORT_RECORDS, MAX_PORTS, 1)?;
+                let [lanes, hot_slots, ports] = shape.direct();
+                create::<Lane>(pins, name::LANE, 1, lanes)?;
+                create::<HotSlot>(pins, name::HOT_SLOTS, 1, hot_slots)?;
+                create::<PortEntry>(pins, name::PORTS, 1, ports)?;
+                shape
             }
         };
-        let loader = Loader::new(pins, options, &shape);
+        let loader = Loader::new(pins, options, &shape)?;
         let mut object = loader.object(0)?;
         if !shape.adopted {
             fill_seeds(pins)?;
@@ -128,6 +138,7 @@ impl Maps {
     }
 
     fn map(pins: &Pins, shape: &Shape) -> Result<Self> {
+        let [lanes, hot_slots, ports] = shape.direct();
         let seeds = pins.get(name::SEEDS)?;
         let seeds = bpf::map_lookup(seeds.as_fd(), &0u32)
             .map_err(|error| io_error(format!("can't read {}", name::SEEDS), error))?
@@ -135,18 +146,18 @@ impl Maps {
         Ok(Self {
             control: mapping(pins, name::CONTROL, 1)?,
             slots: mapping(pins, name::SLOTS, shape.n_slots)?,
-            hot_slots: mapping(pins, name::HOT_SLOTS, shape.n_slots)?,
+            hot_slots: direct(pins, name::HOT_SLOTS, hot_slots)?,
             masks: mapping(pins, name::MASKS, MAX_MASKS * 2)?,
             mask_lists: mapping(pins, name::MASK_LISTS, MASK_LISTS * 2)?,
             mask_uses: mapping(pins, name::MASK_USES, shape.lanes * 2 * MAX_MASKS)?,
             flow_stats: mapping(pins, name::FLOW_STATS, shape.n_slots * shape.lanes)?,
-            counters: Lanes::new(mapping(pins, name::LANE, shape.lanes + 1)?),
+            counters: Lanes::new(direct(pins, name::LANE, lanes)?),
             credits: mapping(pins, name::CREDITS, MAX_PORTS * MAX_HANDLERS)?,
             records: mapping(pins, name::PORT_RECORDS, MAX_PORTS)?,
             seeds,
             flows: LookupTable::new(mapping(pins, name::FLOWS, bucket_count(shape.n_slots))?),
             groups: Groups::new(mapping(pins, name::GROUP_PORTS, MAX_GROUPS)?, pins.get(name::GROUPS)?),
-            ports: pins.get(name::PORTS)?,
+            ports: direct(pins, name::PORTS, ports)?,
             devices: (0..MAX_PORTS).map(|_| AtomicU64::new(0)).collect(),
             redirects: pins.get(name::DEVICES)?,
             no_xdp: None,
@@ -206,8 +217,9 @@ impl Maps {
     /// Sets the device of a port; an empty entry says that there is none.
     pub(crate) fn set_port(&self, port: u32, entry: &PortEntry) -> Result<()> {
         self.groups.port_changes(port, entry);
-        bpf::map_update(self.ports.as_fd(), &port, entry, 0)
-            .map_err(|error| io_error(format!("can't write port {port} to {}", name::PORTS), error))?;
+        if !self.ports.write(port as usize, entry) {
+            return Err(DpifError::Invalid(format!("port {port} is beyond the last, {}", MAX_PORTS - 1)));
+        }
         if let Some(device) = self.devices.get(port as usize) {
             device.store(u64::from(entry.ifindex) << 32 | u64::from(entry.mtu), Ordering::Release);
         }
@@ -215,9 +227,8 @@ impl Maps {
     }
 
     /// What the programs know of a port; of an adopted datapath at first what an earlier process said.
-    pub(crate) fn port(&self, port: u32) -> Result<Option<PortEntry>> {
-        bpf::map_lookup(self.ports.as_fd(), &port)
-            .map_err(|error| io_error(format!("can't read port {port} of {}", name::PORTS), error))
+    pub(crate) fn port(&self, port: u32) -> Option<PortEntry> {
+        self.ports.read(port as usize)
     }
 
     /// Index and MTU of a port's device.
@@ -307,6 +318,11 @@ impl Shape {
         }
         Ok(Self { n_slots: options.slots, lanes: possible_cpus().min(MAX_LANES), adopted: false })
     }
+
+    /// How many elements the direct maps have, each a power of two. Behind the CPUs' lanes is one of userspace's.
+    pub(crate) fn direct(&self) -> [usize; blanks::DIRECT] {
+        [(self.lanes + 1).next_power_of_two(), self.n_slots.next_power_of_two(), MAX_PORTS]
+    }
 }
 
 /// The datapath that is pinned, if it is complete.
@@ -332,21 +348,31 @@ fn damaged(pins: &Pins, map: &str) -> DpifError {
 
 /// Maps the first `len` elements of a pinned array whose values are `T`.
 fn mapping<T: Pod>(pins: &Pins, map: &str, len: usize) -> Result<Mapping<T>> {
+    mapped(pins, map, len, |value_size, entries| value_size == size_of::<T>() && entries >= len)
+}
+
+/// Maps a direct map, whose one value is `len` elements.
+fn direct<T: Pod>(pins: &Pins, map: &str, len: usize) -> Result<Mapping<T>> {
+    mapped(pins, map, len, |value_size, entries| value_size == size_of::<T>() * len && entries == 1)
+}
+
+fn mapped<T: Pod>(pins: &Pins, map: &str, len: usize, fits: impl Fn(usize, usize) -> bool) -> Result<Mapping<T>> {
     let path = pins.path(map);
     let data = MapData::from_pin(&path).map_err(|error| map_error(format!("can't open {}", path.display()), error))?;
     let info = data.info().map_err(|error| map_error(format!("can't ask for {}", path.display()), error))?;
-    if info.value_size() as usize != size_of::<T>() || (info.max_entries() as usize) < len {
+    if !fits(info.value_size() as usize, info.max_entries() as usize) {
         return Err(damaged(pins, map));
     }
     Mapping::new(data.fd().as_fd(), len).map_err(|error| io_error(format!("can't map {}", path.display()), error))
 }
 
-fn create_records(pins: &Pins) -> Result<()> {
-    let size = size_of::<PortRecord>() as u32;
-    let map = aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY as u32, 4, size, MAX_PORTS as u32, MMAPABLE);
-    MapData::create(map, name::PORT_RECORDS, None)
-        .and_then(|map| map.pin(pins.path(name::PORT_RECORDS)).map_err(pin_failed))
-        .map_err(|error| map_error(format!("can't make {}", name::PORT_RECORDS), error))
+/// Makes an array that no object defines, and pins it: so many values, each of so many elements.
+fn create<T: Pod>(pins: &Pins, map: &str, values: usize, elements: usize) -> Result<()> {
+    let size = (size_of::<T>() * elements) as u32;
+    let array = aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY as u32, 4, size, values as u32, MMAPABLE);
+    MapData::create(array, map, None)
+        .and_then(|array| array.pin(pins.path(map)).map_err(pin_failed))
+        .map_err(|error| map_error(format!("can't make {map}"), error))
 }
 
 /// The secret is the datapath's for its whole life: the digests of its flows depend on it.

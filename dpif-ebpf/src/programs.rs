@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use aya::programs::{Program, ProgramError, ProgramFd};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use datapath_common::blanks::{DIRECT, Filling};
 use datapath_common::maps::{
     MAX_LANES, PROGRAM_EXECUTE, PROGRAM_TC, PROGRAM_TC_GENERAL, PROGRAM_XDP, PROGRAM_XDP_GENERAL, name,
 };
-use datapath_common::needs;
 use datapath_common::table::bucket_count;
 use dpif::{DpifError, Result};
 
 use crate::kernel::{io_error, load_error, program_error};
-use crate::maps::{ENTRIES, PINNED, Shape};
+use crate::maps::{DIRECT_NAMES, ENTRIES, NOT_IN_OBJECT, PINNED, Shape};
 use crate::object::Object;
 use crate::options::Options;
 use crate::pins::Pins;
@@ -26,25 +26,29 @@ pub(crate) struct Loader {
     options: Options,
     n_slots: u32,
     lanes: u32,
+    /// The direct maps, and how many elements they have.
+    direct: [(OwnedFd, u32); DIRECT],
 }
 
 impl Loader {
-    /// For a datapath of this shape.
-    pub(crate) fn new(pins: &Arc<Pins>, options: &Options, shape: &Shape) -> Self {
+    /// For a datapath of this shape, whose direct maps are there.
+    pub(crate) fn new(pins: &Arc<Pins>, options: &Options, shape: &Shape) -> Result<Self> {
         let (n_slots, lanes) = (shape.n_slots as u32, shape.lanes as u32);
-        Self { pins: Arc::clone(pins), options: options.clone(), n_slots, lanes }
+        let [lane, hot_slots, ports] = DIRECT_NAMES.map(|map| pins.get(map));
+        let [lanes_len, slots_len, ports_len] = shape.direct().map(|len| len as u32);
+        let direct = [(lane?, lanes_len), (hot_slots?, slots_len), (ports?, ports_len)];
+        Ok(Self { pins: Arc::clone(pins), options: options.clone(), n_slots, lanes, direct })
     }
 
     /// Loads the object, and makes the maps that aren't pinned yet. `serves`: what its specialised programs are to serve.
     pub(crate) fn object(&self, serves: u16) -> Result<Ebpf> {
         let mut bytes = Object::Datapath.bytes(self.options.objects.as_deref())?;
-        if needs::answer(bytes.to_mut(), serves) == 0 {
-            return Err(DpifError::Kernel(
-                "the datapath's eBPF object has no specialised program of this layout".into(),
-            ));
-        }
         let (n_slots, lanes) = (self.n_slots, self.lanes);
-        let shared = u32::from(possible_cpus() > lanes as usize);
+        let maps = std::array::from_fn(|i| (self.direct[i].0.as_raw_fd(), self.direct[i].1));
+        let filling = Filling { serves, shared: possible_cpus() > lanes as usize, slots: n_slots, port: 0, maps };
+        if filling.fill(bytes.to_mut()) == 0 {
+            return Err(DpifError::Kernel("the datapath's eBPF object is of another layout".into()));
+        }
         let debug = u32::from(self.options.debug);
         let buckets = bucket_count(n_slots as usize) as u32;
         let bucket_mask = buckets - 1;
@@ -52,16 +56,12 @@ impl Loader {
         loader
             .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
             .override_global("LANES", &lanes, true)
-            .override_global("SHARED_LANES", &shared, true)
-            .override_global("N_SLOTS", &n_slots, true)
             .override_global("BUCKET_MASK", &bucket_mask, true)
             .override_global("DEBUG", &debug, false)
             .map_max_entries(name::SLOTS, n_slots)
-            .map_max_entries(name::HOT_SLOTS, n_slots)
             .map_max_entries(name::FLOWS, buckets)
-            .map_max_entries(name::FLOW_STATS, n_slots * lanes)
-            .map_max_entries(name::LANE, lanes + 1);
-        for map in PINNED.into_iter().chain(ENTRIES).filter(|map| *map != name::PORT_RECORDS) {
+            .map_max_entries(name::FLOW_STATS, n_slots * lanes);
+        for map in PINNED.into_iter().chain(ENTRIES).filter(|map| !NOT_IN_OBJECT.contains(map)) {
             loader.map_pin_path(map, self.pins.path(map));
         }
         loader.load(&bytes).map_err(|error| load_error("can't load the datapath's eBPF object", error))

@@ -4,18 +4,18 @@
 //! entries ask for nothing that is in there, and a host may have a thousand ports. So the object is read, put together and loaded here,
 //! with the parts that aya has for this.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::CString;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
-use aya::maps::MapData;
 use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
-use aya_obj::{EbpfSectionKind, Object, ProgramSection};
-use datapath_common::maps::MAX_LANES;
+use aya_obj::{Object, ProgramSection};
+use datapath_common::blanks::{DIRECT, Direct, Filling};
+use datapath_common::maps::{MAX_LANES, name};
 use dpif::{DpifError, Result};
 
-use crate::kernel::{io_error, map_error, refused};
+use crate::kernel::refused;
 use crate::pins::Pins;
 use crate::programs::possible_cpus;
 use crate::sys::bpf;
@@ -25,16 +25,22 @@ pub(super) fn load(pins: &Pins, objects: Option<&Path>, program: &str, port: u32
     let what = || format!("can't load eBPF program {program}");
     let wrong = |error: &dyn std::error::Error| DpifError::Kernel(format!("{}: {error}", what()));
     let bytes = crate::object::Object::PortEntry.bytes(objects)?;
+    let lane = pins.get(name::LANE)?;
+    let cpus = possible_cpus();
+    // What the entries don't ask for is nothing.
+    let mut maps = [(-1, 0); DIRECT];
+    maps[Direct::Lane as usize] = (lane.as_raw_fd(), (cpus.min(MAX_LANES) + 1).next_power_of_two() as u32);
+    let filling = Filling { serves: 0, shared: cpus > MAX_LANES, slots: 0, port, maps };
+    let mut bytes = bytes;
+    if filling.fill(bytes.to_mut()) == 0 {
+        return Err(DpifError::Kernel(format!("{}: the object is of another layout", what())));
+    }
     let mut object = Object::parse(&bytes).map_err(|error| wrong(&error))?;
-    let (number, shared) = (port.to_ne_bytes(), u32::from(possible_cpus() > MAX_LANES).to_ne_bytes());
-    let globals = HashMap::from([("PORT_NO", (&number[..], true)), ("SHARED_LANES", (&shared[..], true))]);
-    object.patch_map_data(globals).map_err(|error| wrong(&error))?;
 
     let maps = std::mem::take(&mut object.maps);
     let mut fds = Vec::with_capacity(maps.len());
     for (name, map) in &maps {
-        let fd = if map.section_kind() == EbpfSectionKind::Rodata { constants(&what(), map)? } else { pins.get(name)? };
-        fds.push((name.as_str(), fd, map));
+        fds.push((name.as_str(), pins.get(name)?, map));
     }
     let text = object.functions.keys().map(|(section, _)| *section).collect::<HashSet<_>>();
     let relocated = object.relocate_maps(fds.iter().map(|(name, fd, map)| (*name, fd.as_raw_fd(), *map)), &text);
@@ -64,12 +70,4 @@ pub(super) fn load(pins: &Pins, objects: Option<&Path>, program: &str, port: u32
         flags,
     };
     bpf::load(&code).map_err(|(error, log)| refused(&what(), error, &log))
-}
-
-/// A map of constants, as the verifier knows them: written once, then frozen.
-fn constants(what: &str, map: &aya_obj::Map) -> Result<OwnedFd> {
-    let made = MapData::create(map.clone(), ".rodata", None).map_err(|error| map_error(what, error))?;
-    let fd = made.fd().as_fd().try_clone_to_owned().map_err(|error| io_error(what, error))?;
-    bpf::fill_and_freeze(fd.as_fd(), map.data()).map_err(|error| io_error(what, error))?;
-    Ok(fd)
 }

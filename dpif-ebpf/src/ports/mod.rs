@@ -109,7 +109,7 @@ impl Ports {
                         self.leave_xdp(number, &mut port)?;
                     }
                     // An MTU that nobody was there to see change.
-                    if self.maps.port(number)?.is_some_and(|before| before.mtu != port.mtu) {
+                    if self.maps.port(number).is_some_and(|before| before.mtu != port.mtu) {
                         self.retry_xdp(number, &mut port)?;
                     }
                     self.set_entry(number, &port)?;

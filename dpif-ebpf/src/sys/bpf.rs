@@ -19,18 +19,6 @@ pub(crate) fn map_update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V
     call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 
-/// Writes the only element of a map, and lets nobody write it again.
-pub(crate) fn fill_and_freeze(map: BorrowedFd<'_>, value: &[u8]) -> io::Result<()> {
-    let mut attr = zeroed();
-    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
-    attr.__bindgen_anon_2.key = address(&0u32);
-    attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_ptr() as u64;
-    call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr)?;
-    let mut attr = zeroed();
-    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
-    call(bpf_cmd::BPF_MAP_FREEZE, &mut attr).map(drop)
-}
-
 /// The value of a key.
 pub(crate) fn map_lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = std::mem::MaybeUninit::<V>::uninit();

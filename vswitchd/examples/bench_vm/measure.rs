@@ -84,6 +84,7 @@ struct Counts {
     forward: f64,
     masks: f64,
     xdp: f64,
+    xdp_single: f64,
 }
 
 /// What stands around the switches.
@@ -123,7 +124,8 @@ pub(crate) fn run() -> Result<Results> {
     results
         .note("set-up: from packet socket and wire until the packet is out; the rule reads both UDP ports, so each has its own flow")
         .note("forward, masks: by the kernel's packet generator; all figures net of the same packets where a program drops them")
-        .note("xdp: a neighbour sends them through a veth, one at a time, to where the next veth's other end drops them; net of a drop in the XDP hook")
+        .note("xdp: a neighbour sends them through a veth, in bursts as a card has them, to where the next veth's other end drops them; net of a drop in the XDP hook")
+        .note("xdp-single: likewise, by the generator, one at a time: each packet is flushed to the next device, and wakes its receiver, alone")
         .note(format!("masks: {} flows behind {MASKS} masks, each packet of another flow than the one before", bench.size.flows))
         .note("revalidators are paused; the rest of the daemons' work (timers, threads) is counted");
     Ok(results)
@@ -144,6 +146,7 @@ impl Bench {
                 (FORWARD_PART, counts.forward),
                 (MASKS_PART, counts.masks),
                 (XDP_PART, counts.xdp),
+                ("xdp-single", counts.xdp_single),
             ] {
                 if count != 0.0 {
                     results.row(&format!("{part}-{}", kind.name()), "insns", [count]);
@@ -209,13 +212,16 @@ impl Bench {
         }
         if self.only.part(XDP_PART) {
             let drops = Limit::attach_xdp(netns, Fate::Dropped)?;
-            bring.xdp = self.generated(Packets::ForwardXdp, self.size.forward)?;
+            bring.xdp = self.generated(Packets::BurstsXdp, self.size.forward)?;
+            bring.xdp_single = self.generated(Packets::ForwardXdp, self.size.forward)?;
             drop(drops);
             results.row("bring-xdp", "insns", [bring.xdp]);
+            results.row("bring-xdp-single", "insns", [bring.xdp_single]);
             let redirects = Limit::attach_xdp(netns, Fate::Redirected)?;
-            let redirected = self.forwarded(Packets::ForwardXdp)?;
+            let (bursts, single) = (self.forwarded(Packets::BurstsXdp)?, self.forwarded(Packets::ForwardXdp)?);
             drop(redirects);
-            results.row("xdp-bare-redirect", "insns", [redirected - bring.xdp]);
+            results.row("xdp-bare-redirect", "insns", [bursts - bring.xdp]);
+            results.row("xdp-single-bare-redirect", "insns", [single - bring.xdp_single]);
         }
         Ok(bring)
     }
@@ -243,7 +249,8 @@ impl Bench {
             counts.masks = self.masks(switch)? - bring.masks;
         }
         if self.only.part(XDP_PART) && kind == Kind::Ebpf {
-            counts.xdp = self.xdp(switch)? - bring.xdp;
+            let (bursts, single) = self.xdp(switch)?;
+            (counts.xdp, counts.xdp_single) = (bursts - bring.xdp, single - bring.xdp_single);
         }
         Ok(counts)
     }
@@ -280,16 +287,16 @@ impl Bench {
         Ok(count)
     }
 
-    /// Packets of a single flow that the XDP hook finishes.
-    fn xdp(&self, switch: &Switch) -> Result<f64> {
+    /// Packets of a single flow that the XDP hook finishes: in bursts, and one at a time.
+    fn xdp(&self, switch: &Switch) -> Result<(f64, f64)> {
         switch.set_xdp(true)?;
         self.wires.send([(FORWARD_XDP, FIRST_PORT)].into_iter(), self.size.pause)?;
         switch.settle()?;
-        let count = self.forwarded(Packets::ForwardXdp)?;
+        let counts = (self.forwarded(Packets::BurstsXdp)?, self.forwarded(Packets::ForwardXdp)?);
         expect("flows", switch.flows_and_masks()?.0, 1)?;
         switch.flush()?;
         switch.set_xdp(false)?;
-        Ok(count)
+        Ok(counts)
     }
 
     /// Packets of many flows behind many masks.

@@ -18,8 +18,10 @@ const OK: &str = "Result: OK:";
 pub(crate) enum Packets {
     /// All of one flow.
     Forward,
-    /// Likewise, sent by the neighbour, so that the XDP hook of the switch's device meets them.
+    /// Likewise, sent by the neighbour one at a time, so that the XDP hook of the switch's device meets them.
     ForwardXdp,
+    /// Likewise, in bursts, as cards hand packets over.
+    BurstsXdp,
     /// Of so many flows, as many behind each mask, in turn.
     Masks {
         /// A multiple of [`MASKS`].
@@ -30,13 +32,13 @@ pub(crate) enum Packets {
 impl Packets {
     /// Whether they are for the XDP hook.
     pub(crate) fn are_for_xdp(self) -> bool {
-        matches!(self, Self::ForwardXdp)
+        matches!(self, Self::ForwardXdp | Self::BurstsXdp)
     }
 
     /// Whose device it is, and which.
     fn at(self, wires: &Wires) -> (&Netns, &'static str) {
         match self {
-            Self::ForwardXdp => (&wires.neighbour, NEIGHBOUR),
+            Self::ForwardXdp | Self::BurstsXdp => (&wires.neighbour, NEIGHBOUR),
             Self::Forward | Self::Masks { .. } => (&wires.switch, IN),
         }
     }
@@ -77,11 +79,14 @@ fn set_up_device((netns, device): (&Netns, &str), mode: &str) -> Result<bool> {
 
 /// Sends so many packets and returns when all have been received.
 pub(crate) fn send(wires: &Wires, packets: Packets, count: u32) -> Result<()> {
+    if matches!(packets, Packets::BurstsXdp) {
+        return wires.send_bursts(count);
+    }
     let (netns, device) = packets.at(wires);
     // Ports are sent from the first to the one before the last, addresses from the first to the last; both begin with the second.
     let (first, last, ports) = match packets {
         Packets::Forward => (FORWARD, FORWARD, (FIRST_PORT, FIRST_PORT)),
-        Packets::ForwardXdp => (FORWARD_XDP, FORWARD_XDP, (FIRST_PORT, FIRST_PORT)),
+        Packets::ForwardXdp | Packets::BurstsXdp => (FORWARD_XDP, FORWARD_XDP, (FIRST_PORT, FIRST_PORT)),
         Packets::Masks { flows } => {
             let [a, b, c, _] = FIRST_MASK;
             (FIRST_MASK, [a, b, c, MASKS as u8 - 1], (FIRST_PORT, FIRST_PORT + flows))

@@ -6,9 +6,11 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use testkit::bpf::{Attached, Hook, Program};
+use testkit::live::Generator;
+use testkit::live::frames::{Flow, SMALL};
 use testkit::{Netns, veth_pair};
 
-use crate::table::{LEN, frame};
+use crate::table::{FIRST_PORT, LEN, frame};
 
 /// Where packets come in.
 pub(crate) const IN: &str = "v1";
@@ -27,6 +29,7 @@ pub(crate) struct Wires {
     pub(crate) switch: Netns,
     pub(crate) neighbour: Netns,
     socket: OwnedFd,
+    bursts: Generator,
     _sink: Attached,
 }
 
@@ -42,7 +45,14 @@ impl Wires {
         let socket = neighbour.run(|| socket(NEIGHBOUR))??;
         let drop = Program::verdict(Hook::Xdp, Hook::Xdp.drop_verdict())?;
         let sink = neighbour.run(|| drop.attach(nix::net::if_::if_nametoindex(SINK)?))??;
-        Ok(Self { switch, neighbour, socket, _sink: sink })
+        let first = neighbour.run(|| nix::net::if_::if_nametoindex(NEIGHBOUR))??;
+        let bursts = Generator::new(&[Flow::number(FIRST_PORT.into(), SMALL)], first)?;
+        Ok(Self { switch, neighbour, socket, bursts, _sink: sink })
+    }
+
+    /// Sends so many packets to [`FORWARD_XDP`](crate::table::FORWARD_XDP) in bursts, of which the wire takes all at once.
+    pub(crate) fn send_bursts(&self, count: u32) -> Result<()> {
+        self.neighbour.run(|| self.bursts.send(count))?
     }
 
     /// Packets that went out.

@@ -14,8 +14,8 @@ pub(crate) const LEN: usize = 60;
 pub(crate) const SET_UP: [u8; 4] = [10, 0, 2, 1];
 /// All packets have one flow.
 pub(crate) const FORWARD: [u8; 4] = [10, 0, 3, 1];
-/// Likewise, of those that go on where the XDP hook can send them.
-pub(crate) const FORWARD_XDP: [u8; 4] = [10, 0, 4, 1];
+/// Likewise, of those that go on where the XDP hook can send them; the one that bursts are sent to.
+pub(crate) const FORWARD_XDP: [u8; 4] = [10, 0, 0, 2];
 /// The first of [`MASKS`] destinations, each of which has masks of its own.
 pub(crate) const FIRST_MASK: [u8; 4] = [10, 0, 1, 0];
 pub(crate) const MASKS: u16 = 50;

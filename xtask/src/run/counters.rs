@@ -86,14 +86,20 @@ pub(super) fn with_bpftool(daemon: &Daemon, place: &Place, report: &mut Report) 
     })
 }
 
-/// Adds up the lanes of a dump of `LANE`. Each has its counters in front of a megabyte of other things, so it is read as text.
+/// Adds up the lanes in a dump of `LANE`, which are all in one value. Each has its counters in front of a megabyte of other things, so
+/// it is read as text.
 fn sum(json: &str) -> Result<Stats> {
     let (mut sum, mut lanes) = (Stats::default(), 0);
-    for lane in json.split("\"value\":[").skip(1) {
+    let (_, value) = json.split_once("\"value\":[").context("bpftool printed no value")?;
+    let digits = |byte: &str| u8::from_str_radix(byte.split_once("0x")?.1.get(..2)?, 16).ok();
+    let mut rest = value.split(',').peekable();
+    while rest.peek().is_some() {
+        // The counters of this lane, and what is behind them.
+        let lane = rest.by_ref().take(size_of::<Lane>()).enumerate();
+        let counters = offset_of!(Lane, stats)..offset_of!(Lane, stats) + size_of::<DpStats>();
+        let bytes: Vec<u8> =
+            lane.filter(|(at, _)| counters.contains(at)).filter_map(|(_, byte)| digits(byte)).collect();
         lanes += 1;
-        let bytes = lane.split(',').take(offset_of!(Lane, stats) + size_of::<DpStats>());
-        let digits = |byte: &str| u8::from_str_radix(byte.split_once("0x")?.1.get(..2)?, 16).ok();
-        let bytes: Vec<u8> = bytes.filter_map(digits).skip(offset_of!(Lane, stats)).collect();
         let word = |offset: usize| {
             let word = bytes.get(offset..).and_then(|rest| rest.first_chunk());
             word.map(|word| u64::from_ne_bytes(*word)).context("bpftool printed a short value")
@@ -137,10 +143,14 @@ mod tests {
                 word[if cfg!(target_endian = "little") { 0 } else { 7 }] = low;
                 word
             });
-            let bytes: Vec<String> = words.concat().iter().map(|byte| format!("0x{byte:02x}")).collect();
-            serde_json::json!({"key": ["0x00"], "value": bytes})
+            let mut bytes = vec![0; offset_of!(Lane, stats)];
+            bytes.extend(words.concat());
+            bytes.resize(size_of::<Lane>(), 0xff);
+            bytes
         };
-        let dump = serde_json::json!([lane(250, 2, 0, 5, 1), lane(0, 3, 4, 1, 9)]).to_string();
+        let bytes = [lane(250, 2, 0, 5, 1), lane(0, 3, 4, 1, 9)].concat();
+        let bytes: Vec<String> = bytes.iter().map(|byte| format!("0x{byte:02x}")).collect();
+        let dump = serde_json::json!([{"key": ["0x00"], "value": bytes}]).to_string();
         assert_eq!(sum(&dump).unwrap(), Stats { hit: 266, missed: 5, lost: 4 });
         assert!(sum("[{\"key\": []}]").is_err() && sum("").is_err());
     }

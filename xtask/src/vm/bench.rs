@@ -56,7 +56,9 @@ pub(crate) fn measure(kernel: &str, boots: u32) -> Result<Results> {
     let mut results = Vec::new();
     for boot in 1..=boots.max(1) {
         eprintln!("boot {boot} of {}, kernel {kernel}", boots.max(1));
-        results.push(boot_once(kernel, &daemon, &program, "whole")?);
+        // Switches and parts, as the program names them.
+        let only = std::env::var("SLUICE_BENCH_ONLY").unwrap_or_default();
+        results.push(boot_once(kernel, &daemon, &program, &format!("whole {only}"))?);
     }
     Ok(merged(results))
 }
