@@ -59,14 +59,14 @@ pub struct Filling {
     pub slots: u32,
     /// Datapath port of a port entry.
     pub port: u32,
-    /// Of each direct map a descriptor and how many elements it has, a power of two.
+    /// Of each direct map a descriptor, and how many of its elements programs reach: a power of two.
     pub maps: [(i32, u32); DIRECT],
 }
 
 #[cfg(any(test, feature = "user"))]
 impl Filling {
-    /// Fills in an object file, and says how many blanks there were.
-    pub fn fill(&self, object: &mut [u8]) -> usize {
+    /// Fills in an object file, and says how many blanks there were. `None`: none, or one is left that nobody knows.
+    pub fn fill(&self, object: &mut [u8]) -> Option<usize> {
         // `linux/bpf.h`: eight bytes, of which the last four are the value. `BPF_ALU | BPF_MOV | BPF_K` with 32 and with 64 bits,
         const MOVES: [u8; 2] = [0xb4, 0xb7];
         // `BPF_JMP | BPF_JLT | BPF_K`, `BPF_JMP | BPF_JGE | BPF_K`: no number is below 0,
@@ -105,13 +105,17 @@ impl Filling {
                 }),
                 _ => None,
             };
-            if let (Some(new), Some(insn)) = (new, insns.get_mut(at)) {
-                *insn = new;
-                filled += 1;
+            match (new, insns.get_mut(at)) {
+                (Some(new), Some(insn)) => {
+                    *insn = new;
+                    filled += 1;
+                }
+                _ if value.wrapping_sub(BLANK) < 256 => return None,
+                _ => {}
             }
             at += 1;
         }
-        filled
+        if filled == 0 { None } else { Some(filled) }
     }
 
     fn serves(&self, question: u32) -> Option<bool> {
@@ -162,31 +166,45 @@ mod tests {
         ];
         let mut object: Vec<u8> = cases.iter().flat_map(|(blank, _)| *blank).collect();
         let filled: Vec<u8> = cases.iter().flat_map(|(_, filled)| *filled).collect();
-        assert_eq!((FILLING.fill(&mut object), object), (cases.len(), filled));
+        assert_eq!((FILLING.fill(&mut object), object), (Some(cases.len()), filled));
 
         let mut object = [insn(0x18, 2, 0, ADDRESS + 2), insn(0, 0, 0, ADDRESS + 2)].concat();
-        assert_eq!(FILLING.fill(&mut object), 1);
+        assert_eq!(FILLING.fill(&mut object), Some(1));
         assert_eq!(object, [insn(0x18, 0x22, 0, 13), insn(0, 0, 0, 0)].concat());
     }
 
     #[test]
-    fn what_is_no_blank_stays() {
-        let others = [
-            insn(0x18, 0, 0, SERVES),
-            insn(0xb7, 1, 1, SLOTS),
-            insn(0xb7, 1, 0, SERVES),
-            insn(0xa5, 1, 3, SERVES + u32::from(ALL) + 1),
-            insn(0xa5, 1, 3, SERVES),
-            insn(0xa5, 1, 3, SLOTS),
-            insn(0x57, 1, 0, BOUND + DIRECT as u32),
-            insn(0x57, 1, 0, BOUND - 1),
+    fn a_blank_that_nobody_knows_is_an_error() {
+        let good = insn(0xb4, 1, 0, SLOTS);
+        let strange: [&[[u8; 8]]; 10] = [
+            &[insn(0x18, 0, 0, SERVES)],
+            &[insn(0xb7, 1, 1, SLOTS)],
+            &[insn(0xb7, 1, 0, SERVES)],
+            &[insn(0xa5, 1, 3, SERVES)],
+            &[insn(0xa5, 1, 3, SLOTS)],
+            &[insn(0x57, 1, 0, BOUND + DIRECT as u32)],
+            &[insn(0x57, 1, 0, BOUND - 1)],
             // Half an address.
-            insn(0x18, 1, 0, ADDRESS),
-            insn(0, 0, 0, ADDRESS + 1),
+            &[insn(0x18, 1, 0, ADDRESS), insn(0, 0, 0, ADDRESS + 1)],
+            &[insn(0xb7, 1, 0, BLANK)],
+            &[insn(0xb7, 1, 0, BLANK + 255)],
         ];
-        // And no whole instruction.
-        let mut object = [&others.concat()[..], &insn(0xb7, 0, 0, SLOTS)[..7]].concat();
-        let before = object.clone();
-        assert_eq!((FILLING.fill(&mut object), object), (0, before));
+        for strange in strange {
+            let mut object = [&good[..], &strange.concat()].concat();
+            assert_eq!(FILLING.fill(&mut object), None, "{strange:x?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_blank_stays() {
+        // Other values, and no whole instruction.
+        let others = [insn(0xb7, 1, 0, BLANK - 1), insn(0xa5, 1, 3, BLANK + 256), insn(0x57, 1, 0, 7)].concat();
+        let mut object = [&insn(0xb4, 1, 0, SLOTS)[..], &others, &insn(0xb7, 0, 0, SLOTS)[..7]].concat();
+        let behind = object[8..].to_vec();
+        assert_eq!(FILLING.fill(&mut object), Some(1));
+        assert_eq!(object[8..], behind);
+        let before = others.clone();
+        let mut others = others;
+        assert_eq!((FILLING.fill(&mut others), others), (None, before));
     }
 }

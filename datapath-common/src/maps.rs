@@ -36,7 +36,7 @@ pub const PORT_CREDIT_BYTES: u64 = (RING_BYTES / 4) as u64;
 pub const MAX_LOOKUPS: u32 = 6;
 /// How deep the program may run inside itself on one CPU.
 pub const MAX_NESTING: u32 = 6;
-/// Places of a lane's flow cache, eight bytes each: 1 MiB; as many lanes as a power of two, at most 32. What is not used is not touched, so
+/// Places of a lane's flow cache, eight bytes each: 1 MiB, at most 17 MiB for all lanes. What is not used is not touched, so
 /// few flows take few cache lines of the CPU.
 pub const FLOW_CACHE_PLACES: usize = 131_072;
 /// Places of one cache line, any of which a packet's flow may be in.
@@ -50,7 +50,7 @@ pub mod name {
     pub const SEEDS: &str = "SEEDS";
     /// [`super::PortEntry`] by datapath port, memory-mapped, all in one value.
     pub const PORTS: &str = "PORTS";
-    /// [`super::Lane`] by number, memory-mapped, all in one value. Behind the CPUs' lanes is one of userspace's.
+    /// [`super::Lane`] by number, memory-mapped, all in one value. The last lane is userspace's.
     pub const LANE: &str = "LANE";
     /// [`crate::MaskEntry`] by `buffer * MAX_MASKS + index`, memory-mapped.
     pub const MASKS: &str = "MASKS";

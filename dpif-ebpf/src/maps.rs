@@ -151,7 +151,7 @@ impl Maps {
             mask_lists: mapping(pins, name::MASK_LISTS, MASK_LISTS * 2)?,
             mask_uses: mapping(pins, name::MASK_USES, shape.lanes * 2 * MAX_MASKS)?,
             flow_stats: mapping(pins, name::FLOW_STATS, shape.n_slots * shape.lanes)?,
-            counters: Lanes::new(direct(pins, name::LANE, lanes)?),
+            counters: Lanes::new(direct(pins, name::LANE, lanes)?, shape.lanes),
             credits: mapping(pins, name::CREDITS, MAX_PORTS * MAX_HANDLERS)?,
             records: mapping(pins, name::PORT_RECORDS, MAX_PORTS)?,
             seeds,
@@ -310,6 +310,8 @@ impl Shape {
     fn new(options: &Options) -> Result<Self> {
         // The kernel counts the bytes of an array in 32 bits.
         let most = u32::MAX as usize / size_of::<Slot>().max(MAX_LANES * size_of::<FlowStats>()) - 64;
+        // The verifier counts to less than this in an address, and a cached word has 24 bits for a slot.
+        const { assert!((1 << 22) * size_of::<HotSlot>() <= 1 << 29 && u32::MAX as usize / size_of::<Slot>() < 1 << 22) };
         if options.slots <= EXECUTE_SLOTS || options.slots > most {
             return Err(DpifError::Invalid(format!(
                 "{} flow slots: a datapath has more than {EXECUTE_SLOTS} and at most {most}",
@@ -319,9 +321,9 @@ impl Shape {
         Ok(Self { n_slots: options.slots, lanes: possible_cpus().min(MAX_LANES), adopted: false })
     }
 
-    /// How many elements the direct maps have, each a power of two. Behind the CPUs' lanes is one of userspace's.
+    /// How many elements the direct maps have. The programs reach a power of two of them.
     pub(crate) fn direct(&self) -> [usize; blanks::DIRECT] {
-        [(self.lanes + 1).next_power_of_two(), self.n_slots.next_power_of_two(), MAX_PORTS]
+        [Lanes::elements(self.lanes), self.n_slots.next_power_of_two(), MAX_PORTS]
     }
 }
 

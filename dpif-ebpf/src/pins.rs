@@ -1,7 +1,7 @@
 //! Where a datapath lives while no daemon does: pinned objects in a BPF file system.
 //!
 //! ```text
-//! /sys/fs/bpf/sluice/v3/ovs-system/CONTROL, SLOTS, …    maps
+//! /sys/fs/bpf/sluice/v11/ovs-system/CONTROL, SLOTS, …    maps
 //!                                  ring0 …              rings of the handlers
 //!                                  links/3              what is attached to port 3
 //! ```

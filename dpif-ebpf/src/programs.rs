@@ -26,7 +26,7 @@ pub(crate) struct Loader {
     options: Options,
     n_slots: u32,
     lanes: u32,
-    /// The direct maps, and how many elements they have.
+    /// The direct maps, and how many of their elements programs reach.
     direct: [(OwnedFd, u32); DIRECT],
 }
 
@@ -36,7 +36,8 @@ impl Loader {
         let (n_slots, lanes) = (shape.n_slots as u32, shape.lanes as u32);
         let [lane, hot_slots, ports] = DIRECT_NAMES.map(|map| pins.get(map));
         let [lanes_len, slots_len, ports_len] = shape.direct().map(|len| len as u32);
-        let direct = [(lane?, lanes_len), (hot_slots?, slots_len), (ports?, ports_len)];
+        // Behind those that programs reach is userspace's lane.
+        let direct = [(lane?, lanes_len - 1), (hot_slots?, slots_len), (ports?, ports_len)];
         Ok(Self { pins: Arc::clone(pins), options: options.clone(), n_slots, lanes, direct })
     }
 
@@ -46,7 +47,7 @@ impl Loader {
         let (n_slots, lanes) = (self.n_slots, self.lanes);
         let maps = std::array::from_fn(|i| (self.direct[i].0.as_raw_fd(), self.direct[i].1));
         let filling = Filling { serves, shared: possible_cpus() > lanes as usize, slots: n_slots, port: 0, maps };
-        if filling.fill(bytes.to_mut()) == 0 {
+        if filling.fill(bytes.to_mut()).is_none() {
             return Err(DpifError::Kernel("the datapath's eBPF object is of another layout".into()));
         }
         let debug = u32::from(self.options.debug);
@@ -152,10 +153,33 @@ fn loaded<'a>(object: &'a mut Ebpf, program: &str) -> Result<&'a ProgramFd> {
     fd.map_err(|error| program_error(&what, error))
 }
 
-/// CPUs that there can be.
+/// CPUs that there can be: one more than the highest number of one.
 pub(crate) fn possible_cpus() -> usize {
-    aya::util::nr_cpus().unwrap_or_else(|(_, error)| {
-        tracing::warn!("can't tell the number of CPUs ({error}); statistics are counted with atomic operations");
+    const FILE: &str = "/sys/devices/system/cpu/possible";
+    let text = std::fs::read_to_string(FILE);
+    let cpus = text.as_deref().ok().and_then(last_cpu).map(|last| last + 1);
+    cpus.unwrap_or_else(|| {
+        tracing::warn!(
+            "can't tell the number of CPUs ({FILE}: {text:?}); statistics are counted with atomic operations"
+        );
         MAX_LANES + 1
     })
+}
+
+/// The last of a list of CPUs, such as `0-3,8-11`.
+fn last_cpu(list: &str) -> Option<usize> {
+    list.trim().rsplit([',', '-']).next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_cpu_counts_not_how_many_there_are() {
+        assert_eq!(["0\n", "0-1\n", "0-3,8-11\n", "0,2"].map(last_cpu), [Some(0), Some(1), Some(11), Some(2)]);
+        assert_eq!(["", "0-", "x"].map(last_cpu), [None; 3]);
+        let cpus = aya::util::nr_cpus().unwrap();
+        assert!(possible_cpus() >= cpus, "{} CPUs, of which the last is before {cpus}", possible_cpus());
+    }
 }

@@ -6,16 +6,17 @@
 
 use std::collections::HashSet;
 use std::ffi::CString;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
 
+use aya::maps::MapData;
 use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
 use aya_obj::{Object, ProgramSection};
 use datapath_common::blanks::{DIRECT, Direct, Filling};
-use datapath_common::maps::{MAX_LANES, name};
+use datapath_common::maps::{Lane, MAX_LANES, name};
 use dpif::{DpifError, Result};
 
-use crate::kernel::refused;
+use crate::kernel::{map_error, refused};
 use crate::pins::Pins;
 use crate::programs::possible_cpus;
 use crate::sys::bpf;
@@ -25,14 +26,15 @@ pub(super) fn load(pins: &Pins, objects: Option<&Path>, program: &str, port: u32
     let what = || format!("can't load eBPF program {program}");
     let wrong = |error: &dyn std::error::Error| DpifError::Kernel(format!("{}: {error}", what()));
     let bytes = crate::object::Object::PortEntry.bytes(objects)?;
-    let lane = pins.get(name::LANE)?;
-    let cpus = possible_cpus();
-    // What the entries don't ask for is nothing.
+    let lane = MapData::from_pin(pins.path(name::LANE)).map_err(|error| map_error(what(), error))?;
+    let size = lane.info().map_err(|error| map_error(what(), error))?.value_size();
+    // All but the last are CPUs'. What the entries don't ask for is nothing.
+    let lanes = (size as usize / size_of::<Lane>()).saturating_sub(1) as u32;
     let mut maps = [(-1, 0); DIRECT];
-    maps[Direct::Lane as usize] = (lane.as_raw_fd(), (cpus.min(MAX_LANES) + 1).next_power_of_two() as u32);
-    let filling = Filling { serves: 0, shared: cpus > MAX_LANES, slots: 0, port, maps };
+    maps[Direct::Lane as usize] = (lane.fd().as_fd().as_raw_fd(), lanes);
+    let filling = Filling { serves: 0, shared: possible_cpus() > MAX_LANES, slots: 0, port, maps };
     let mut bytes = bytes;
-    if filling.fill(bytes.to_mut()) == 0 {
+    if filling.fill(bytes.to_mut()).is_none() {
         return Err(DpifError::Kernel(format!("{}: the object is of another layout", what())));
     }
     let mut object = Object::parse(&bytes).map_err(|error| wrong(&error))?;

@@ -21,9 +21,9 @@ pub(crate) struct Host {
     pub(crate) options: Options,
 }
 
-/// Pins apart from those of a real switch on the same machine, and few slots.
+/// Pins apart from those of a real switch on the same machine, and few slots, not as many as a power of two.
 pub(crate) fn options() -> Options {
-    Options { bpffs: "/run/sluice-test/bpf".into(), slots: 4096, ..Options::default() }
+    Options { bpffs: "/run/sluice-test/bpf".into(), slots: 5000, ..Options::default() }
 }
 
 /// A neighbour on a wire.

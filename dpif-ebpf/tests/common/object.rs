@@ -22,7 +22,7 @@ pub(crate) fn filled(serves: u16, lanes: u32, shared: bool) -> Filled {
         let array = aya_obj::Map::new_from_params(BPF_MAP_TYPE_ARRAY as u32, 4, size as u32 * len, 1, 0);
         MapData::create(array, name, None).expect("a map")
     };
-    let lens = [(lanes + 1).next_power_of_two(), slots, MAX_PORTS as u32];
+    let lens = [lanes.next_power_of_two(), slots, MAX_PORTS as u32];
     let maps = [
         map("lane", size_of::<Lane>(), lens[0]),
         map("hot_slots", size_of::<HotSlot>(), lens[1]),
@@ -30,6 +30,6 @@ pub(crate) fn filled(serves: u16, lanes: u32, shared: bool) -> Filled {
     ];
     let fds = [0, 1, 2].map(|i: usize| (maps[i].fd().as_fd().as_raw_fd(), lens[i]));
     let filling = Filling { serves, shared, slots, port: 0, maps: fds };
-    assert_ne!(filling.fill(&mut bytes), 0, "the object has nothing to fill in");
+    assert!(filling.fill(&mut bytes).is_some(), "the object has nothing to fill in, or something that nobody knows");
     Filled { bytes, _maps: maps }
 }

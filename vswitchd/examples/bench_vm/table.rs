@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-/// Ethernet addresses and others that all packets share; the kernel's generator is told the same.
+/// Ethernet addresses and others that all packets share but those that come in bursts; the kernel's generator is told the same.
 pub(crate) const ETH_SRC: &str = "50:54:00:00:00:01";
 pub(crate) const ETH_DST: &str = "50:54:00:00:00:02";
 pub(crate) const IP_SRC: [u8; 4] = [10, 0, 0, 1];
