@@ -152,7 +152,12 @@ impl Network {
     /// Whether `count` pings of host `from` to `to` (0 is the switch's own host) are all answered.
     pub(crate) fn pings(&self, from: usize, to: usize, count: usize) -> bool {
         // However slow the machine is; who is answered doesn't wait.
-        self.ping(from, to, count, 10).is_ok_and(|said| said.contains(&format!(" {count} received")))
+        let said = self.ping(from, to, count, 10);
+        let answered = said.as_ref().is_ok_and(|said| said.contains(&format!(" {count} received")));
+        if !answered {
+            eprintln!("ping from {from} to {to}: {said:?}");
+        }
+        answered
     }
 
     /// Whether none of `count` pings is answered.
